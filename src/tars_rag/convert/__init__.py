@@ -1,0 +1,1 @@
+"""Build host only: published weights to a .rknn bundle with measured fidelity."""

@@ -1,0 +1,42 @@
+"""Every error this package raises on purpose.
+
+Each message says what failed, why, and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class TarsRagError(Exception):
+    """Base of all errors raised on purpose by tars-rag."""
+
+
+class InvalidInputError(TarsRagError, ValueError):
+    """A text, id, number or filter that the caller passed cannot be used."""
+
+
+class ConfigError(TarsRagError, ValueError):
+    """A setting, environment variable or combination of arguments is not valid."""
+
+
+class ModelError(TarsRagError):
+    """A model is unknown, missing, damaged, or cannot be fetched."""
+
+
+class DeviceError(TarsRagError, RuntimeError):
+    """A device is absent, unusable, or gave an answer that cannot be trusted."""
+
+
+class StoreError(TarsRagError):
+    """A passage store is damaged, locked, or cannot be read or written."""
+
+
+class StoreLockedError(StoreError):
+    """Another process has the store open; the message names its pid."""
+
+
+class FingerprintError(StoreError):
+    """The store's vectors were made by another embedder than the one given."""
+
+
+class ConversionError(TarsRagError):
+    """A model could not be converted, or the result is not faithful enough to keep."""

@@ -1,0 +1,154 @@
+"""The manifest of a .rknn bundle: what the files are, and how faithful they were measured to be.
+
+A bundle is a directory with ``manifest.json``, one or several ``.rknn`` files, the tokenizer
+and, where the precision says so, the word-embedding table that stays on the host. `convert`
+writes it, `runtimes` runs it, `models verify` checks it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tars_rag.errors import ModelError
+
+MANIFEST_NAME = "manifest.json"
+FORMAT: Final = "tars-rag-bundle"
+VERSION: Final = 1
+
+Kind = Literal["embedder", "cross-encoder"]
+Output = Literal["pooled", "tokens", "logit"]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleFile(_Frozen):
+    """One file of the bundle, named relative to its directory."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9._-]+$", description="File name, no directories.")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(gt=0)
+
+
+class GraphFile(BundleFile):
+    """One .rknn file and the sequence lengths it runs."""
+
+    lengths: tuple[int, ...] = Field(min_length=1, description="Sequence lengths, ascending.")
+
+
+class Fidelity(_Frozen):
+    """How close the simulated bundle was to the FP32 reference, on held-out texts."""
+
+    texts: int = Field(description="Held-out texts (embedder) or pairs (cross-encoder).")
+    mean_cosine: float | None = None
+    min_cosine: float | None = None
+    mean_spearman: float | None = Field(default=None, description="Per query, cross-encoder.")
+    min_spearman: float | None = None
+    top1_agreement: float | None = None
+    top5_overlap: float | None = None
+    threshold: float = Field(description="The least mean cosine or Spearman for this precision.")
+    degraded: bool = Field(description="Below the threshold, and kept on the user's demand.")
+
+
+class Manifest(_Frozen):
+    """Everything a board must know about a bundle before it runs it."""
+
+    format: Literal["tars-rag-bundle"] = FORMAT
+    version: Literal[1] = VERSION
+    model: str = Field(description="Catalogue name, e.g. all-MiniLM-L6-v2.")
+    kind: Kind
+    target: str = Field(description="SoC, e.g. rk3588.")
+    precision: str = Field(description="fp16, fp16-host, hq, int8, ...")
+    toolkit: str = Field(description="rknn-toolkit2 version that built the files.")
+    inputs: tuple[str, ...] = Field(
+        description="Device inputs in order. 'word_embeddings' (float32 [1, n, hidden]) stands "
+        "for input_ids where the word table is on the host."
+    )
+    output: Output
+    dimension: int = Field(gt=0, description="Hidden size of the encoder.")
+    max_length: int = Field(gt=0, description="Longest text in tokens; longer ones are cut.")
+    graphs: tuple[GraphFile, ...] = Field(min_length=1)
+    tokenizer: BundleFile
+    word_table: BundleFile | None = Field(
+        default=None, description="NumPy .npy, float16 or float32 [vocabulary, hidden]."
+    )
+    weights_sha256: str
+    calibration_sha256: str | None = None
+    recipe: dict[str, object] = Field(default_factory=dict)
+    fidelity: Fidelity
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """All sequence lengths the bundle runs, ascending."""
+        return tuple(sorted({n for graph in self.graphs for n in graph.lengths}))
+
+    @property
+    def files(self) -> tuple[BundleFile, ...]:
+        """Every file the manifest vouches for."""
+        table = (self.word_table,) if self.word_table else ()
+        return (*self.graphs, self.tokenizer, *table)
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Read and validate ``manifest.json`` of a bundle directory (files are not hashed).
+
+    Raises:
+        ModelError: No manifest, not JSON, of another version, or with invalid fields.
+    """
+    path = directory / MANIFEST_NAME
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        msg = f"{directory} is not a bundle: it has no {MANIFEST_NAME}. Make one: tars-rag convert"
+        raise ModelError(msg) from None
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read ({error}). Copy the bundle again, or convert again."
+        raise ModelError(msg) from error
+    if isinstance(raw, dict) and raw.get("version", VERSION) != VERSION:
+        msg = (
+            f"{path} is of version {raw.get('version')}, this tars-rag reads version {VERSION}. "
+            "Update tars-rag, or convert again with this one."
+        )
+        raise ModelError(msg)
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        msg = f"{path} is not a valid manifest: {error}. Convert again."
+        raise ModelError(msg) from error
+
+
+def verify_bundle(directory: Path) -> Manifest:
+    """Read the manifest and check size and sha256 of every file it names.
+
+    Raises:
+        ModelError: As `load_manifest`, or a file is missing, truncated or altered (named).
+    """
+    manifest = load_manifest(directory)
+    for file in manifest.files:
+        path = directory / file.name
+        if not path.is_file():
+            problem = "is missing"
+        elif (size := path.stat().st_size) != file.bytes:
+            problem = f"has {size} bytes instead of {file.bytes}"
+        elif sha256_of(path) != file.sha256:
+            problem = "does not have the recorded sha256"
+        else:
+            continue
+        msg = f"{path} {problem}. Copy the bundle again, or convert again: tars-rag convert"
+        raise ModelError(msg)
+    return manifest
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

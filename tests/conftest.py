@@ -1,0 +1,61 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+
+def shared_dir() -> Path:
+    """../shared beside the checkout, or TARS_RAG_SHARED."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    return Path(os.environ.get("TARS_RAG_SHARED", default))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    path = shared_dir()
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there (set TARS_RAG_SHARED)")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cranfield(shared: Path) -> Path:
+    path = shared / "data" / "cranfield"
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+class HashEmbedder:
+    """A deterministic bag-of-words embedder without weights: equal words, nearer vectors."""
+
+    def __init__(self, dimension: int = 32, name: str = "hash") -> None:
+        self.dimension = dimension
+        self.fingerprint = f"{name}:{dimension}"
+        self.device = "cpu"
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        rows = np.zeros((len(texts), self.dimension), np.float32)
+        for row, text in zip(rows, texts, strict=True):
+            for word in text.lower().split() or [""]:
+                digest = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=4)
+                seed = int.from_bytes(digest.digest(), "big")
+                row += np.random.default_rng(seed).standard_normal(self.dimension)
+            row /= np.linalg.norm(row)
+        return rows
+
+    def embed_query(self, text: str) -> NDArray[np.float32]:
+        return self.embed([text])[0]
+
+
+@pytest.fixture
+def hash_embedder() -> HashEmbedder:
+    return HashEmbedder()
