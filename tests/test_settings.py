@@ -1,0 +1,121 @@
+"""Settings: every name of the environment, and an error that names what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tars_rag import Settings
+from tars_rag.errors import ConfigError
+
+NAMES = (
+    "NPU_EMBEDDER_ENABLED",
+    "RKNN_EMBEDDER_PATH",
+    "EMBED_MODEL",
+    "NPU_RERANK_ENABLED",
+    "RKNN_RERANKER_PATH",
+    "RERANK_MODEL",
+    "RAG_STRATEGY",
+    "MEMORY_TOP_K",
+    "NPU_CORE_MASK",
+    "NPU_FALLBACK_CPU",
+    "MODEL_CACHE_DIR",
+)
+
+
+@pytest.fixture(autouse=True)
+def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_defaults() -> None:
+    settings = Settings.from_env()
+    assert settings.embed_model == "all-MiniLM-L6-v2"
+    assert settings.rerank_model == "ms-marco-MiniLM-L-12-v2"
+    assert settings.rag_strategy == "hybrid"
+    assert settings.embed_device == "auto"
+    assert settings.rerank_device == "cpu"
+    assert settings.memory_top_k == 5
+    assert settings.npu_fallback_cpu is False
+    assert settings.rknn_embedder_path is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_is_a_field(name: str) -> None:
+    assert name.lower() in Settings.model_fields
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NPU_EMBEDDER_ENABLED", "perhaps"),
+        ("NPU_RERANK_ENABLED", "2"),
+        ("RAG_STRATEGY", "magic"),
+        ("MEMORY_TOP_K", "0"),
+        ("MEMORY_TOP_K", "many"),
+        ("NPU_CORE_MASK", "5"),
+        ("NPU_FALLBACK_CPU", "maybe"),
+        ("EMBED_MODEL", ""),
+    ],
+)
+def test_an_unknown_value_names_variable_and_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env()
+    assert f"{name}={value!r}" in str(caught.value)
+
+
+def test_an_unknown_strategy_says_what_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_STRATEGY", "magic")
+    with pytest.raises(ConfigError, match=r"hybrid.*naive.*lexical"):
+        Settings.from_env()
+
+
+@pytest.mark.parametrize(("value", "device"), [("1", "npu"), ("TRUE", "npu"), ("off", "cpu")])
+def test_switches(monkeypatch: pytest.MonkeyPatch, value: str, device: str) -> None:
+    monkeypatch.setenv("NPU_EMBEDDER_ENABLED", value)
+    monkeypatch.setenv("NPU_RERANK_ENABLED", value)
+    settings = Settings.from_env()
+    assert settings.embed_device == device
+    assert settings.rerank_device == device
+
+
+def test_empty_means_unset_except_for_the_reranker(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NPU_EMBEDDER_ENABLED", "RKNN_EMBEDDER_PATH", "MODEL_CACHE_DIR", "RERANK_MODEL"):
+        monkeypatch.setenv(name, "")
+    settings = Settings.from_env()
+    assert settings.embed_device == "auto"
+    assert settings.rknn_embedder_path is None
+    assert settings.model_cache_dir is None
+    assert settings.rerank_model == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "mask"),
+    [("NPU_CORE_0_1_2", "0_1_2"), ("7", "0_1_2"), ("3", "0_1"), ("auto", "auto"), ("1", "1")],
+)
+def test_core_masks_in_the_runtimes_own_spelling(
+    monkeypatch: pytest.MonkeyPatch, value: str, mask: str
+) -> None:
+    monkeypatch.setenv("NPU_CORE_MASK", value)
+    assert Settings.from_env().npu_core_mask == mask
+
+
+def test_dotenv_is_read_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / ".env").write_text("RAG_STRATEGY=naive\nMEMORY_TOP_K=7\nUNRELATED=1\n")
+    monkeypatch.setenv("MEMORY_TOP_K", "9")
+    settings = Settings.from_env()
+    assert settings.rag_strategy == "naive"
+    assert settings.memory_top_k == 9
+
+
+def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAG_STRATEGY", "naive")
+    assert Settings.from_env(rag_strategy="lexical").rag_strategy == "lexical"
