@@ -1,0 +1,85 @@
+"""The command line. One file per command group, loaded only when it is needed.
+
+To add a command: write ``cli/<name>.py`` with a function of that name (or a ``typer.Typer``
+called ``app`` for a group) and add a row to `_COMMANDS`. Keep such a file cheap to import: what
+is heavy (chromadb, onnxruntime, the embedder) is imported inside the command. Raise a
+`TarsRagError` for whatever goes wrong; it is printed here, and nowhere else.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command as to_click
+
+from tars_rag import __version__
+from tars_rag.cli.console import fail
+from tars_rag.errors import TarsRagError
+
+# Command -> module:attribute, in the order of the help page.
+_COMMANDS: dict[str, str] = {}
+
+
+class _Commands(TyperGroup):
+    """Loads a command's module when it is called, and prints the errors of all of them."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, attribute = _COMMANDS[cmd_name].split(":")
+        target = getattr(import_module(module), attribute)
+        if not isinstance(target, typer.Typer):
+            single = typer.Typer(add_completion=False)
+            single.command(cmd_name)(target)
+            target = single
+        command = to_click(target)
+        command.name = cmd_name
+        return command
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TarsRagError as error:
+            if ctx.params.get("debug"):
+                raise
+            fail(str(error))
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    name="tars-rag",
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tars-rag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Hybrid retrieval (vectors + BM25 + reranking) on small Rockchip boards and any CPU."""
+
+
+def main() -> None:
+    """The ``tars-rag`` command."""
+    app(prog_name="tars-rag")
