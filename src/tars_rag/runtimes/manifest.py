@@ -56,6 +56,23 @@ class Fidelity(_Frozen):
     degraded: bool = Field(description="Below the threshold, and kept on the user's demand.")
 
 
+class SelfTest(_Frozen):
+    """One text whose FP32 answer is known, run on every core before the bundle is used.
+
+    A bundle with two or more of them proves the most: a device that repeats one answer fails.
+    Choose short texts: they must fit the smallest length.
+    """
+
+    input_ids: tuple[int, ...] = Field(min_length=1, description="Unpadded, with [CLS] and [SEP].")
+    token_type_ids: tuple[int, ...] | None = Field(default=None, description="None: all 0.")
+    expected: tuple[float, ...] = Field(
+        min_length=1, description="FP32: unit-length embedding [dimension], or the logit [1]."
+    )
+    tolerance: float = Field(
+        gt=0, description="Embedder: largest 1 - cosine. Cross-encoder: largest |logit - expected|."
+    )
+
+
 class Manifest(_Frozen):
     """Everything a board must know about a bundle before it runs it."""
 
@@ -82,6 +99,9 @@ class Manifest(_Frozen):
     calibration_sha256: str | None = None
     recipe: dict[str, object] = Field(default_factory=dict)
     fidelity: Fidelity
+    selftest: tuple[SelfTest, ...] = Field(
+        default=(), description="Optional; without it a core is only checked for consistency."
+    )
 
     @property
     def lengths(self) -> tuple[int, ...]:
