@@ -1,0 +1,206 @@
+"""A file's passages: text and Markdown cut to what the embedder reads, JSONL row by row."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tars_rag.errors import ConfigError, InvalidInputError
+from tars_rag.ingest.files import MARKDOWN, RECORDS, read_lines, read_text
+from tars_rag.retrieval.passage import Passage
+
+if TYPE_CHECKING:
+    from semantic_text_splitter import MarkdownSplitter, TextSplitter
+    from tokenizers import Tokenizer
+
+_HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
+_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
+_SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A passage of a file, or what is wrong with a row of it.
+
+    Attributes:
+        position: How far into the file it lies, in bytes or characters (for progress only).
+        passage: The passage; None where `problem` says why there is none.
+        problem: What is wrong, with the line number.
+    """
+
+    position: int
+    passage: Passage | None = None
+    problem: str | None = None
+
+
+class Splitter:
+    """Cuts text at the largest boundary (heading, paragraph, sentence, word) that fits.
+
+    Args:
+        tokenizer: The embedder's tokenizer; its own truncation and padding are left out.
+        max_length: The longest text the embedder reads, in tokens.
+        tokens: Tokens in a chunk; None: all that the embedder reads.
+        overlap: Tokens a chunk repeats of the one before it, where a paragraph had to be cut.
+
+    Raises:
+        ConfigError: `tokens` is more than the embedder reads, or `overlap` is not less than it.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_length: int, tokens: int | None = None, overlap: int = 32
+    ) -> None:
+        room = max_length - _SPECIAL_TOKENS
+        tokens = room if tokens is None else tokens
+        if not 1 <= tokens <= room:
+            msg = f"Chunks of {tokens} tokens are not possible: this embedder reads 1 to {room}."
+            raise ConfigError(msg)
+        if not 0 <= overlap < tokens:
+            msg = f"An overlap of {overlap} tokens is not possible: allowed are 0 to {tokens - 1}."
+            raise ConfigError(msg)
+        # A copy: the embedder goes on using its own, with truncation.
+        self._tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokens, self._overlap = tokens, overlap
+
+    @property
+    def settings(self) -> str:
+        """What decides how a file is cut; a file cut otherwise is indexed again."""
+        return f"tokens={self._tokens} overlap={self._overlap}"
+
+    @cached_property
+    def _text(self) -> TextSplitter:
+        from semantic_text_splitter import TextSplitter
+
+        return TextSplitter.from_huggingface_tokenizer(
+            self._tokenizer, self._tokens, overlap=self._overlap
+        )
+
+    @cached_property
+    def _markdown(self) -> MarkdownSplitter:
+        from semantic_text_splitter import MarkdownSplitter
+
+        return MarkdownSplitter.from_huggingface_tokenizer(
+            self._tokenizer, self._tokens, overlap=self._overlap
+        )
+
+    def split(self, text: str, *, markdown: bool = False) -> list[tuple[int, str]]:
+        """Cut `text` into (start in characters, chunk)."""
+        return list((self._markdown if markdown else self._text).chunk_indices(text))
+
+
+def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
+    """The passages of a file, in its order.
+
+    Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk`` and, in
+    Markdown, ``heading``. A JSONL row keeps its id, unless it is too long for the embedder:
+    then its chunks are ``<id>#<number>``.
+
+    Raises:
+        InvalidInputError: The file as a whole cannot be read.
+    """
+    suffix = path.suffix.lower()
+    yield from _rows(path, splitter) if suffix in RECORDS else _chunks(path, splitter, suffix)
+
+
+def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
+    text = read_text(path)
+    markdown = suffix in MARKDOWN
+    headings = _headings(text) if markdown else []
+    trail = ""
+    for number, (start, chunk) in enumerate(splitter.split(text, markdown=markdown)):
+        while headings and headings[0][0] <= start:
+            trail = headings.pop(0)[1]
+        metadata: dict[str, Any] = {"source": str(path), "chunk": number}
+        if trail:
+            metadata["heading"] = trail
+        yield Piece(start, Passage(f"{path}#{number}", chunk, metadata))
+
+
+def _headings(text: str) -> list[tuple[int, str]]:
+    """Where each ATX heading starts, and the headings above it: ``Boards > Cooling``."""
+    found: list[tuple[int, str]] = []
+    trail: dict[int, str] = {}
+    start, fence = 0, ""
+    for line in text.splitlines(keepends=True):
+        mark = _FENCE.match(line)
+        if fence:
+            if mark and mark[1].startswith(fence):
+                fence = ""
+        elif mark:
+            fence = mark[1]
+        elif (heading := _HEADING.match(line.rstrip("\r\n"))) and heading[2]:
+            level = len(heading[1])
+            trail = {n: title for n, title in trail.items() if n < level} | {level: heading[2]}
+            found.append((start, " > ".join(trail.values())))
+        start += len(line)
+    return found
+
+
+def _rows(path: Path, splitter: Splitter) -> Iterator[Piece]:
+    seen: dict[str, int] = {}
+    for number, position, raw in read_lines(path):
+        if not raw.strip():
+            continue
+        try:
+            passages = _cut(_row(path, number, raw), splitter)
+            for passage in passages:
+                if passage.id in seen:
+                    msg = f"the id {passage.id!r} was already given in line {seen[passage.id]}"
+                    raise InvalidInputError(msg)
+        except (ValueError, RecursionError) as error:
+            yield Piece(position, problem=f"line {number}: {error}")
+            continue
+        for passage in passages:
+            seen[passage.id] = number
+            yield Piece(position, passage)
+
+
+def _cut(row: Passage, splitter: Splitter) -> list[Passage]:
+    chunks = splitter.split(row.text)
+    if len(chunks) <= 1:
+        return [row]
+    return [
+        Passage(f"{row.id}#{n}", chunk, {**row.metadata, "chunk": n})
+        for n, (_, chunk) in enumerate(chunks)
+    ]
+
+
+def _row(path: Path, number: int, raw: bytes) -> Passage:
+    row = json.loads(raw, parse_constant=_refuse)
+    if not isinstance(row, dict):
+        msg = f"a row is an object with id, text and metadata, not {type(row).__name__}"
+        raise InvalidInputError(msg)
+    key = row.pop("id", f"{path}:{number}")
+    text, metadata = row.pop("text", None), row.pop("metadata", None) or {}
+    if isinstance(key, int) and not isinstance(key, bool):
+        key = str(key)
+    if not isinstance(key, str) or not key:
+        msg = f"'id' is a string, not {key!r}"
+        raise InvalidInputError(msg)
+    if not isinstance(text, str):
+        msg = f"'text' is a string, not {text!r}" if text is not None else "'text' is missing"
+        raise InvalidInputError(msg)
+    if not isinstance(metadata, dict):
+        msg = f"'metadata' is an object, not {metadata!r}"
+        raise InvalidInputError(msg)
+    if doubled := row.keys() & metadata.keys():
+        msg = f"{', '.join(sorted(doubled))} is given both beside 'metadata' and in it"
+        raise InvalidInputError(msg)
+    passage = Passage(key, text, {"source": str(path), **row, **metadata})
+    try:
+        json.dumps([key, text, dict(passage.metadata)], ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        msg = "it holds half a surrogate pair, which is not text"
+        raise InvalidInputError(msg) from None
+    return passage
+
+
+def _refuse(constant: str) -> None:
+    msg = f"{constant} is not JSON"
+    raise InvalidInputError(msg)

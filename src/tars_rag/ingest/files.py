@@ -1,0 +1,125 @@
+"""Which files to read, and their text.
+
+Whatever is wrong with one file is an `InvalidInputError` about that file; the others go on.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tars_rag.errors import InvalidInputError
+
+MARKDOWN = (".md", ".markdown")
+RECORDS = (".jsonl", ".ndjson")
+TEXT = (".txt", ".text", ".rst")
+_KNOWN = {*MARKDOWN, *RECORDS, *TEXT}
+# UTF-32 before UTF-16: the first two bytes of its little-endian mark are UTF-16's.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+@dataclass
+class Found:
+    """What `find` found below the given paths.
+
+    Attributes:
+        files: Absolute paths, each once, sorted within a directory.
+        ignored: File suffix -> number of files in directories that are of no known type.
+        failures: Path -> why it (a directory, say) cannot be looked into.
+    """
+
+    files: list[Path] = field(default_factory=list)
+    ignored: Counter[str] = field(default_factory=Counter)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def find(paths: Sequence[Path]) -> Found:
+    """List the files to index.
+
+    A file that is named is taken whatever it is called; a directory is searched for text,
+    Markdown and JSONL files, leaving out hidden ones.
+    """
+    found = Found()
+    seen: set[Path] = set()
+    for path in paths:
+        top = path.expanduser().resolve()
+        if not top.exists():
+            found.failures[str(path)] = "there is no such file or directory"
+        for file in _walk(top, found) if top.is_dir() else [top] if top.exists() else []:
+            if file not in seen:
+                seen.add(file)
+                found.files.append(file)
+    return found
+
+
+def _walk(top: Path, found: Found) -> Iterator[Path]:
+    def blocked(error: OSError) -> None:
+        found.failures[str(error.filename)] = error.strerror or str(error)
+
+    for directory, folders, names in os.walk(top, onerror=blocked):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            suffix = Path(name).suffix.lower()
+            if name.startswith("."):
+                continue
+            if suffix in _KNOWN:
+                yield Path(directory, name)
+            else:
+                found.ignored[suffix or "no suffix"] += 1
+
+
+def read_text(path: Path) -> str:
+    """The text of a file: UTF-8, or UTF-16 or UTF-32 with a byte order mark.
+
+    Raises:
+        InvalidInputError: It cannot be read, is binary, or is in another encoding.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InvalidInputError(_unreadable(path, error)) from error
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    if encoding in ("utf-8", "utf-8-sig") and b"\0" in data:
+        msg = f"{path} is a binary file, not text. Convert it to text or Markdown first."
+        raise InvalidInputError(msg)
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        msg = (
+            f"{path} is not {encoding.removesuffix('-sig').upper()} text (byte {error.start}: "
+            f"0x{data[error.start]:02x}). Convert it, e.g. with iconv -f LATIN1 -t UTF-8."
+        )
+        raise InvalidInputError(msg) from error
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """The lines of a file one by one: (line number from 1, position after it in bytes, line).
+
+    Raises:
+        InvalidInputError: It cannot be read or is binary.
+    """
+    position = 0
+    try:
+        with path.open("rb") as stream:
+            for number, raw in enumerate(stream, 1):
+                position += len(raw)
+                if b"\0" in raw:
+                    msg = f"{path} is a binary file (line {number}), not JSONL."
+                    raise InvalidInputError(msg)
+                yield number, position, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+    except OSError as error:
+        raise InvalidInputError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: OSError) -> str:
+    return f"{path} cannot be read: {error.strerror or error}. Check its permissions."

@@ -1,0 +1,111 @@
+"""Which file gave which passages: what lets a second run skip, replace and prune.
+
+It is written before the store (claim) and after it (finish), so it always names at least the
+passages that the store holds of a file; a kill in between costs work, never a passage.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+
+from tars_rag.errors import StoreError
+
+NAME = "sources.sqlite3"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS sources(source TEXT PRIMARY KEY, version TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS passages(id TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS by_source ON passages(source);
+"""
+
+
+class Ledger:
+    """The record of indexed files, kept in the store's directory.
+
+    Raises:
+        StoreError: The record is damaged or cannot be written.
+    """
+
+    def __init__(self, store: Path) -> None:
+        path = store / NAME
+        try:
+            # Autocommit: every statement is durable when it returns.
+            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            msg = (
+                f"{path}, the record of indexed files, cannot be used ({error}). Delete it and run "
+                "tars-rag index again: passages that are in the store are not embedded again."
+            )
+            raise StoreError(msg) from error
+
+    def version(self, source: str) -> str | None:
+        """What `finish` recorded for a file; None: never finished."""
+        row = self._db.execute("SELECT version FROM sources WHERE source = ?", (source,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def ids(self, source: str) -> list[str]:
+        """Ids of all passages that the store may hold of a file."""
+        rows = self._db.execute("SELECT id FROM passages WHERE source = ?", (source,))
+        return [row[0] for row in rows]
+
+    def sources(self) -> list[str]:
+        """All files that gave passages."""
+        rows = self._db.execute(
+            "SELECT source FROM sources UNION SELECT source FROM passages ORDER BY source"
+        )
+        return [row[0] for row in rows]
+
+    def owners(self, ids: Iterable[str]) -> dict[str, str]:
+        """Id -> the file it came from, for those of `ids` that came from a file."""
+        found: dict[str, str] = {}
+        for batch in batches(ids, 500):
+            marks = ",".join("?" * len(batch))
+            sql = f"SELECT id, source FROM passages WHERE id IN ({marks})"
+            found.update(self._db.execute(sql, batch))
+        return found
+
+    def claim(self, owners: Iterable[tuple[str, str]]) -> None:
+        """Record (id, source) pairs, before the store gets them."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?)", owners)
+
+    def reopen(self, source: str) -> None:
+        """A file is being indexed: until `finish` it does not count as done."""
+        self._db.execute("DELETE FROM sources WHERE source = ?", (source,))
+
+    def finish(self, source: str, version: str) -> None:
+        """All passages of a file are in the store."""
+        self._db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source, version))
+
+    def release(self, ids: Iterable[str]) -> None:
+        """Passages are no longer in the store."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("DELETE FROM passages WHERE id = ?", ((key,) for key in ids))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def batches(items: Iterable[str], size: int) -> Iterable[Sequence[str]]:
+    """Cut `items` into lists of at most `size`."""
+    rest = iter(items)
+    while batch := list(islice(rest, size)):
+        yield batch

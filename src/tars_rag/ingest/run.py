@@ -1,0 +1,256 @@
+"""Bring a store up to date with files: new, changed, unchanged, vanished."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.ingest.chunks import Piece, Splitter, pieces
+from tars_rag.ingest.files import find
+from tars_rag.ingest.ledger import Ledger, batches
+from tars_rag.retrieval.passage import Passage
+from tars_rag.runtimes.manifest import sha256_of
+
+if TYPE_CHECKING:
+    from tars_rag.retrieval.store import HybridStore
+
+_BATCH = 256
+Progress = Callable[[int, int, str], None]
+"""Called with (bytes done, bytes in all, file being read)."""
+
+
+@dataclass
+class Report:
+    """What `ingest` did.
+
+    Attributes:
+        indexed: Files read and stored as a whole.
+        unchanged: Files left alone: same content, cut the same way, all passages present.
+        failures: (file, what is wrong with it), several for a JSONL file with several bad rows.
+        vanished: Files indexed earlier, below the given paths, that are no longer there.
+        ignored: Suffix -> number of files found in directories that are of no known type.
+        written: Passages embedded and stored.
+        kept: Passages of changed or interrupted files that were stored already.
+        deleted: Passages that their file no longer has, or of vanished files when pruning.
+        seconds: Wall time.
+    """
+
+    indexed: int = 0
+    unchanged: int = 0
+    failures: list[tuple[str, str]] = field(default_factory=list)
+    vanished: list[str] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+    written: int = 0
+    kept: int = 0
+    deleted: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _File:
+    source: str
+    version: str
+    ids: set[str] = field(default_factory=set)
+    problems: list[str] = field(default_factory=list)
+
+
+def ingest(
+    store: HybridStore,
+    paths: Sequence[Path],
+    splitter: Splitter,
+    *,
+    prune: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Index files and directories into `store`, doing only what is not done yet.
+
+    Memory does not grow with the number or size of JSONL rows' texts; a text or Markdown file
+    is held as a whole. May be killed at any moment and run again.
+
+    Args:
+        store: An open, writable store.
+        paths: Files and directories.
+        splitter: Cuts long texts.
+        prune: Delete the passages of files that vanished.
+        progress: Called as files are read.
+
+    Raises:
+        StoreError: The store or the record of indexed files cannot be written.
+    """
+    began = perf_counter()
+    report = Report()
+    found = find(paths)
+    report.ignored = dict(found.ignored)
+    report.failures += sorted(found.failures.items())
+    try:
+        with Ledger(store.path) as ledger:
+            _Run(store, ledger, splitter, report, progress or _quiet).files(found.files)
+            _vanished(store, ledger, paths, report, prune)
+    except sqlite3.Error as error:
+        msg = (
+            f"The record of indexed files in {store.path} cannot be written ({error}). Make room "
+            "on the disk, then run tars-rag index again: it goes on where it stopped."
+        )
+        raise StoreError(msg) from error
+    report.seconds = perf_counter() - began
+    return report
+
+
+class _Run:
+    """Collects passages of many files into batches that the embedder and the store like."""
+
+    def __init__(
+        self,
+        store: HybridStore,
+        ledger: Ledger,
+        splitter: Splitter,
+        report: Report,
+        progress: Progress,
+    ) -> None:
+        self._store, self._ledger, self._splitter = store, ledger, splitter
+        self._report, self._progress = report, progress
+        self._done = 0
+        self._batch: list[tuple[_File, Passage]] = []
+        self._read: list[_File] = []  # to the end; finished once their last passage is stored
+
+    def files(self, paths: Sequence[Path]) -> None:
+        sizes = [_size(path) for path in paths]
+        total = sum(sizes)
+        for path, size in zip(paths, sizes, strict=True):
+            self._progress(self._done, total, path.name)
+            try:
+                self._file(path, size, total)
+            except InvalidInputError as error:
+                self._report.failures.append((str(path), str(error)))
+            self._done += size
+        self._flush()
+        self._progress(self._done, total, "")
+
+    def _file(self, path: Path, size: int, total: int) -> None:
+        source = _name(path)
+        # Hashed before it is read: a file that changes in between is indexed again next time.
+        version = f"{_hash(path)} {self._splitter.settings}"
+        if self._ledger.version(source) == version and self._present(source):
+            self._report.unchanged += 1
+            return
+        self._ledger.reopen(source)
+        file = _File(source, version)
+        try:
+            for piece in pieces(path, self._splitter):
+                self._take(file, piece)
+                if len(self._batch) >= _BATCH:
+                    self._flush()
+                    self._progress(self._done + min(piece.position, size), total, path.name)
+        except InvalidInputError as error:
+            file.problems.append(str(error))
+        self._read.append(file)
+
+    def _take(self, file: _File, piece: Piece) -> None:
+        if piece.passage is not None:
+            self._batch.append((file, piece.passage))
+        if piece.problem is not None:
+            file.problems.append(piece.problem)
+
+    def _present(self, source: str) -> bool:
+        ids = self._ledger.ids(source)
+        return all(len(self._store.get(ids=batch)) == len(batch) for batch in batches(ids, 1000))
+
+    def _flush(self) -> None:
+        self._write(self._batch)
+        for file in self._read:
+            self._finish(file)
+        self._batch, self._read = [], []
+
+    def _write(self, batch: list[tuple[_File, Passage]]) -> None:
+        owners = self._ledger.owners(passage.id for _, passage in batch)
+        chosen: dict[str, Passage] = {}
+        claims: list[tuple[str, str]] = []
+        for file, passage in batch:
+            owner = owners.setdefault(passage.id, file.source)
+            if owner != file.source and Path(owner).exists():
+                file.problems.append(f"the id {passage.id!r} is already used by {owner}")
+                continue
+            owners[passage.id] = file.source
+            file.ids.add(passage.id)
+            claims.append((passage.id, file.source))
+            chosen[passage.id] = passage
+        self._ledger.claim(claims)
+        stored = {passage.id: passage for passage in self._store.get(ids=list(chosen))}
+        fresh = [p for p in chosen.values() if not _same(p, stored.get(p.id))]
+        if fresh:
+            self._store.upsert(fresh)
+        self._report.written += len(fresh)
+        self._report.kept += len(chosen) - len(fresh)
+
+    def _finish(self, file: _File) -> None:
+        if file.problems:
+            # A row with a slip may be one that is stored already: delete nothing, look again.
+            self._report.failures += [(file.source, problem) for problem in file.problems]
+            return
+        stale = [key for key in self._ledger.ids(file.source) if key not in file.ids]
+        self._report.deleted += _delete(self._store, self._ledger, stale)
+        self._ledger.finish(file.source, file.version)
+        self._report.indexed += 1
+
+
+def _vanished(
+    store: HybridStore, ledger: Ledger, paths: Sequence[Path], report: Report, prune: bool
+) -> None:
+    tops = [path.expanduser().resolve() for path in paths]
+    for source in ledger.sources():
+        path = Path(source)
+        if path.exists() or not any(path.is_relative_to(top) for top in tops):
+            continue
+        report.vanished.append(source)
+        if prune:
+            report.deleted += _delete(store, ledger, ledger.ids(source))
+            ledger.reopen(source)
+
+
+def _delete(store: HybridStore, ledger: Ledger, ids: Sequence[str]) -> int:
+    deleted = 0
+    for batch in batches(ids, 1000):
+        deleted += store.delete(ids=list(batch))
+        ledger.release(batch)
+    return deleted
+
+
+def _same(passage: Passage, stored: Passage | None) -> bool:
+    return (
+        stored is not None
+        and stored.text == passage.text
+        and dict(stored.metadata) == dict(passage.metadata)
+    )
+
+
+def _name(path: Path) -> str:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        msg = f"The name of {str(path)!a} is not UTF-8. Rename the file."
+        raise InvalidInputError(msg) from None
+    return str(path)
+
+
+def _hash(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        msg = f"{path} cannot be read: {error.strerror or error}. Check its permissions."
+        raise InvalidInputError(msg) from error
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # reading it says what is wrong
+
+
+def _quiet(done: int, total: int, name: str) -> None:
+    """No progress wanted."""

@@ -1,0 +1,322 @@
+"""Migration from py-tars' HyperDB: faithful with honest files, inert with hostile ones."""
+
+from __future__ import annotations
+
+import copyreg
+import gzip
+import io
+import operator
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.hyperdb import load_hyperdb
+
+VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
+DOCUMENTS = ["a plain note", {"user_input": "hello", "bot_response": "hi"}, "another"]
+
+
+def write(path: Path, value: Any, protocol: int = 4) -> Path:
+    path.write_bytes(pickle.dumps(value, protocol=protocol))
+    return path
+
+
+# --- honest files ---
+
+
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_what_pickle_wrote_is_read(tmp_path: Path, protocol: int, dtype: str, order: Any) -> None:
+    vectors = np.asarray(VECTORS.astype(dtype), order=order)
+    path = write(tmp_path / "m", {"vectors": vectors, "documents": DOCUMENTS}, protocol)
+    memory = load_hyperdb(path)
+    assert memory.documents == DOCUMENTS
+    assert memory.vectors is not None
+    assert memory.vectors.dtype == np.float32
+    np.testing.assert_array_equal(memory.vectors, VECTORS)
+
+
+@pytest.mark.parametrize("module", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_files_of_numpy_1_and_2(tmp_path: Path, module: str) -> None:
+    # Text protocol so that the module's name can be swapped without changing lengths elsewhere.
+    data = pickle.dumps({"vectors": VECTORS, "documents": DOCUMENTS}, protocol=3)
+    data = data.replace(b"numpy._core.multiarray", b"numpy.core.multiarray")
+    data = data.replace(b"numpy.core.multiarray", module.encode())
+    assert module.encode() in data
+    (tmp_path / "m").write_bytes(data)
+    memory = load_hyperdb(tmp_path / "m")
+    np.testing.assert_array_equal(memory.vectors, VECTORS)
+
+
+def test_gzip_whatever_the_name(tmp_path: Path) -> None:
+    path = tmp_path / "memory.pickle"
+    path.write_bytes(gzip.compress(pickle.dumps({"vectors": None, "documents": []})))
+    assert load_hyperdb(path).documents == []
+
+
+def test_vectors_that_do_not_fit_the_documents_are_not_used(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", {"vectors": VECTORS[:2], "documents": DOCUMENTS})
+    assert load_hyperdb(path).vectors is None
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    st.lists(
+        st.text(st.characters(exclude_categories=["Cs"]))
+        | st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"])),
+            st.none()
+            | st.booleans()
+            | st.integers()
+            | st.text(st.characters(exclude_categories=["Cs"])),
+        )
+    ),
+    st.integers(3, 5),
+)
+def test_any_documents_survive(
+    tmp_path_factory: pytest.TempPathFactory, documents: list[Any], protocol: int
+) -> None:
+    path = tmp_path_factory.mktemp("h") / "m"
+    write(path, {"vectors": None, "documents": documents}, protocol)
+    assert load_hyperdb(path).documents == documents
+
+
+# --- hostile files: each would do something in pickle.load, none does it here ---
+
+MARK = "marker-of-a-command-that-ran"
+
+
+class Runs:
+    """A pickle that calls `function(*args)` when it is loaded."""
+
+    def __init__(self, function: Callable[..., Any], *args: Any) -> None:
+        self.call = (function, args)
+
+    def __reduce__(self) -> Any:
+        return self.call
+
+
+def touch(path: str) -> str:
+    return f"__import__('pathlib').Path({path!r}).touch()"
+
+
+def system(mark: str) -> bytes:
+    return pickle.dumps(Runs(os.system, f"touch {mark}"))
+
+
+def inside_documents(mark: str) -> bytes:
+    documents = ["fine", {"user_input": "x", "bot_response": Runs(os.system, f"touch {mark}")}]
+    return pickle.dumps({"vectors": VECTORS, "documents": documents})
+
+
+def builtin_eval(mark: str) -> bytes:
+    return pickle.dumps({"vectors": None, "documents": [Runs(eval, touch(mark))]}, protocol=2)
+
+
+def builtin_exec_text_protocol(mark: str) -> bytes:
+    return pickle.dumps({"vectors": None, "documents": [Runs(exec, touch(mark))]}, protocol=0)
+
+
+def in_an_object_array(mark: str) -> bytes:
+    array = np.array([Runs(os.system, f"touch {mark}"), 1], dtype=object)
+    return pickle.dumps({"vectors": array, "documents": []})
+
+
+def as_the_shape_of_an_array(mark: str) -> bytes:
+    # numpy's own, allowed _reconstruct, called with an argument that runs a command
+    return pickle.dumps(
+        Runs(np._core.multiarray._reconstruct, np.ndarray, Runs(os.system, f"touch {mark}"), b"b")
+    )
+
+
+def through_a_method_caller(mark: str) -> bytes:
+    return pickle.dumps(
+        {"vectors": None, "documents": [Runs(operator.methodcaller("touch"), Path(mark))]}
+    )
+
+
+def an_old_style_instance(mark: str) -> bytes:
+    return b"(S'touch %s'\nios\nsystem\n." % mark.encode()
+
+
+def through_the_extension_registry(mark: str) -> bytes:
+    # EXT1 finds what copyreg registered without asking find_class once it is in the cache
+    copyreg.add_extension("os", "system", 77)
+    try:
+        command = f"touch {mark}"
+        data = b"\x80\x02\x82\x4dX" + struct.pack("<I", len(command)) + command.encode() + b"\x85R."
+        pickle.loads(data)  # fills the cache
+        Path(mark).unlink()
+        return data
+    finally:
+        copyreg.remove_extension("os", "system", 77)
+        copyreg._extension_cache[77] = os.system  # type: ignore[attr-defined]
+
+
+HOSTILE = [
+    system,
+    inside_documents,
+    builtin_eval,
+    builtin_exec_text_protocol,
+    in_an_object_array,
+    as_the_shape_of_an_array,
+    through_a_method_caller,
+    an_old_style_instance,
+    through_the_extension_registry,
+]
+
+
+@pytest.mark.parametrize("make", HOSTILE, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+def test_a_hostile_pickle_is_refused_before_anything_runs(
+    tmp_path: Path, make: Callable[[str], bytes], packed: bool
+) -> None:
+    mark = tmp_path / MARK
+    try:
+        data = make(str(mark))
+        assert not mark.exists()
+        try:
+            pickle.loads(data)
+        except Exception as error:
+            print(f"after running, pickle says: {error}")
+        assert mark.exists(), "the pickle is not hostile: the test would prove nothing"
+        mark.unlink()
+
+        path = tmp_path / "memory.pickle.gz"
+        path.write_bytes(gzip.compress(data) if packed else data)
+        with pytest.raises(InvalidInputError, match=r"refused and nothing of it was run") as caught:
+            load_hyperdb(path)
+        assert str(path) in str(caught.value)
+        assert not mark.exists()
+    finally:
+        copyreg._extension_cache.pop(77, None)  # type: ignore[attr-defined]
+
+
+def test_the_refusal_names_what_was_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(system("/nowhere"))
+    with pytest.raises(InvalidInputError, match=r"posix\.system"):
+        load_hyperdb(path)
+
+
+def test_persistent_ids_are_refused(tmp_path: Path) -> None:
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, obj: Any) -> Any:
+            return "outside" if obj == "secret" else None
+
+    for protocol, name in ((0, "PERSID"), (4, "BINPERSID")):
+        stream = io.BytesIO()
+        Pickler(stream, protocol).dump({"vectors": None, "documents": ["secret"]})
+        (tmp_path / "m").write_bytes(stream.getvalue())
+        with pytest.raises(InvalidInputError, match=name):
+            load_hyperdb(tmp_path / "m")
+
+
+def test_a_forged_dtype_never_reaches_numpy(tmp_path: Path) -> None:
+    """A dtype whose pickled flags deny that it holds objects would read bytes as pointers."""
+
+    class Forged:
+        def __reduce__(self) -> Any:
+            state = (3, "|", None, None, None, -1, -1, 0)
+            return np.dtype, ("O8", False, True), state
+
+    class Array:
+        def __reduce__(self) -> Any:
+            state = (1, (1, 1), Forged(), False, b"\x41" * 8)
+            return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+
+    path = write(tmp_path / "m", {"vectors": Array(), "documents": ["x"]})
+    with pytest.raises(InvalidInputError, match="not a plain array of floating-point numbers"):
+        load_hyperdb(path)
+
+
+def test_a_stand_in_cannot_be_altered(tmp_path: Path) -> None:
+    # BUILD on the global itself, as if to give numpy's function another default
+    data = b"\x80\x04cnumpy\ndtype\n}\x8c\x0c__defaults__NsbC\x00\x86."
+    (tmp_path / "m").write_bytes(data)
+    with pytest.raises(InvalidInputError):
+        load_hyperdb(tmp_path / "m")
+
+
+# --- bombs and damage ---
+
+
+def test_a_decompression_bomb_is_bounded(tmp_path: Path) -> None:
+    path = tmp_path / "m.gz"
+    path.write_bytes(gzip.compress(b"\0" * 10_000_000))
+    with pytest.raises(InvalidInputError, match="more than 1,000,000 bytes"):
+        load_hyperdb(path, max_bytes=1_000_000)
+
+
+def test_a_memo_bomb_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(b"\x80\x04}r\xff\xff\xff\x7f.")
+    with pytest.raises(InvalidInputError, match="memo slot 2147483647"):
+        load_hyperdb(tmp_path / "m")
+
+
+def test_a_length_bomb_is_damage_not_memory(tmp_path: Path) -> None:
+    (tmp_path / "m").write_bytes(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.")
+    with pytest.raises(InvalidInputError, match="damaged"):
+        load_hyperdb(tmp_path / "m")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_truncated_file_is_named(tmp_path: Path, packed: bool) -> None:
+    data = pickle.dumps({"vectors": VECTORS, "documents": DOCUMENTS})
+    data = gzip.compress(data) if packed else data
+    for length in range(0, len(data) - 1, 7):
+        (tmp_path / "m").write_bytes(data[:length])
+        with pytest.raises(InvalidInputError, match="m "):
+            load_hyperdb(tmp_path / "m")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_no_byte_changed_at_random_escapes_as_another_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    good = bytearray(pickle.dumps({"vectors": VECTORS, "documents": DOCUMENTS}))
+    for _ in range(data.draw(st.integers(1, 4))):
+        good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("h") / "m"
+    path.write_bytes(good)
+    try:
+        load_hyperdb(path)
+    except InvalidInputError as error:
+        assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([1, 2], "not 'vectors' and 'documents'"),
+        ({"vectors": None}, "not 'vectors' and 'documents'"),
+        ({"vectors": None, "documents": [], "keys": [1]}, "keys"),
+        ({"vectors": None, "documents": "text"}, "is a list"),
+        ({"vectors": None, "documents": ["a", 7]}, "document 1 is int"),
+        ({"vectors": None, "documents": [{"a": b"bytes"}]}, "document 0 cannot be stored as JSON"),
+        ({"vectors": None, "documents": ["half \ud800"]}, "document 0 cannot be stored"),
+        ({"vectors": "x", "documents": []}, "not a plain array"),
+        ({"vectors": np.arange(3), "documents": ["a"]}, "not a plain array"),
+    ],
+)
+def test_other_contents_are_refused_with_the_reason(
+    tmp_path: Path, value: Any, reason: str
+) -> None:
+    with pytest.raises(InvalidInputError, match=reason):
+        load_hyperdb(write(tmp_path / "m", value))
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"nowhere\.gz"):
+        load_hyperdb(tmp_path / "nowhere.gz")
