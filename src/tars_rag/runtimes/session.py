@@ -1,0 +1,332 @@
+"""One model on one NPU core: feeds in, checked rows out.
+
+What the device leaves undone (word table, pooling) is done here; what it may get wrong (an old
+answer, a short one, one that is not unit length) is caught here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.runtimes.base import Feeds, FloatArray
+from tars_rag.runtimes.rknn import RknnContext, TensorInfo
+
+FEED_NAMES = ("input_ids", "attention_mask", "token_type_ids")
+WORD_EMBEDDINGS = "word_embeddings"
+# The norm of a pooled vector after FP16 arithmetic; anything else is not a unit vector.
+_NORM_TOLERANCE = 0.05
+# Two runs of the same input on the same core.
+_REPEAT_TOLERANCE = 1e-3
+# Valid ids in any vocabulary of ten or more; used where the bundle has no self-test of its own.
+_ANY_TEXTS = ((2, 5, 9, 3), (2, 7, 4, 6, 8, 3))
+
+OutputKind = Literal["pooled", "tokens", "logit"]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A .rknn file and the lengths it runs; no lengths: ask the file."""
+
+    path: str
+    lengths: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class KnownAnswer:
+    """A text and its FP32 answer; see `manifest.SelfTest`. No answer: only checked for sanity."""
+
+    input_ids: tuple[int, ...]
+    token_type_ids: tuple[int, ...] | None = None
+    expected: tuple[float, ...] = ()
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
+class NpuSpec:
+    """What a core must know to run a model. Plain data: it is sent to another process.
+
+    Attributes:
+        graphs: The .rknn files.
+        inputs: Device inputs in order; empty: ask the file.
+        output: What the device returns; None: judged by its shape.
+        word_table: The .npy file of the word embeddings, where they are looked up on the host.
+        answers: Texts to run before the first real one.
+    """
+
+    graphs: tuple[Graph, ...]
+    inputs: tuple[str, ...] = ()
+    output: OutputKind | None = None
+    word_table: str | None = None
+    answers: tuple[KnownAnswer, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON-serialisable data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NpuSpec:
+        """The inverse of `to_json`."""
+        values = {f.name: data[f.name] for f in fields(cls)}
+        values["graphs"] = tuple(Graph(g["path"], tuple(g["lengths"])) for g in data["graphs"])
+        values["inputs"] = tuple(data["inputs"])
+        values["answers"] = tuple(
+            KnownAnswer(
+                tuple(a["input_ids"]),
+                a["token_type_ids"] and tuple(a["token_type_ids"]),
+                tuple(a["expected"]),
+                a["tolerance"],
+            )
+            for a in data["answers"]
+        )
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """What an open session turned out to be."""
+
+    input_names: tuple[str, ...]
+    lengths: tuple[int, ...]
+    versions: str = ""
+
+
+class Session(Protocol):
+    """One core with a model on it. `run` is called by one thread at a time."""
+
+    @property
+    def info(self) -> SessionInfo:
+        """Input names of a feed, and lengths."""
+
+    def run(self, feed: Feeds) -> FloatArray:
+        """Rows [1, dim] for a feed [1, length].
+
+        Raises:
+            InvalidInputError: The feed itself is wrong.
+            DeviceError: The core cannot be trusted any more.
+        """
+
+    def abort(self) -> None:
+        """Make a `run` that hangs in another thread fail, if possible. Returns at once."""
+
+    def close(self) -> None:
+        """Release the core."""
+
+
+class NpuSession:
+    """A model on one core, in this process.
+
+    Args:
+        spec: The model.
+        core_mask: See `RknnContext`.
+        open_context: The device boundary.
+
+    Raises:
+        DeviceError: The core cannot open the model, or fails its self-test.
+    """
+
+    def __init__(
+        self,
+        spec: NpuSpec,
+        core_mask: int,
+        open_context: Callable[[Path, int], RknnContext] = RknnContext,
+    ) -> None:
+        self._spec = spec
+        self._contexts: dict[int, RknnContext] = {}
+        self._opened: list[RknnContext] = []
+        self._last: dict[int, tuple[bytes, FloatArray]] = {}
+        self._answers = (*spec.answers, *(KnownAnswer(ids) for ids in _ANY_TEXTS))[
+            : max(2, len(spec.answers))
+        ]
+        self._table: NDArray[Any] | None = None
+        self._dim = len(spec.answers[0].expected) if spec.answers else 0
+        try:
+            if spec.word_table:
+                # Mapped, so that all cores and all lengths share the same pages.
+                self._table = np.load(spec.word_table, mmap_mode="r", allow_pickle=False)
+            for graph in spec.graphs:
+                context = open_context(Path(graph.path), core_mask)
+                self._opened.append(context)
+                for length in graph.lengths or (_length(context),):
+                    self._contexts[length] = context
+            self._inputs = spec.inputs or _input_order(context.inputs)
+            self._output: OutputKind = spec.output or _output_kind(context.outputs)
+            for length in sorted(self._contexts):
+                self._self_test(length)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def info(self) -> SessionInfo:
+        """Input names of a feed, lengths, and versions of library and driver."""
+        names = {"input_ids" if n == WORD_EMBEDDINGS else n for n in self._inputs}
+        return SessionInfo(
+            tuple(n for n in FEED_NAMES if n in names),
+            tuple(sorted(self._contexts)),
+            self._opened[0].versions() if self._opened else "",
+        )
+
+    def run(self, feed: Feeds) -> FloatArray:
+        """Rows [1, dim] for one text, proven not to be the answer to the text before."""
+        length = feed["input_ids"].shape[-1]
+        if length not in self._contexts:
+            msg = f"No graph of length {length}; there are {sorted(self._contexts)}."
+            raise InvalidInputError(msg)
+        raw = self._infer(feed)
+        asked = _meaning(feed)
+        before = self._last.get(length)
+        if before and before[0] != asked and np.array_equal(before[1], raw):
+            self._prove_not_stale(feed, raw)
+        self._last[length] = (asked, raw)
+        return self._rows(raw, feed)
+
+    def abort(self) -> None:
+        """Nothing can be done: a thread inside the vendor's library cannot be stopped."""
+
+    def close(self) -> None:
+        """Release every context."""
+        for context in self._opened:
+            context.close()
+        self._opened, self._contexts = [], {}
+
+    def _infer(self, feed: Feeds) -> FloatArray:
+        mask = feed["attention_mask"]
+        arrays: list[NDArray[Any]] = []
+        for name in self._inputs:
+            if name == WORD_EMBEDDINGS:
+                arrays.append(self._look_up(feed["input_ids"]))
+            elif name == "token_type_ids" and name not in feed:
+                arrays.append(np.zeros_like(mask))
+            else:
+                arrays.append(np.ascontiguousarray(feed[name], dtype=np.int64))
+        return self._contexts[mask.shape[-1]].run(arrays)
+
+    def _look_up(self, ids: NDArray[np.int64]) -> FloatArray:
+        table = self._table
+        if table is None:
+            msg = "The model takes word embeddings, but has no word table. Convert it again."
+            raise DeviceError(msg)
+        if ids.min() < 0 or ids.max() >= len(table):
+            msg = f"Token ids must lie in 0..{len(table) - 1}: {ids.min()}..{ids.max()} is not."
+            raise InvalidInputError(msg)
+        return np.ascontiguousarray(table[ids], dtype=np.float32)
+
+    def _rows(self, raw: FloatArray, feed: Feeds) -> FloatArray:
+        mask = feed["attention_mask"]
+        if self._output == "logit":
+            if raw.size != 1:
+                self._refuse(f"shape {raw.shape} instead of one logit")
+            return raw.reshape(1, 1)
+        if self._output == "tokens":
+            if raw.size % mask.size or raw.size == mask.size or raw.ndim < 3:
+                self._refuse(f"shape {raw.shape} for {mask.size} tokens")
+            hidden = raw.reshape(1, mask.size, -1)
+            weights = mask.astype(np.float32)[..., None]
+            rows: FloatArray = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+        else:
+            rows = raw.reshape(1, -1)
+        norm = float(np.linalg.norm(rows))
+        unit = self._output != "pooled" or abs(norm - 1) <= _NORM_TOLERANCE
+        if not (norm > 0 and unit):
+            self._refuse(f"a vector of norm {norm:.4g} instead of 1")
+        self._dim = self._dim or rows.shape[1]
+        if rows.shape[1] != self._dim:
+            self._refuse(f"{rows.shape[1]} values instead of {self._dim}")
+        unit_rows: FloatArray = rows / np.float32(norm)
+        return unit_rows
+
+    def _self_test(self, length: int) -> None:
+        """Run texts whose answers are known, or at least must differ and repeat."""
+        answers = [a for a in self._answers if len(a.input_ids) <= length]
+        feeds = [_feed(a, length) for a in answers]
+        raws = [self._infer(f) for f in feeds]
+        rows = [self._rows(raw, f) for raw, f in zip(raws, feeds, strict=True)]
+        for answer, row in zip(answers, rows, strict=True):
+            if answer.expected:
+                gap = _gap(row[0], np.asarray(answer.expected, np.float32), self._output)
+                if not gap <= answer.tolerance:
+                    self._refuse(
+                        f"the self-test at length {length}, off by {gap:.4g} where "
+                        f"{answer.tolerance:.4g} is allowed"
+                    )
+        for i in range(1, len(raws)):
+            if np.array_equal(raws[i], raws[0]):
+                self._refuse(f"the same answer to different texts at length {length}")
+        again = self._rows(self._infer(feeds[0]), feeds[0])
+        if np.abs(again - rows[0]).max() > _REPEAT_TOLERANCE * max(1.0, np.abs(rows[0]).max()):
+            self._refuse(f"two answers to the same text at length {length}")
+
+    def _prove_not_stale(self, feed: Feeds, raw: FloatArray) -> None:
+        """Two texts gave the same bytes: run something else in between and ask again.
+
+        A logit in FP16 may coincide by chance; a context that no longer computes cannot give the
+        known text another answer and this one the same answer again.
+        """
+        length = feed["input_ids"].shape[-1]
+        self._self_test(length)
+        if not np.array_equal(self._infer(feed), raw):
+            self._refuse("the answer to the text before")
+
+    def _refuse(self, what: str) -> None:
+        name = Path(self._spec.graphs[0].path).name
+        msg = f"{name} on the NPU gave {what}. Run: tars-rag doctor."
+        raise DeviceError(msg)
+
+
+def _length(context: RknnContext) -> int:
+    for tensor in context.inputs:
+        if len(tensor.shape) >= 2:
+            return tensor.shape[1]
+    msg = f"{context.path.name} does not say how long its input is. Convert it again."
+    raise DeviceError(msg)
+
+
+def _input_order(inputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
+    """The names the file gives its inputs, or the usual order where it gives others."""
+    names = tuple(t.name for t in inputs)
+    if set(names) <= {*FEED_NAMES, WORD_EMBEDDINGS}:
+        return names
+    if not 2 <= len(names) <= len(FEED_NAMES):
+        msg = f"The model takes inputs {names}; 2 or 3 of {FEED_NAMES} were expected."
+        raise DeviceError(msg)
+    return FEED_NAMES[: len(names)]
+
+
+def _output_kind(outputs: tuple[TensorInfo, ...]) -> OutputKind:
+    shape = outputs[0].shape
+    if len(shape) >= 3:
+        return "tokens"
+    return "logit" if np.prod(shape) == 1 else "pooled"
+
+
+def _feed(answer: KnownAnswer, length: int) -> dict[str, NDArray[np.int64]]:
+    arrays = {name: np.zeros((1, length), np.int64) for name in FEED_NAMES}
+    n = len(answer.input_ids)
+    arrays["input_ids"][0, :n] = answer.input_ids
+    arrays["attention_mask"][0, :n] = 1
+    if answer.token_type_ids:
+        arrays["token_type_ids"][0, :n] = answer.token_type_ids
+    return arrays
+
+
+def _meaning(feed: Feeds) -> bytes:
+    """What the answer may depend on: padding is not part of it."""
+    mask = feed["attention_mask"]
+    types = feed.get("token_type_ids")
+    parts = (feed["input_ids"], *(() if types is None else (types,)))
+    return mask.tobytes() + b"".join((part * mask).tobytes() for part in parts)
+
+
+def _gap(row: FloatArray, expected: FloatArray, output: OutputKind) -> float:
+    if row.shape != expected.shape:
+        return float("inf")
+    if output == "logit":
+        return float(np.abs(row - expected).max())
+    return float(1.0 - row @ expected / np.linalg.norm(expected))
