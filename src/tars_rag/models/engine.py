@@ -1,0 +1,133 @@
+"""Which device runs a model: resolved once, for embedder and reranker alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from tars_rag.errors import DeviceError, ModelError
+from tars_rag.models.bert_graph import Output, Pooling
+from tars_rag.models.store import LocalModel
+from tars_rag.models.weights import WEIGHTS_NAME
+from tars_rag.runtimes.base import Runtime
+from tars_rag.runtimes.onnx import OnnxRuntime
+from tars_rag.settings import CoreMask, Device, Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A model on its device.
+
+    Attributes:
+        runtime: Runs it.
+        precision: The class its fidelity earns, for the fingerprint: see `precision_class`.
+        max_length: The longest text it takes, in tokens, where the device limits it.
+    """
+
+    runtime: Runtime
+    precision: str
+    max_length: int | None = None
+
+
+def open_runtime(
+    model: LocalModel,
+    cache: Path,
+    *,
+    output: Output,
+    pooling: Pooling = "mean",
+    precision: Precision = "fp32",
+    device: Device = "auto",
+    threads: int | None = None,
+    rknn_path: Path | None = None,
+    core_mask: CoreMask = "auto",
+    fallback_cpu: bool = False,
+) -> Opened:
+    """Open a model on the NPU or the CPU.
+
+    Args:
+        model: Its directory, checked.
+        cache: Where graphs made from weights are kept.
+        output: ``pooled`` for an embedder, ``logit`` for a cross-encoder.
+        pooling: Of an embedder.
+        precision: On the CPU; on the NPU the bundle has its own.
+        device: ``npu``, ``cpu``, or ``auto``: the NPU where it is usable, else the CPU.
+        threads: On the CPU; None for all (big) cores.
+        rknn_path: A bundle directory or a single .rknn file.
+        core_mask: Which NPU cores to use.
+        fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
+            used or fails.
+
+    Raises:
+        DeviceError: ``npu`` was asked for and cannot be used.
+        ModelError: The model's files do not make a graph of the kind asked for.
+    """
+
+    def cpu() -> Opened:
+        return _open_cpu(model, cache, output, pooling, precision, threads)
+
+    if device != "cpu":
+        fallback = cpu if fallback_cpu or device == "auto" else None
+        opened = _open_npu(model, output, device, rknn_path, core_mask, fallback)
+        if opened:
+            return opened
+    return cpu()
+
+
+def precision_class(cosine: float, identity: str) -> str:
+    """The class of a fingerprint that a mean cosine to FP32 earns.
+
+    `identity` is the class of what is too far from FP32 to share one: the sha256 of its file.
+    """
+    for least, name in ((0.9999, "exact"), (0.9985, "hq"), (0.99, "int8")):
+        if cosine >= least:
+            return name
+    return identity[:16]
+
+
+def onnx_file(directory: Path) -> Path | None:
+    """The ready-made graph of a model directory (FlashRank's layout); None if it has none.
+
+    Raises:
+        ModelError: There are several.
+    """
+    files = sorted(directory.glob("*.onnx"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        msg = f"{directory} has several graphs ({names}). Leave only the one to run."
+        raise ModelError(msg)
+    return files[0] if files else None
+
+
+def _open_cpu(
+    model: LocalModel,
+    cache: Path,
+    output: Output,
+    pooling: Pooling,
+    precision: Precision,
+    threads: int | None,
+) -> Opened:
+    from tars_rag.models.graphs import cpu_graph
+
+    ready = onnx_file(model.directory) if output == "logit" else None
+    if ready:
+        return Opened(OnnxRuntime(ready, threads=threads), "exact")
+    graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=precision)
+    identity = f"{model.digest(WEIGHTS_NAME)[:8]}{precision}"
+    runtime = OnnxRuntime(graph.source, threads=threads)
+    return Opened(runtime, precision_class(graph.cosine, identity))
+
+
+def _open_npu(
+    model: LocalModel,
+    output: Output,
+    device: Device,
+    rknn_path: Path | None,
+    core_mask: CoreMask,
+    fallback: Callable[[], Opened] | None,
+) -> Opened | None:
+    """Open the model on the NPU; None where `device` is ``auto`` and there is none to use."""
+    if device == "auto" or fallback:
+        return None
+    msg = f"{model.name} cannot run on the NPU: this version runs on the CPU only. Use device=cpu."
+    raise DeviceError(msg)

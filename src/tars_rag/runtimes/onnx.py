@@ -1,0 +1,148 @@
+"""ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tars_rag.errors import DeviceError, InvalidInputError, ModelError
+from tars_rag.runtimes.base import Feeds, FloatArray
+
+# Cores below this share of the fastest one are "little" (Cortex-A55 beside A76: about 0.5).
+_BIG = 0.85
+
+
+class OnnxRuntime:
+    """One ONNX graph on the CPU. Any number of threads may run it at once.
+
+    Args:
+        model: A file, or the bytes of a model.
+        threads: Threads per run. None: one for each core, of the big ones alone on a big.LITTLE
+            processor, where the extra threads are also kept on those cores.
+        sysfs: Where the kernel describes the processor.
+
+    Raises:
+        ModelError: The graph cannot be loaded.
+        InvalidInputError: `threads` is less than 1.
+    """
+
+    device = "cpu"
+    lengths = None
+    max_rows = None
+
+    def __init__(
+        self, model: Path | bytes, *, threads: int | None = None, sysfs: Path = Path("/sys")
+    ) -> None:
+        import onnxruntime
+
+        if threads is not None and threads < 1:
+            msg = f"threads={threads} is not valid: give 1 or more, or None for all (big) cores."
+            raise InvalidInputError(msg)
+        allowed = _allowed_cores()
+        cores = big_cores(sysfs, allowed)
+        self.threads = threads or len(cores)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # its warnings about fusions are of no use to a user
+        options.intra_op_num_threads = self.threads
+        if len(cores) < len(allowed) and 1 < self.threads <= len(cores):
+            options.add_session_config_entry(
+                "session.intra_op_thread_affinities", affinities(cores, self.threads)
+            )
+        source = model if isinstance(model, bytes) else str(model)
+        name = "The graph" if isinstance(model, bytes) else str(model)
+        try:
+            self._session: Any = onnxruntime.InferenceSession(
+                source, options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # the library's own exceptions have no common public base
+            msg = f"{name} cannot be loaded by ONNX Runtime ({error}). Fetch the model again."
+            raise ModelError(msg) from error
+        self._input_names = tuple(i.name for i in self._session.get_inputs())
+        self._output = self._session.get_outputs()[0].name
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names a feed must have."""
+        return self._input_names
+
+    def run(self, feeds: Sequence[Feeds], *, urgent: bool = False) -> list[FloatArray]:
+        """See `tars_rag.runtimes.base.Runtime.run`.
+
+        `urgent` changes nothing here: runs of several threads share the processor, and none
+        waits for another.
+        """
+        session = self._session
+        if session is None:
+            msg = "This model is closed. Make a new one to go on."
+            raise DeviceError(msg)
+        return [self._run(session, feed) for feed in feeds]
+
+    def close(self) -> None:
+        """Release the session once the runs under way are through."""
+        self._session = None
+
+    def _run(self, session: Any, feed: Feeds) -> FloatArray:
+        self._check(feed)
+        try:
+            rows = session.run([self._output], dict(feed))[0]
+        except Exception as error:  # as above
+            msg = f"ONNX Runtime could not run the graph ({error}). Verify the model files."
+            raise DeviceError(msg) from error
+        if not np.isfinite(rows).all():
+            msg = "ONNX Runtime gave numbers that are not finite. Verify the model files."
+            raise DeviceError(msg)
+        return np.asarray(rows, np.float32)
+
+    def _check(self, feed: Feeds) -> None:
+        if set(feed) != set(self._input_names):
+            msg = f"A feed has {sorted(feed)}; this graph takes {sorted(self._input_names)}."
+            raise InvalidInputError(msg)
+        shapes = {array.shape for array in feed.values()}
+        types = {array.dtype for array in feed.values()}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 2 or types != {np.dtype(np.int64)}:
+            msg = f"A feed must be int64 arrays of one shape [rows, tokens], not {types} {shapes}."
+            raise InvalidInputError(msg)
+
+
+def big_cores(sysfs: Path = Path("/sys"), allowed: Sequence[int] | None = None) -> list[int]:
+    """The fastest cores this process may use, by the kernel's own figures.
+
+    ``cpu_capacity`` where the kernel has it (big.LITTLE), the highest frequency otherwise. All
+    allowed cores, where neither is there or they are alike.
+    """
+    cores = list(_allowed_cores() if allowed is None else allowed)
+    folder = sysfs / "devices/system/cpu"
+    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
+        power = {core: _number(folder / f"cpu{core}" / name) for core in cores}
+        known = [value for value in power.values() if value]
+        if len(known) == len(cores):
+            best = max(known)
+            return [core for core in cores if (power[core] or 0) >= _BIG * best]
+    return cores
+
+
+def affinities(cores: Sequence[int], threads: int) -> str:
+    """ONNX Runtime's affinity string: every extra thread may use every one of `cores`.
+
+    There is one group fewer than threads, because the calling thread is one of them; the
+    processors count from 1.
+    """
+    group = ",".join(str(core + 1) for core in cores)
+    return ";".join([group] * (threads - 1))
+
+
+def _allowed_cores() -> list[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _number(path: Path) -> int | None:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return None
