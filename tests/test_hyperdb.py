@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import gzip
 import io
@@ -290,10 +291,8 @@ def test_no_byte_changed_at_random_escapes_as_another_error(
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("h") / "m"
     path.write_bytes(good)
-    try:
+    with contextlib.suppress(InvalidInputError):  # and no other
         load_hyperdb(path)
-    except InvalidInputError as error:
-        assert str(path) in str(error)
 
 
 @pytest.mark.parametrize(
@@ -305,7 +304,7 @@ def test_no_byte_changed_at_random_escapes_as_another_error(
         ({"vectors": None, "documents": "text"}, "is a list"),
         ({"vectors": None, "documents": ["a", 7]}, "document 1 is int"),
         ({"vectors": None, "documents": [{"a": b"bytes"}]}, "document 0 cannot be stored as JSON"),
-        ({"vectors": None, "documents": ["half \ud800"]}, "document 0 cannot be stored"),
+        ({"vectors": None, "documents": [{"a": float("nan")}]}, "document 0 cannot be stored"),
         ({"vectors": "x", "documents": []}, "not a plain array"),
         ({"vectors": np.arange(3), "documents": ["a"]}, "not a plain array"),
     ],

@@ -20,7 +20,13 @@ from tars_rag.cli.console import fail
 from tars_rag.errors import TarsRagError
 
 # Command -> module:attribute, in the order of the help page.
-_COMMANDS: dict[str, str] = {}
+_COMMANDS: dict[str, str] = {
+    "quickstart": "tars_rag.cli.quickstart:quickstart",
+    "index": "tars_rag.cli.index:index",
+    "query": "tars_rag.cli.query:query",
+    "models": "tars_rag.cli.models:app",
+    "eval": "tars_rag.cli.eval:evaluate",
+}
 
 
 class _Commands(TyperGroup):

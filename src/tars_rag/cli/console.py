@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import typer
 from rich.console import Console
@@ -26,3 +28,35 @@ def fail(message: str) -> None:
 def print_json(value: Any) -> None:
     """The result of ``--json``: one JSON document on stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
+
+
+@contextmanager
+def progress_bar(unit: Literal["bytes", "count"]) -> Iterator[Callable[..., None]]:
+    """A bar on stderr that is gone when it is done.
+
+    Yields:
+        A function to call with (what is being done, done, in all or None).
+    """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as progress:
+        task = progress.add_task("", total=None, visible=False)
+        announced = ""
+
+        def advance(what: str, done: int, total: int | None) -> None:
+            nonlocal announced
+            if not err.is_terminal and what != announced and unit == "bytes":
+                say(f"{what} ...")  # where a bar cannot be drawn, a line must do
+                announced = what
+            progress.update(task, description=what, completed=done, total=total, visible=True)
+
+        yield advance

@@ -42,7 +42,7 @@ class Splitter:
     """Cuts text at the largest boundary (heading, paragraph, sentence, word) that fits.
 
     Args:
-        tokenizer: The embedder's tokenizer; its own truncation and padding are left out.
+        tokenizer: The embedder's ``tokenizer.json``.
         max_length: The longest text the embedder reads, in tokens.
         tokens: Tokens in a chunk; None: all that the embedder reads.
         overlap: Tokens a chunk repeats of the one before it, where a paragraph had to be cut.
@@ -52,7 +52,7 @@ class Splitter:
     """
 
     def __init__(
-        self, tokenizer: Tokenizer, max_length: int, tokens: int | None = None, overlap: int = 32
+        self, tokenizer: Path, max_length: int, tokens: int | None = None, overlap: int = 32
     ) -> None:
         room = max_length - _SPECIAL_TOKENS
         tokens = room if tokens is None else tokens
@@ -62,16 +62,21 @@ class Splitter:
         if not 0 <= overlap < tokens:
             msg = f"An overlap of {overlap} tokens is not possible: allowed are 0 to {tokens - 1}."
             raise ConfigError(msg)
-        # A copy: the embedder goes on using its own, with truncation.
-        self._tokenizer = type(tokenizer).from_str(tokenizer.to_str())
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self._tokens, self._overlap = tokens, overlap
+        self._file, self._tokens, self._overlap = tokenizer, tokens, overlap
 
     @property
     def settings(self) -> str:
         """What decides how a file is cut; a file cut otherwise is indexed again."""
         return f"tokens={self._tokens} overlap={self._overlap}"
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(self._file))
+        tokenizer.no_truncation()  # which would make every long text look short
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def _text(self) -> TextSplitter:

@@ -247,7 +247,7 @@ def _document(path: Path, number: int, document: Any) -> Document:
         msg = f"{path}: document {number} is {type(document).__name__}, not a string or a dict."
         raise InvalidInputError(msg)
     try:
-        json.dumps(plain, ensure_ascii=False, allow_nan=False).encode()
+        json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"{path}: document {number} cannot be stored as JSON: {error}."
         raise InvalidInputError(msg) from error
@@ -283,7 +283,7 @@ def _passages(documents: Sequence[Document]) -> list[Passage]:
     copies: Counter[str] = Counter()
     passages = []
     for document in documents:
-        content = json.dumps(document, sort_keys=True, ensure_ascii=False).encode()
+        content = json.dumps(document, sort_keys=True).encode()
         key = "hyperdb-" + hashlib.sha256(content).hexdigest()[:24]
         copies[key] += 1
         number = copies[key]

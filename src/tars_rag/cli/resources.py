@@ -1,0 +1,129 @@
+"""What several commands open: settings, embedder, reranker, store; and their common options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from tars_rag.cli.console import progress_bar, say
+from tars_rag.errors import ConfigError, ModelError, StoreError
+
+if TYPE_CHECKING:
+    from tars_rag.ingest.chunks import Splitter
+    from tars_rag.models.embedder import Embedder
+    from tars_rag.models.reranker import Reranker
+    from tars_rag.settings import Settings
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", metavar="DIR", help="The store's directory.", show_default=False)
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", help="Embedder: name or model directory (default: EMBED_MODEL)."),
+]
+DeviceOption = Annotated[
+    Literal["auto", "npu", "cpu"] | None,
+    typer.Option("--device", help="Where to embed (default: NPU_EMBEDDER_ENABLED, else auto)."),
+]
+PrecisionOption = Annotated[
+    Literal["fp32", "int8"],
+    typer.Option("--precision", help="Of the embedder on the CPU; belongs to the store."),
+]
+RerankOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--rerank/--no-rerank",
+        help="Rerank with a cross-encoder (default: if one is there).",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def read_settings(**given: Any) -> Settings:
+    """The environment and ``.env``, with the options that were given winning over them."""
+    from tars_rag.settings import Settings
+
+    return Settings.from_env(**{name: value for name, value in given.items() if value is not None})
+
+
+def open_embedder(
+    settings: Settings,
+    *,
+    device: str | None = None,
+    precision: Literal["fp32", "int8"] = "fp32",
+) -> Embedder:
+    """The embedder; fetched with a progress bar where it is not on this machine."""
+    from tars_rag.models.embedder import Embedder
+
+    given = {"device": device} if device else {}
+    with progress_bar("bytes") as progress:
+        return Embedder.from_settings(settings, precision=precision, progress=progress, **given)
+
+
+def open_reranker(
+    settings: Settings, wanted: bool | None, *, fetch: bool = False
+) -> Reranker | None:
+    """The reranker, or None, with a line on stderr that says why.
+
+    Args:
+        settings: Name the model.
+        wanted: The user said --rerank (fetched if need be) or --no-rerank; None: neither.
+        fetch: Try to fetch it even if the user said neither.
+
+    Raises:
+        ConfigError: --rerank, and RERANK_MODEL is empty.
+        ModelError: --rerank, and it cannot be had; or it is damaged.
+    """
+    from tars_rag.models.reranker import Reranker
+    from tars_rag.models.store import ModelStore
+
+    name = settings.rerank_model
+    if wanted is False or (wanted is None and not name):
+        return None
+    if not name:
+        msg = "--rerank needs a model, and RERANK_MODEL is empty. Set it, or leave --rerank out."
+        raise ConfigError(msg)
+    models = ModelStore(settings.model_cache_dir)
+    if models.find(name) is None:
+        try:
+            if not (wanted or fetch):
+                msg = f"{name} is not on this machine"
+                raise ModelError(msg)
+            with progress_bar("bytes") as progress:
+                models.get(name, progress)
+        except ModelError:
+            if wanted:
+                raise
+            say(
+                f"No reranker: ranking by fusion. To fetch it: tars-rag models pull {name}",
+                style="yellow",
+            )
+            return None
+    return Reranker.from_settings(settings)
+
+
+def make_splitter(
+    settings: Settings, embedder: Embedder, tokens: int | None, overlap: int
+) -> Splitter:
+    """Cuts texts to what `embedder` reads, counted with its own tokenizer."""
+    from tars_rag.ingest.chunks import Splitter
+    from tars_rag.models.store import ModelStore
+    from tars_rag.models.tokenizer import TOKENIZER_NAME
+
+    model = ModelStore(settings.model_cache_dir).get(settings.embed_model)
+    return Splitter(model.directory / TOKENIZER_NAME, embedder.max_length, tokens, overlap)
+
+
+def require_store(path: Path) -> Path:
+    """The directory of a store that exists.
+
+    Raises:
+        StoreError: There is none.
+    """
+    if not path.is_dir() or not any(path.iterdir()):
+        msg = f"There is no store at {path}. Make one: tars-rag index FILES --store {path}"
+        raise StoreError(msg)
+    return path
