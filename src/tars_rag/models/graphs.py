@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -21,6 +23,9 @@ from tars_rag.models.weights import WEIGHTS_NAME, load_weights
 from tars_rag.runtimes.manifest import sha256_of
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import Precision
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,38 @@ def cpu_graph(
         return exact
     # The quantiser is part of what the numbers depend on.
     name = f"{stem}-int8-ort{version('onnxruntime')}"
-    return _cached(folder / name, lambda: _quantised(exact, model, folder))
+    return _cached(folder / name, lambda: _quantised(exact, model))
+
+
+def quantise(model: onnx.ModelProto, *, per_channel: bool) -> bytes:
+    """Dynamic INT8 quantisation of a graph's linear layers and word table."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as work, _silent_root_logger():
+        target = Path(work) / "int8.onnx"
+        quantize_dynamic(model, target, per_channel=per_channel, weight_type=QuantType.QInt8)
+        return target.read_bytes()
+
+
+@contextlib.contextmanager
+def _silent_root_logger() -> Iterator[None]:
+    """Keep the quantiser's chatter out of the user's log.
+
+    It logs on the root logger itself, which would also install a handler there for good.
+    """
+    root = logging.getLogger()
+    handler = logging.NullHandler()
+
+    def refuse(_: logging.LogRecord) -> bool:
+        return False
+
+    root.addHandler(handler)
+    root.addFilter(refuse)
+    try:
+        yield
+    finally:
+        root.removeFilter(refuse)
+        root.removeHandler(handler)
 
 
 def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> Graph:
@@ -101,18 +137,16 @@ def _write(path: Path, content: bytes) -> None:
         raise
 
 
-def _quantised(exact: Graph, model: LocalModel, folder: Path) -> tuple[bytes, float]:
+def _quantised(exact: Graph, model: LocalModel) -> tuple[bytes, float]:
     """Dynamic INT8, weights per output channel, and how close it comes to `exact`."""
     import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    source = (
-        onnx.load_from_string(exact.source) if isinstance(exact.source, bytes) else exact.source
+    exact_model = (
+        onnx.load_from_string(exact.source)
+        if isinstance(exact.source, bytes)
+        else onnx.load(exact.source)
     )
-    with tempfile.TemporaryDirectory() as work:
-        target = Path(work) / "int8.onnx"
-        quantize_dynamic(source, target, per_channel=True, weight_type=QuantType.QInt8)
-        content = target.read_bytes()
+    content = quantise(exact_model, per_channel=True)
     tokenizer = Tokenizer(model.directory, 256)
     encodings = tokenizer.encode(_SAMPLE)
     ours, theirs = (run_batched(OnnxRuntime(g), encodings) for g in (content, exact.source))

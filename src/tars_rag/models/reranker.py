@@ -1,0 +1,233 @@
+"""A query and passages in, scores out: FlashRank's models, order and scale, in less time."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import numpy as np
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.models.batching import Batch, feed, plan
+from tars_rag.models.embedder import rebuild, require_choice
+from tars_rag.models.engine import open_runtime
+from tars_rag.models.fetch import Progress
+from tars_rag.models.store import ModelStore
+from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
+from tars_rag.models.weights import CONFIG_NAME, read_json
+from tars_rag.runtimes.base import FloatArray
+from tars_rag.settings import CoreMask, Device, Settings
+
+MAX_LENGTH: Final = 512
+"""FlashRank's default: query and passage together, in tokens."""
+
+TOKENS_PER_BATCH: Final = 256
+"""Padded tokens in one batch: long passages run one at a time, notes of a line several at once.
+Larger batches are slower on the CPU, see docs/performance.md."""
+
+
+class Reranker:
+    """A cross-encoder. Safe to call from any number of threads.
+
+    Scores are those of `flashrank.Ranker.rerank` for the same model files, for a passage that is
+    ranked alone: FlashRank's models quantise over the whole batch, so in a batch a score depends
+    a little on its batch mates (see docs/models.md).
+
+    Pickling and copying carry the configuration only; the copy opens the model again.
+
+    Args:
+        model: A name of the catalogue, the name of a directory in `cache_dir`, or the path of a
+            model directory: FlashRank's files, or a single-logit BERT cross-encoder in
+            safetensors.
+        device: ``cpu``; ``npu``; ``auto``: the NPU where it is usable.
+        cache_dir: Where models are kept; a FlashRank cache directory is taken as it is. None:
+            MODEL_CACHE_DIR, or the user's cache directory.
+        threads: On the CPU. None: one for each core, of big.LITTLE processors the big ones.
+        rknn_path: For the NPU: a bundle directory or a single .rknn file.
+        core_mask: Which NPU cores to use.
+        fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
+            used or fails.
+        progress: Called while the model is fetched, see `tars_rag.models.fetch.Progress`.
+
+    Raises:
+        ModelError: The model is unknown, damaged, not of this kind, or cannot be fetched.
+        DeviceError: ``npu`` was asked for and cannot be used.
+        ConfigError: An argument is not one of those allowed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "ms-marco-MiniLM-L-12-v2",
+        *,
+        device: Device = "cpu",
+        cache_dir: str | Path | None = None,
+        threads: int | None = None,
+        rknn_path: str | Path | None = None,
+        core_mask: CoreMask = "auto",
+        fallback_cpu: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        require_choice("device", device, get_args(Device))
+        require_choice("core_mask", core_mask, get_args(CoreMask))
+        self._arguments: dict[str, Any] = {
+            "model": model,
+            "device": device,
+            "cache_dir": cache_dir,
+            "threads": threads,
+            "rknn_path": rknn_path,
+            "core_mask": core_mask,
+            "fallback_cpu": fallback_cpu,
+        }
+        store = ModelStore(cache_dir)
+        local = store.get(model, progress)
+        config = read_json(local.directory / CONFIG_NAME)
+        opened = open_runtime(
+            local,
+            store.root,
+            output="logit",
+            device=device,
+            threads=threads,
+            rknn_path=Path(rknn_path) if rknn_path else None,
+            core_mask=core_mask,
+            fallback_cpu=fallback_cpu,
+        )
+        self._runtime = opened.runtime
+        self.model = local.name
+        positions = int(config.get("max_position_embeddings", MAX_LENGTH))
+        self.max_length = min(MAX_LENGTH, positions, opened.max_length or positions)
+        self._pad_id = int(config.get("pad_token_id") or 0)
+        self._tokenizer = Tokenizer(local.directory, self.max_length)
+        self._seconds_per_token: float | None = None
+
+    @property
+    def device(self) -> str:
+        """Where it runs: ``cpu`` or ``npu``."""
+        return self._runtime.device
+
+    def score(self, query: str, texts: Sequence[str], budget_ms: float | None = None) -> FloatArray:
+        """Score passages against a query.
+
+        Args:
+            query: What is asked.
+            texts: The passages. With a budget: best first, since that is the order in which they
+                are scored.
+            budget_ms: Milliseconds this may take. A batch is begun only if, by the time that
+                the batches before it took per token, it ends in time; the first one always is.
+
+        Returns:
+            float32 [len(texts)] in 0 to 1 (sigmoid of the logit) in the order of `texts`; NaN
+            for those that the budget left no time for.
+
+        Raises:
+            InvalidInputError: `query` is not a string, `texts` not a list of them (the message
+                names the index and the type), or `budget_ms` is negative or not a number.
+            DeviceError: The device failed.
+        """
+        start = time.perf_counter()
+        query = require_text(query, "query")
+        texts = require_texts(texts)
+        if budget_ms is not None and not budget_ms >= 0:  # not (NaN >= 0) is true
+            msg = f"budget_ms={budget_ms} is not valid: give milliseconds, or None for no limit."
+            raise InvalidInputError(msg)
+        scores = np.full(len(texts), np.nan, np.float32)
+        encodings = self._tokenizer.encode_pairs(query, texts)
+        batches = plan(
+            [len(encoding) for encoding in encodings],
+            buckets=self._runtime.lengths,
+            tokens_per_batch=TOKENS_PER_BATCH,
+            max_rows=self._runtime.max_rows,
+            ordered=budget_ms is not None,
+        )
+        deadline = math.inf if budget_ms is None else start + budget_ms / 1000
+        while batches:
+            count = self._affordable(batches, deadline, begun=not np.isnan(scores).all())
+            if not count:
+                break
+            self._run(batches[:count], encodings, scores)
+            del batches[:count]
+        return scores
+
+    def close(self) -> None:
+        """Release the device. May be called twice; the reranker cannot be used afterwards."""
+        self._runtime.close()
+
+    @classmethod
+    def from_settings(cls, settings: Settings, **overrides: Any) -> Reranker | None:
+        """The reranker that the settings describe; None where RERANK_MODEL is empty.
+
+        Keyword arguments win over the settings.
+        """
+        model = overrides.pop("model", settings.rerank_model.strip())
+        if not model:
+            return None
+        return cls(
+            **{
+                "model": model,
+                "device": settings.rerank_device,
+                "cache_dir": settings.model_cache_dir,
+                "rknn_path": settings.rknn_reranker_path,
+                "core_mask": settings.npu_core_mask,
+                "fallback_cpu": settings.npu_fallback_cpu,
+                **overrides,
+            }
+        )
+
+    @classmethod
+    def from_env(cls, **overrides: Any) -> Reranker | None:
+        """The reranker that the environment and ``.env`` describe, as `from_settings`."""
+        return cls.from_settings(Settings.from_env(), **overrides)
+
+    def _affordable(self, batches: Sequence[Batch], deadline: float, *, begun: bool) -> int:
+        """How many batches to send next; 0: none can end before the deadline.
+
+        Half of what fits, so that several workers are kept busy and the estimate is still
+        corrected before the time is up.
+        """
+        if math.isinf(deadline):
+            return len(batches)
+        rate, left = self._seconds_per_token, deadline - time.perf_counter()
+        if rate is None:
+            return 1
+        fitting, tokens = 0, 0
+        for batch in batches:
+            tokens += batch.tokens
+            if tokens * rate > left:
+                break
+            fitting += 1
+        return max(fitting and (fitting + 1) // 2, 0 if begun else 1)
+
+    def _run(
+        self, batches: Sequence[Batch], encodings: Sequence[Encoding], scores: FloatArray
+    ) -> None:
+        """Run batches, write their scores, and note the time they took per token."""
+        start = time.perf_counter()
+        names = self._runtime.input_names
+        feeds = [feed(batch, encodings, names, self._pad_id) for batch in batches]
+        # A person waits for a ranking: it goes before bulk work.
+        for batch, logits in zip(batches, self._runtime.run(feeds, urgent=True), strict=True):
+            scores[list(batch.rows)] = _probability(logits)
+        tokens = sum(batch.tokens for batch in batches)
+        self._seconds_per_token = (time.perf_counter() - start) / tokens
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return rebuild, (type(self), self._arguments)
+
+    def __enter__(self) -> Reranker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Reranker({self.model!r}, device={self.device!r})"
+
+
+def _probability(logits: FloatArray) -> FloatArray:
+    """[rows, 1] -> sigmoid; [rows, 2] -> softmax of the second: as FlashRank does, [rows]."""
+    x = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+    with np.errstate(over="ignore"):  # exp of a very negative logit: the score is 0
+        result: FloatArray = 1 / (1 + np.exp(-x))
+    return result
