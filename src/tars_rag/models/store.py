@@ -12,13 +12,13 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from tars_rag.errors import ModelError
-from tars_rag.models import fetch
+from tars_rag.models import bundles, fetch
 from tars_rag.models.catalog import CATALOG, ModelFile, ModelSpec, find_spec, get_spec
 from tars_rag.models.fetch import Progress
 from tars_rag.runtimes.manifest import MANIFEST_NAME, sha256_of, verify_bundle
@@ -148,7 +148,51 @@ class ModelStore:
             raise ModelError(msg)
         return _checked(directory, spec, strict=True)
 
-    def list(self) -> list[Listing]:
+    def export(self, names: Sequence[str], archive: str | Path) -> Path:
+        """Pack models into one tar file for a board without a network.
+
+        Raises:
+            ModelError: A model is not here or damaged, or the file cannot be written.
+        """
+        models = []
+        for name in names:
+            directory = self.directory(get_spec(name))
+            self.verify(name)
+            if read_record(directory) is None:
+                msg = (
+                    f"{directory} was not fetched by tars-rag, so it cannot be vouched for. "
+                    f"Move it away and run: tars-rag models pull {name}"
+                )
+                raise ModelError(msg)
+            models.append(directory)
+        return bundles.pack(models, Path(archive))
+
+    def import_(self, archive: str | Path) -> list[LocalModel]:
+        """Unpack a file of `export` into the cache; every file is verified first.
+
+        Nothing is put into the cache unless the whole archive is sound. A model that is already
+        there is replaced.
+
+        Raises:
+            ModelError: It is not such an archive, is damaged, or its files are not those of the
+                catalogue.
+        """
+        with self._staging("import") as staging:
+            bundles.unpack(Path(archive), staging)
+            for directory in sorted(staging.iterdir()):
+                if read_record(directory) is None:
+                    msg = f"{archive} lacks {directory.name}/{RECORD_NAME}. Export it again."
+                    raise ModelError(msg)
+                _checked(directory, get_spec(directory.name))
+            specs = [get_spec(directory.name) for directory in sorted(staging.iterdir())]
+            for spec in specs:
+                with self._staging(spec.name) as own:
+                    own.rmdir()
+                    (staging / spec.name).rename(own)
+                    replace_directory(own, self.directory(spec))
+        return [_checked(self.directory(spec), spec) for spec in specs]
+
+    def list(self) -> tuple[Listing, ...]:
         """Every model of the catalogue, and whether it is here (not hashed)."""
         rows = []
         for spec in CATALOG:
@@ -163,7 +207,7 @@ class ModelStore:
             rows.append(
                 Listing(spec.name, spec.kind, spec.licence, present, directory, size, source)
             )
-        return rows
+        return tuple(rows)
 
     def _resolve(self, model: str | Path) -> tuple[Path, ModelSpec | None]:
         path = Path(model).expanduser()
