@@ -26,6 +26,7 @@ _COMMANDS: dict[str, str] = {
     "query": "tars_rag.cli.query:query",
     "models": "tars_rag.cli.models:app",
     "eval": "tars_rag.cli.eval:evaluate",
+    "convert": "tars_rag.cli.convert:convert",
 }
 
 

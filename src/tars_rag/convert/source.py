@@ -1,0 +1,162 @@
+"""The FP32 model that a conversion starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tars_rag.convert.texts import Sample
+from tars_rag.errors import ConversionError, InvalidInputError
+from tars_rag.models.batching import Batch, feed
+from tars_rag.models.bert_graph import Pooling
+from tars_rag.models.catalog import find_spec
+from tars_rag.models.fetch import Progress
+from tars_rag.models.store import ModelStore
+from tars_rag.models.tokenizer import Encoding, Tokenizer
+from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
+from tars_rag.runtimes.base import Feeds
+from tars_rag.runtimes.manifest import Kind
+
+INPUTS: Final[dict[Kind, tuple[str, ...]]] = {
+    "embedder": ("input_ids", "attention_mask"),
+    "cross-encoder": ("input_ids", "attention_mask", "token_type_ids"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A model directory, read.
+
+    Attributes:
+        name: Catalogue name, or the directory's name.
+        directory: Where ``tokenizer.json`` is.
+        weights: In float32.
+        weights_sha256: Of ``model.safetensors``.
+        pooling: How an embedder pools.
+    """
+
+    name: str
+    directory: Path
+    weights: BertWeights
+    weights_sha256: str
+    pooling: Pooling
+
+    @property
+    def kind(self) -> Kind:
+        """A classifier makes a cross-encoder."""
+        return "cross-encoder" if self.weights.head else "embedder"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the graph's inputs, all int64 [1, tokens]."""
+        return INPUTS[self.kind]
+
+    def encode(self, sample: Sample, length: int) -> list[Encoding]:
+        """The texts or pairs as tokens, cut at `length`."""
+        tokenizer = Tokenizer(self.directory, length)
+        if self.kind == "embedder":
+            return tokenizer.encode(sample.texts)
+        pairs = zip(sample.queries, sample.texts, strict=True)
+        return [tokenizer.encode_pairs(query, [text])[0] for query, text in pairs]
+
+    def feeds(self, encodings: Sequence[Encoding], length: int | None = None) -> list[Feeds]:
+        """One [1, tokens] feed per encoding, padded to `length`; None: not padded."""
+        return [
+            feed(
+                Batch((row,), length or len(encoding)),
+                encodings,
+                self.inputs,
+                self.weights.config.pad_id,
+            )
+            for row, encoding in enumerate(encodings)
+        ]
+
+    def word_table(self) -> np.ndarray[tuple[int, ...], np.dtype[np.float16]]:
+        """The word embeddings in float16, [vocabulary, hidden].
+
+        Raises:
+            ConversionError: A value does not fit into float16.
+        """
+        with np.errstate(over="ignore"):
+            table = self.weights.arrays["embeddings.word_embeddings.weight"].astype(np.float16)
+        if not np.isfinite(table).all():
+            msg = (
+                f"The word embeddings of {self.name} do not fit into float16, which the NPU "
+                "computes in. The weights are damaged, or this model cannot be converted."
+            )
+            raise ConversionError(msg)
+        return table
+
+
+def open_source(
+    model: str, *, cache_dir: Path | None = None, progress: Progress | None = None
+) -> Source:
+    """Find, or fetch, a model and read its weights.
+
+    Args:
+        model: A catalogue name, or a directory with ``config.json``, ``tokenizer.json`` and
+            ``model.safetensors``.
+        cache_dir: Where models are kept.
+        progress: Told about a download.
+
+    Raises:
+        InvalidInputError: It is an ONNX file, or a directory with an ONNX model only.
+        ModelError: Unknown, damaged, not to be had, not of the BERT family, or several logits.
+    """
+    path = Path(model).expanduser()
+    spec = find_spec(model)
+    if spec and spec.kind == "reranker":
+        spec = find_spec(f"{spec.name}-fp32")  # FlashRank's files are quantised already
+        if spec is None:
+            _refuse_onnx(model)
+    if spec is None and path.is_file():
+        if path.name != WEIGHTS_NAME:
+            _refuse_onnx(model)
+        path = path.parent
+    if spec is None and path.is_dir() and not (path / WEIGHTS_NAME).is_file():
+        _refuse_onnx(model)
+    found = ModelStore(cache_dir).get(spec.name if spec else str(path), progress)
+    return Source(
+        name=found.name.removesuffix("-fp32"),
+        directory=found.directory,
+        weights=load_weights(found.directory),
+        weights_sha256=found.digest(WEIGHTS_NAME),
+        pooling=_pooling(found.directory),
+    )
+
+
+def _refuse_onnx(model: str) -> None:
+    msg = (
+        f"{model} has no FP32 weights to start from. Conversion starts from {WEIGHTS_NAME} with "
+        "config.json and tokenizer.json, not from ONNX: quantised exports (DynamicQuantizeLinear) "
+        "are refused by the toolkit, and others lack the layer names and the attention mask that "
+        "the recipes need. Give the directory the model was published in, or a name from "
+        "`tars-rag models list`."
+    )
+    raise InvalidInputError(msg)
+
+
+def _pooling(directory: Path) -> Pooling:
+    """As sentence-transformers records it; the mean where nothing is recorded."""
+    path = directory / "1_Pooling" / "config.json"
+    if not path.is_file():
+        return "mean"
+    try:
+        modes = {
+            name for name, on in json.loads(path.read_text("utf-8")).items()
+            if name.startswith("pooling_mode_") and on
+        }  # fmt: skip
+    except (OSError, ValueError, AttributeError) as error:
+        msg = f"{path} cannot be read ({error}). Copy the model again."
+        raise ConversionError(msg) from error
+    if modes == {"pooling_mode_mean_tokens"}:
+        return "mean"
+    if modes == {"pooling_mode_cls_token"}:
+        return "cls"
+    msg = f"{path} asks for {', '.join(sorted(modes))}; only mean and CLS pooling can be converted."
+    raise ConversionError(msg)
