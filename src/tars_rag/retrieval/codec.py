@@ -1,0 +1,173 @@
+"""Passages as Chroma can hold them, and back, without losing a character.
+
+Chroma keeps UTF-8 text and flat metadata. A string that is not valid Unicode (lone surrogates) is
+kept in base64 behind a prefix; the metadata is kept whole, as JSON, under one reserved key, and
+its top-level scalars are repeated beside it so that `where` can filter on them.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.passage import Passage
+
+ENVELOPE = "_tars"
+MAX_ID_BYTES = 4096
+_PREFIX = "tars-b64:"
+_INT64 = 1 << 63
+
+
+def encode(text: str) -> str:
+    """The string itself, or its base64 where UTF-8 cannot express it. Injective."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        data = text.encode("utf-8", "surrogatepass")
+    else:
+        if not text.startswith(_PREFIX):
+            return text
+    return _PREFIX + base64.b64encode(data).decode("ascii")
+
+
+def decode(text: str) -> str:
+    """The inverse of `encode`."""
+    if not text.startswith(_PREFIX):
+        return text
+    return base64.b64decode(text[len(_PREFIX) :]).decode("utf-8", "surrogatepass")
+
+
+def checksum(vector: NDArray[np.float32]) -> int:
+    """CRC-32 of one vector [dim], stored beside it so that a damaged one is found."""
+    return zlib.crc32(np.ascontiguousarray(vector, np.float32).tobytes())
+
+
+def check_id(passage_id: object) -> str:
+    """The id, if it can be one.
+
+    Raises:
+        InvalidInputError: Not a string, empty, or longer than 4096 bytes.
+    """
+    if not isinstance(passage_id, str) or not passage_id:
+        msg = f"A passage id must be a string that is not empty, got {passage_id!r}."
+        raise InvalidInputError(msg)
+    if len(encode(passage_id).encode()) > MAX_ID_BYTES:
+        msg = (
+            f"The passage id {passage_id[:40]!r}... is longer than {MAX_ID_BYTES} bytes. "
+            "Use a shorter one, for instance a hash of it."
+        )
+        raise InvalidInputError(msg)
+    return passage_id
+
+
+def check_passage(passage: Any) -> Passage:
+    """The passage, if the store can hold and return it unchanged.
+
+    Raises:
+        InvalidInputError: Not a `Passage`, or its id, text or metadata is not usable; the message
+            names the id and the metadata key.
+    """
+    if not isinstance(passage, Passage):
+        msg = f"Expected a Passage(id, text, metadata), got {type(passage).__name__}."
+        raise InvalidInputError(msg)
+    check_id(passage.id)
+    text: Any = passage.text
+    metadata: Any = passage.metadata
+    if not isinstance(text, str):
+        msg = f"The text of passage {passage.id!r} must be a string, got {text!r}."
+        raise InvalidInputError(msg)
+    if not isinstance(metadata, Mapping):
+        msg = f"The metadata of passage {passage.id!r} must be a mapping, got {metadata!r}."
+        raise InvalidInputError(msg)
+    for key, value in metadata.items():
+        problem = None if isinstance(key, str) else "the key is not a string"
+        problem = problem or _not_json(value)
+        if problem:
+            msg = (
+                f"Metadata {key!r} of passage {passage.id!r} cannot be stored: {problem}. "
+                "Use strings, finite numbers, booleans, None, lists and dicts with string keys."
+            )
+            raise InvalidInputError(msg)
+    return passage
+
+
+def pack_metadata(passage: Passage, crc: int) -> dict[str, Any]:
+    """What Chroma keeps for a checked `passage`: the envelope, and scalars to filter on."""
+    envelope = {"crc": crc, "metadata": dict(passage.metadata)}
+    packed: dict[str, Any] = {
+        encode(key): encode(value) if isinstance(value, str) else value
+        for key, value in passage.metadata.items()
+        if _filterable(key, value)
+    }
+    packed[ENVELOPE] = encode(json.dumps(envelope, ensure_ascii=False, separators=(",", ":")))
+    return packed
+
+
+def unpack(passage_id: str, text: str | None, metadata: Mapping[str, Any] | None) -> Passage:
+    """The passage that was packed; `passage_id` and `text` as Chroma returned them.
+
+    Raises:
+        KeyError, ValueError: The record was not written by this package.
+    """
+    envelope = _envelope(metadata)
+    return Passage(decode(passage_id), decode(text or ""), envelope["metadata"])
+
+
+def stored_checksum(metadata: Mapping[str, Any] | None) -> int:
+    """The CRC-32 that was stored with the vector."""
+    return int(_envelope(metadata)["crc"])
+
+
+def encode_where(where: Any) -> Any:
+    """The filter, with its strings encoded as the stored ones are."""
+    if isinstance(where, str):
+        return encode(where)
+    if isinstance(where, Mapping):
+        return {encode_where(key): encode_where(value) for key, value in where.items()}
+    if isinstance(where, list | tuple):
+        return [encode_where(value) for value in where]
+    return where
+
+
+def _envelope(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    envelope: dict[str, Any] = json.loads(decode((metadata or {})[ENVELOPE]))
+    return envelope
+
+
+def _filterable(key: str, value: object) -> bool:
+    """Whether Chroma takes this key and value; the rest is kept in the envelope only."""
+    if not key or key == ENVELOPE or key.startswith(("$", "#", "chroma:")):
+        return False
+    if isinstance(value, int):  # bool too
+        return -_INT64 <= value < _INT64
+    return isinstance(value, str | float)
+
+
+def _not_json(value: object) -> str | None:
+    """Why `value` would not come back as it is; None if it would (tuples come back as lists)."""
+    try:
+        _check_keys(value)
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return None
+
+
+def _check_keys(value: object) -> None:
+    """json.dumps turns other keys into strings without a word."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str):
+                msg = f"the key {key!r} is not a string"
+                raise TypeError(msg)
+            _check_keys(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_keys(inner)

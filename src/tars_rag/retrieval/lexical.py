@@ -1,0 +1,235 @@
+"""BM25 on tantivy: incremental, persistent, English.
+
+A passage is one document: its id (to delete and find it by), a digest of its text (so that the
+two indexes can be compared without storing the text twice), and the indexed terms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tars_rag.errors import StoreError
+from tars_rag.retrieval.codec import decode, encode
+from tars_rag.retrieval.fusion import Ranking, ranked
+from tars_rag.retrieval.segments import text_digest
+
+_ANALYZER = "tars_en"
+_HEAP_BYTES = 32_000_000
+_MAX_TERMS = 1024
+_MAX_TIES = 4096
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+# The Snowball project's English list, with the pieces an apostrophe leaves ("don't": don, t).
+_STOP_WORDS = """
+    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she
+    her hers herself it its itself they them their theirs themselves what which who whom this that
+    these those am is are was were be been being have has had having do does did doing would should
+    could ought a an the and but if or because as until while of at by for with about against
+    between into through during before after above below to from up down in out on off over under
+    again further then once here there when where why how all any both each few more most other
+    some such no nor not only own same so than too very can will let
+    s t d m ll re ve don didn doesn isn aren wasn weren haven hasn hadn won wouldn shouldn couldn
+    mustn shan
+"""
+
+
+class LexicalIndex:
+    """A directory with a tantivy index of passages.
+
+    One thread may write while any number search; a search sees the last commit and nothing else.
+
+    Raises:
+        StoreError: The directory holds something that is not such an index.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        import tantivy
+
+        self._tantivy = tantivy
+        self.path = path
+        self.read_only = read_only
+        try:
+            if not read_only:
+                path.mkdir(parents=True, exist_ok=True)
+            self._schema = _schema()
+            self._index = tantivy.Index(self._schema, str(path))
+            self._analyzer = _analyzer()
+            self._query_analyzer = _analyzer(_STOP_WORDS.split())
+            self._index.register_tokenizer(_ANALYZER, self._analyzer)
+            self._index.config_reader(reload_policy="manual")
+            self._index.reload()
+            self._searcher = self._index.searcher()
+        except (ValueError, OSError) as error:
+            msg = (
+                f"The lexical index {path} cannot be opened ({error}). "
+                "Rebuild it: tars-rag store check DIR --repair"
+            )
+            raise StoreError(msg) from error
+        self._writer: Any = None
+
+    def apply(self, delete: Iterable[str], add: Iterable[tuple[str, str]]) -> None:
+        """Delete ids, add (id, text) pairs (replacing those ids), and commit. Durable on return."""
+        writer = self._open_writer()
+        try:
+            for passage_id in delete:
+                writer.delete_documents_by_term("id", encode(passage_id))
+            for passage_id, text in add:
+                key = encode(passage_id)
+                writer.delete_documents_by_term("id", key)
+                document = self._tantivy.Document()
+                document.add_text("id", key)
+                document.add_text("digest", text_digest(text))
+                document.add_text("text", _SURROGATES.sub(" ", text))
+                writer.add_document(document)
+            writer.commit()
+        except BaseException:
+            # A failed commit leaves the writer unusable; the next one starts afresh.
+            self._writer = None
+            raise
+        self.refresh()
+
+    def refresh(self) -> None:
+        """See what was committed since, here or in another process."""
+        self._index.reload()
+        self._searcher = self._index.searcher()
+
+    def stamp(self) -> object:
+        """Something that differs after a commit by any process."""
+        status = (self.path / "meta.json").stat()
+        return status.st_mtime_ns, status.st_ino
+
+    def search(self, query: str, limit: int) -> Ranking:
+        """The best `limit` ids by BM25; never one that shares no term with the query.
+
+        The text is analysed like a passage, never parsed: it has no operators. Equal scores are in
+        the order of the ids, also where the limit cuts through them.
+        """
+        parsed = self._query(query)
+        if parsed is None or limit < 1:
+            return []
+        return self._top(parsed, limit)
+
+    def scores(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """BM25 of `query` for the given ids; those that share no term with it are left out."""
+        parsed = self._query(query)
+        if parsed is None or not ids:
+            return {}
+        tantivy = self._tantivy
+        wanted = tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
+        both = tantivy.Query.boolean_query(
+            [
+                (tantivy.Occur.Must, tantivy.Query.const_score_query(wanted, 0.0)),
+                (tantivy.Occur.Must, parsed),
+            ]
+        )
+        return dict(self._hits(both, len(ids)))
+
+    def count(self) -> int:
+        """Number of passages."""
+        return int(self._searcher.num_docs)
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        """Every (id, digest of the text), in batches underneath, in no particular order."""
+        searcher, step = self._searcher, 10_000
+        everything = self._tantivy.Query.all_query()
+        for offset in range(0, searcher.num_docs, step):
+            for _, address in searcher.search(everything, step, count=False, offset=offset).hits:
+                document = searcher.doc(address)
+                yield decode(document["id"][0]), document["digest"][0]
+
+    def clear(self) -> None:
+        """Delete every passage and commit."""
+        writer = self._open_writer()
+        writer.delete_all_documents()
+        writer.commit()
+        self.refresh()
+
+    def release_writer(self) -> None:
+        """Let another process write."""
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.wait_merging_threads()
+
+    def close(self) -> None:
+        """Wait for merges and drop every handle. May be called twice."""
+        with contextlib.suppress(AttributeError):
+            self.release_writer()
+            del self._searcher, self._index
+
+    def _open_writer(self) -> Any:
+        if self._writer is None:
+            if self.read_only:
+                msg = f"The lexical index {self.path} is open read-only."
+                raise StoreError(msg)
+            self._writer = self._index.writer(_HEAP_BYTES, 1)
+        return self._writer
+
+    def _query(self, text: str) -> Any:
+        terms = self._terms(text)
+        if not terms:
+            return None
+        query, occur = self._tantivy.Query, self._tantivy.Occur
+        clauses = []
+        for term, count in terms.items():
+            clause = query.term_query(self._schema, "text", term, index_option="freq")
+            clauses.append(
+                (occur.Should, query.boost_query(clause, count) if count > 1 else clause)
+            )
+        return query.boolean_query(clauses)
+
+    def _terms(self, text: str) -> Mapping[str, int]:
+        """Distinct terms and how often each occurs; stop words only where there is nothing else."""
+        text = _SURROGATES.sub(" ", text)
+        terms = self._query_analyzer.analyze(text) or self._analyzer.analyze(text)
+        return dict(Counter(terms).most_common(_MAX_TERMS))
+
+    def _top(self, query: Any, limit: int) -> Ranking:
+        fetch = limit + 16
+        while True:
+            hits = self._hits(query, fetch)
+            ties_complete = len(hits) < fetch or hits[-1][1] < hits[limit - 1][1]
+            if ties_complete or fetch >= limit + _MAX_TIES:
+                return ranked(hits)[:limit]
+            fetch *= 4
+
+    def _hits(self, query: Any, limit: int) -> Ranking:
+        searcher = self._searcher
+        return [
+            (decode(searcher.doc(address)["id"][0]), float(score))
+            for score, address in searcher.search(query, limit, count=False).hits
+            if score > 0
+        ]
+
+
+def _schema() -> Any:
+    import tantivy
+
+    builder = tantivy.SchemaBuilder()
+    builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("digest", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
+    return builder.build()
+
+
+def _analyzer(stop_words: Sequence[str] = ()) -> Any:
+    """Words, lower case, without accents, stemmed.
+
+    Stop words stay in the index and leave the query, so that a query of nothing but stop words
+    still finds something.
+    """
+    from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
+
+    return (
+        TextAnalyzerBuilder(Tokenizer.simple())
+        .filter(Filter.remove_long(255))
+        .filter(Filter.lowercase())
+        .filter(Filter.ascii_fold())
+        .filter(Filter.custom_stopword(list(stop_words)))
+        .filter(Filter.stemmer("english"))
+        .build()
+    )

@@ -1,0 +1,145 @@
+"""Who may touch a store: one writing process or several readers, one writing thread or many."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import threading
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+from tars_rag.errors import StoreError, StoreLockedError
+
+
+class StoreLock:
+    """An advisory lock on a file, shared or exclusive, released by the kernel when the holder dies.
+
+    The file holds the pid of the last writer, for the error message. Locks belong to the open
+    file, so that two stores in one process exclude each other too.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = path
+        flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
+        try:
+            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            msg = f"The store's lock {path} cannot be opened: {error}. Check path and permissions."
+            raise StoreError(msg) from error
+
+    def acquire(self, *, shared: bool = False, wait: bool = False) -> None:
+        """Take the lock.
+
+        Raises:
+            StoreLockedError: Another holds it (and `wait` is false); the message names its pid.
+        """
+        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.flock(self._descriptor, operation | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise StoreLockedError(self._locked_message(shared)) from None
+        except OSError as error:
+            msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
+            raise StoreError(msg) from error
+        if not shared and not wait:
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+
+    def release(self) -> None:
+        """Give the lock back; the file stays open."""
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def close(self) -> None:
+        """Release and close. May be called twice."""
+        if self._descriptor >= 0:
+            descriptor, self._descriptor = self._descriptor, -1
+            os.close(descriptor)
+
+    def _locked_message(self, shared: bool) -> str:
+        pid = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+        where = self.path.parent
+        if pid == str(os.getpid()):
+            return (
+                f"The store {where} is already open in this process (pid {pid}). "
+                "Use that object, or close() it first."
+            )
+        return (
+            f"The store {where} is open in another process (last writer: pid {pid or 'none'}). "
+            "Close it there, or let several processes share one Chroma server: start "
+            "`chroma run --path DIR` and pass chroma_url='http://localhost:8000'."
+        )
+
+
+class ReadWriteLock:
+    """Many readers or one writer, first come, first served.
+
+    At most `readers` threads read at once: more would only fight for the interpreter's lock, and
+    the event loop would wait behind them.
+    """
+
+    def __init__(self, readers: int) -> None:
+        self._limit = readers
+        self._mutex = threading.Lock()
+        self._queue: deque[tuple[bool, threading.Event]] = deque()
+        self._reading = 0
+        self._writing = False
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """Hold while reading."""
+        self._enter(write=False)
+        try:
+            yield
+        finally:
+            self._leave(write=False)
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[None]:
+        """Hold while writing; not reentrant."""
+        self._enter(write=True)
+        try:
+            yield
+        finally:
+            self._leave(write=True)
+
+    def _enter(self, *, write: bool) -> None:
+        with self._mutex:
+            if not self._queue and self._admits(write=write):
+                self._admit(write=write)
+                return
+            turn = threading.Event()
+            self._queue.append((write, turn))
+        try:
+            turn.wait()
+        except BaseException:  # Ctrl-C: whoever waits behind must not wait for us
+            with self._mutex:
+                admitted = turn.is_set()
+                if not admitted:
+                    self._queue.remove((write, turn))
+            if admitted:
+                self._leave(write=write)
+            raise
+
+    def _leave(self, *, write: bool) -> None:
+        with self._mutex:
+            if write:
+                self._writing = False
+            else:
+                self._reading -= 1
+            while self._queue and self._admits(write=self._queue[0][0]):
+                next_writes, turn = self._queue.popleft()
+                self._admit(write=next_writes)
+                turn.set()
+
+    def _admits(self, *, write: bool) -> bool:
+        if write:
+            return not self._writing and self._reading == 0
+        return not self._writing and self._reading < self._limit
+
+    def _admit(self, *, write: bool) -> None:
+        if write:
+            self._writing = True
+        else:
+            self._reading += 1

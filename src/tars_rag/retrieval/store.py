@@ -1,0 +1,320 @@
+"""HybridStore: passages in two indexes that never disagree.
+
+Chroma holds texts, metadata and vectors and is the truth; the lexical index follows it. What makes
+the pair trustworthy (journal, lock, repair) is in `engine`, and told in docs/store.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.codec import check_id, check_passage
+from tars_rag.retrieval.engine import Engine, Progress
+from tars_rag.retrieval.passage import Passage, ScoredPassage
+from tars_rag.retrieval.searching import check_request, search
+from tars_rag.retrieval.timing import Stopwatch
+from tars_rag.retrieval.vectors import Where
+from tars_rag.settings import Strategy
+
+_BATCH = 256
+
+
+class TextEmbedder(Protocol):
+    """What a store needs of an embedder; `embed_query(text)` is used where it is there."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the vectors' kind: equal fingerprints mean vectors that may be mixed."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [n, dim] of n texts."""
+
+
+class HybridStore:
+    """A directory of passages, searched by meaning and by words.
+
+    One process writes, and holds the store from open to close; with `chroma_url` several may. Any
+    number of threads may call any method.
+
+    Args:
+        path: The store's directory; made, if missing, once everything in it is complete.
+        embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
+        read_only: Beside other read-only processes; refused while a process writes.
+        chroma_url: ``http://host:port`` of a Chroma server, instead of Chroma in this process.
+        progress: Called with (done, total) while a damaged lexical index is rebuilt.
+
+    Raises:
+        StoreLockedError: Another process has the store open; the message names its pid.
+        FingerprintError: Its vectors were made by another embedder.
+        StoreError: It is damaged beyond what opening repairs, or cannot be read or written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        embedder: TextEmbedder,
+        *,
+        read_only: bool = False,
+        chroma_url: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        self.embedder = embedder
+        self._engine = Engine(
+            Path(path).expanduser().absolute(),
+            embedder.fingerprint,
+            read_only=read_only,
+            chroma_url=chroma_url,
+            progress=progress,
+        )
+
+    @property
+    def path(self) -> Path:
+        """The store's directory, absolute."""
+        return self._engine.path
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the embedder that made the vectors."""
+        return self._engine.manifest.fingerprint
+
+    @property
+    def dimension(self) -> int | None:
+        """Length of the vectors; None while the store is empty and the embedder does not say."""
+        own = self._engine.manifest.dimension
+        return own if own is not None else getattr(self.embedder, "dimension", None)
+
+    def upsert(
+        self,
+        passages: Iterable[Passage],
+        vectors: Iterable[ArrayLike] | None = None,
+        progress: Progress | None = None,
+    ) -> int:
+        """Store passages; one with a known id replaces the old one whole.
+
+        Anything iterable is taken, and read in batches of 256, so that memory does not grow with
+        it. Each batch is in both indexes, on disk, before the next is read. A list or tuple is
+        checked whole before anything is written.
+
+        Args:
+            passages: What to store; left as it is.
+            vectors: Vectors [n, dim] of this store's embedder, one for each passage, where they
+                are there already.
+            progress: Called with (done, total or None) after each batch.
+
+        Returns:
+            How many passages were stored.
+
+        Raises:
+            InvalidInputError: An id that is empty or occurs twice, metadata that is not JSON, a
+                vector that is not finite, of another dimension or all zeros; the message names the
+                passage. Batches before it are stored if `passages` was not a list or tuple.
+            StoreError: Writing failed; the message says what to do.
+        """
+        total = len(passages) if isinstance(passages, list | tuple) else None
+        if isinstance(passages, list | tuple):
+            _check_all(passages, set())
+        rows = None if vectors is None else iter(vectors)
+        seen: set[str] = set()
+        done = 0
+        source = iter(passages)
+        while batch := list(islice(source, _BATCH)):
+            _check_all(batch, seen)
+            self._engine.upsert(batch, self._vectors_of(batch, rows))
+            done += len(batch)
+            if progress is not None:
+                progress(done, total)
+        if rows is not None and next(rows, None) is not None:
+            msg = f"There are more vectors than passages ({done}). Give one for each."
+            raise InvalidInputError(msg)
+        return done
+
+    def delete(self, ids: Iterable[str] | None = None, where: Where | None = None) -> int:
+        """Delete passages by id, by filter, or by both; unknown ids are ignored.
+
+        Returns:
+            How many passages were deleted.
+
+        Raises:
+            InvalidInputError: Neither `ids` nor `where` is given, or the filter is none.
+        """
+        if ids is None and not where:
+            msg = "delete needs ids or a filter (where): nothing was deleted."
+            raise InvalidInputError(msg)
+        wanted = None if ids is None else _distinct(ids)
+        engine = self._engine
+        with engine.writing():
+            engine.vectors.check_where(where or None)
+            found = engine.vectors.matching(wanted, where or None)
+        deleted = 0
+        for start in range(0, len(found), _BATCH):
+            with engine.writing():
+                # Someone may have written since the ids were looked up.
+                batch = engine.vectors.matching(found[start : start + _BATCH], where or None)
+                if batch:
+                    engine.delete(batch)
+                deleted += len(batch)
+        return deleted
+
+    def get(
+        self,
+        ids: Iterable[str] | None = None,
+        where: Where | None = None,
+        limit: int | None = None,
+    ) -> list[Passage]:
+        """Passages by id, by filter, or by both, exactly as they were stored.
+
+        Returns:
+            In the order of `ids`, each once, unknown ones left out; without `ids` in no
+            particular order.
+        """
+        if limit is not None and (not isinstance(limit, int) or limit < 0):
+            msg = f"limit must be a whole number or None, got {limit!r}."
+            raise InvalidInputError(msg)
+        if ids is None:
+            with self._engine.reading():
+                if limit == 0:
+                    return []
+                return list(self._engine.vectors.get(None, where or None, limit).values())
+        wanted = _distinct(ids)
+        with self._engine.reading():
+            found = self._engine.vectors.get(wanted, where or None)
+        return [found[key] for key in wanted if key in found][:limit]
+
+    def search(
+        self,
+        query: str | None,
+        k: int = 5,
+        strategy: Strategy = "hybrid",
+        where: Where | None = None,
+        *,
+        vector: ArrayLike | None = None,
+        weight: float | None = None,
+        watch: Stopwatch | None = None,
+    ) -> list[ScoredPassage]:
+        """The best `k` passages for a query, best first.
+
+        Args:
+            query: Plain text; it has no operators. Without any word in it only vectors count.
+                May be None with `vector` and strategy "naive".
+            k: How many; fewer come back if the store holds fewer.
+            strategy: "hybrid" (vectors and words, fused), "naive" (vectors) or "lexical" (words).
+            where: Chroma's filter on the metadata; holds for both sides.
+            vector: The query's vector [dim], where it is there already.
+            weight: Share of the vectors in "hybrid", 0 to 1; default 0.5.
+            watch: Collects how long each step took.
+
+        Raises:
+            InvalidInputError: An argument is not usable; the message says which and why.
+            StoreError: The store cannot be read.
+        """
+        request = check_request(query, k, strategy, where, weight, has_vector=vector is not None)
+        watch = Stopwatch() if watch is None else watch
+        row: NDArray[np.float32] | None = None
+        if request.needs_vector:
+            if vector is None:
+                with watch.step("embed", getattr(self.embedder, "device", "cpu")):
+                    row = self._embed_query(request.query)
+            else:
+                row = np.asarray(vector, np.float32)
+            row = self._check_vectors(row.reshape(1, -1), ["the query"])[0]
+        with self._engine.reading():
+            return search(self._engine.vectors, self._engine.lexical, request, row, watch)
+
+    def count(self) -> int:
+        """Number of passages."""
+        with self._engine.reading():
+            return self._engine.vectors.count()
+
+    def close(self) -> None:
+        """Wait for running calls and release files, threads and the lock. May be called twice."""
+        self._engine.close()
+
+    def __enter__(self) -> HybridStore:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # a constructor that failed, interpreter shutdown
+            self.close()
+
+    def __repr__(self) -> str:
+        return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
+
+    def _vectors_of(
+        self, batch: Sequence[Passage], rows: Iterator[ArrayLike] | None
+    ) -> NDArray[np.float32]:
+        names = [f"passage {passage.id!r}" for passage in batch]
+        if rows is None:
+            made = np.asarray(self.embedder.embed([passage.text for passage in batch]), np.float32)
+        else:
+            given = list(islice(rows, len(batch)))
+            if len(given) < len(batch):
+                msg = f"There is no vector for {names[len(given)]}. Give one for each passage."
+                raise InvalidInputError(msg)
+            made = np.stack([np.asarray(row, np.float32).ravel() for row in given])
+        return self._check_vectors(made, names)
+
+    def _embed_query(self, query: str) -> NDArray[np.float32]:
+        embed: Any = getattr(self.embedder, "embed_query", None)
+        made = self.embedder.embed([query])[0] if embed is None else embed(query)
+        return np.asarray(made, np.float32)
+
+    def _check_vectors(
+        self, rows: NDArray[np.float32], names: Sequence[str]
+    ) -> NDArray[np.float32]:
+        """The rows [n, dim], if each can be compared by cosine."""
+        expected = self.dimension
+        if (
+            rows.ndim != 2
+            or len(rows) != len(names)
+            or rows.shape[1] != (expected or rows.shape[1])
+        ):
+            msg = (
+                f"Vectors of shape [{len(names)}, {expected or 'dim'}] are needed, got "
+                f"{list(rows.shape)}. Use the embedder that made the store: {self.fingerprint}"
+            )
+            raise InvalidInputError(msg)
+        norms = np.linalg.norm(rows, axis=1)
+        usable = np.isfinite(norms) & (norms > 0)
+        if not usable.all():
+            name = names[int(np.argmin(usable))]
+            msg = f"The vector of {name} is all zeros or not finite: it cannot be compared."
+            raise InvalidInputError(msg)
+        return rows
+
+
+def _check_all(passages: Sequence[Passage], seen: set[str]) -> None:
+    """Every passage can be stored, and no id was seen before."""
+    for passage in passages:
+        check_passage(passage)
+    counts = Counter(passage.id for passage in passages)
+    twice = [key for key, times in counts.items() if times > 1 or key in seen]
+    if twice:
+        shown = ", ".join(map(repr, twice[:5])) + (", ..." if len(twice) > 5 else "")
+        msg = f"Ids occur more than once in one upsert: {shown}. Give each passage its own id."
+        raise InvalidInputError(msg)
+    seen.update(counts)
+
+
+def _distinct(ids: Iterable[str]) -> list[str]:
+    if isinstance(ids, str):
+        msg = f"ids must be a list of ids, got the single string {ids!r}."
+        raise InvalidInputError(msg)
+    return [check_id(key) for key in dict.fromkeys(ids)]

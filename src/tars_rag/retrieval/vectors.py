@@ -1,0 +1,308 @@
+"""Vectors, texts and metadata in Chroma: embedded in this process, or behind a server."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.errors import ConfigError, InvalidInputError, StoreError
+from tars_rag.retrieval import codec
+from tars_rag.retrieval.fusion import Ranking, ranked
+from tars_rag.retrieval.passage import Passage
+
+_T = TypeVar("_T")
+_HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 16}
+_READ_BATCH = 1000
+# Embedded Chroma holds the interpreter's lock for the whole of a write: so write in pieces that
+# take about this long, or an event loop in another thread stands still.
+_PIECE_SECONDS = 0.015
+_PIECE_MIN, _PIECE_MAX, _PIECE_FIRST = 4, 256, 16
+
+Where = Mapping[str, Any]
+
+
+class VectorIndex:
+    """One Chroma collection with cosine distance.
+
+    Args:
+        path: Directory of an embedded Chroma.
+        url: ``http://host:port`` of a Chroma server, instead of `path`.
+        name: The collection's name.
+        create: Make the collection if it is missing.
+
+    Raises:
+        StoreError: Chroma cannot be opened or reached, or the collection is missing.
+        ConfigError: The url is not usable.
+    """
+
+    def __init__(
+        self, path: Path | None, name: str, *, url: str | None = None, create: bool = False
+    ) -> None:
+        self.where_it_is = url or str(path)
+        self._client = _connect(path, url)
+        self._piece = _PIECE_FIRST
+        try:
+            with self._translated("opened"):
+                self._batch_max = int(self._client.get_max_batch_size())
+                self._collection = self._open_collection(name, create=create)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open_collection(self, name: str, *, create: bool) -> Any:
+        if create:
+            return self._client.get_or_create_collection(
+                name, embedding_function=None, configuration={"hnsw": _HNSW}
+            )
+        return self._client.get_collection(name, embedding_function=None)
+
+    def upsert(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
+        """Write checked passages with their vectors [n, dim]; durable on return.
+
+        Raises:
+            StoreError: Chroma failed.
+        """
+        start = 0
+        while start < len(passages):
+            piece = slice(start, start + min(self._piece, self._batch_max))
+            began = time.perf_counter()
+            self._upsert_piece(passages[piece], vectors[piece])
+            self._pace(time.perf_counter() - began)
+            start = piece.stop
+
+    def _upsert_piece(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
+        ids = [codec.encode(passage.id) for passage in passages]
+        with self._translated("written"):
+            # Chroma merges metadata on upsert; a key that is gone has to be set to None.
+            old = self._collection.get(ids=ids, include=["metadatas"])
+            gone = dict(zip(old["ids"], old["metadatas"], strict=True))
+            metadatas = [
+                {
+                    **dict.fromkeys(gone.get(key) or ()),
+                    **codec.pack_metadata(passage, codec.checksum(vector)),
+                }
+                for key, passage, vector in zip(ids, passages, vectors, strict=True)
+            ]
+            self._collection.upsert(
+                ids=ids,
+                embeddings=list(vectors),
+                documents=[codec.encode(passage.text) for passage in passages],
+                metadatas=metadatas,
+            )
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete ids (unknown ones are ignored); durable on return."""
+        start = 0
+        while start < len(ids):
+            piece = slice(start, start + min(self._piece, self._batch_max))
+            began = time.perf_counter()
+            with self._translated("written"):
+                self._collection.delete(ids=[codec.encode(i) for i in ids[piece]])
+            self._pace(time.perf_counter() - began)
+            start = piece.stop
+
+    def query(
+        self, vector: NDArray[np.float32], limit: int, where: Where | None = None
+    ) -> tuple[Ranking, dict[str, Passage]]:
+        """The nearest `limit` ids by cosine similarity, and their passages.
+
+        Raises:
+            InvalidInputError: Chroma refuses the filter.
+            StoreError: Chroma failed.
+        """
+        with self._translated("searched"):
+            found = self._collection.query(
+                query_embeddings=[vector],
+                n_results=limit,
+                where=codec.encode_where(where),
+                include=["distances", "documents", "metadatas"],
+            )
+        passages = self._unpack_all(found["ids"][0], found["documents"][0], found["metadatas"][0])
+        scores = (1.0 - float(distance) for distance in found["distances"][0])
+        return ranked(zip(passages, scores, strict=True)), passages
+
+    def get(
+        self,
+        ids: Sequence[str] | None = None,
+        where: Where | None = None,
+        limit: int | None = None,
+    ) -> dict[str, Passage]:
+        """Passages by id (unknown ones left out) and filter."""
+        passages: dict[str, Passage] = {}
+        for rows in self._read(ids, where, limit, ["documents", "metadatas"]):
+            passages |= self._unpack_all(rows["ids"], rows["documents"], rows["metadatas"])
+        return passages
+
+    def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
+        """Which of the ids (None: of all) exist and pass the filter."""
+        pieces = self._read(ids, where, None, [])
+        return [codec.decode(key) for rows in pieces for key in rows["ids"]]
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """Stored vectors [dim] by id."""
+        found: dict[str, NDArray[np.float32]] = {}
+        for rows in self._read(ids, None, None, ["embeddings"]):
+            for key, vector in zip(rows["ids"], rows["embeddings"], strict=True):
+                found[codec.decode(key)] = np.asarray(vector, np.float32)
+        return found
+
+    def scan(
+        self, *, vectors: bool = False
+    ) -> Iterator[list[tuple[Passage, NDArray[np.float32] | None, int]]]:
+        """Every passage in batches of 1000, with its vector (if asked for) and stored CRC-32."""
+        include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
+        offset = 0
+        while True:
+            with self._translated("read"):
+                rows = self._collection.get(limit=_READ_BATCH, offset=offset, include=include)
+            if not rows["ids"]:
+                return
+            offset += len(rows["ids"])
+            passages = self._unpack_all(rows["ids"], rows["documents"], rows["metadatas"])
+            embeddings = rows["embeddings"] if vectors else [None] * len(passages)
+            yield [
+                (
+                    passage,
+                    None if vector is None else np.asarray(vector, np.float32),
+                    codec.stored_checksum(metadata),
+                )
+                for passage, vector, metadata in zip(
+                    passages.values(), embeddings, rows["metadatas"], strict=True
+                )
+            ]
+
+    def count(self) -> int:
+        """Number of passages."""
+        with self._translated("read"):
+            return int(self._collection.count())
+
+    def check_where(self, where: Where | None) -> None:
+        """Let Chroma decide whether the filter is one.
+
+        Raises:
+            InvalidInputError: It is not; the message is Chroma's.
+        """
+        if where is None:
+            return
+        with self._translated("searched"):
+            self._collection.get(where=codec.encode_where(where), limit=1, include=[])
+
+    def drop(self, name: str) -> None:
+        """Delete a collection; one that is not there is no error."""
+        from chromadb.errors import NotFoundError
+
+        with self._translated("written"), contextlib.suppress(NotFoundError):
+            self._client.delete_collection(name)
+
+    def close(self) -> None:
+        """Close files and threads. May be called twice."""
+        if self._client is not None:
+            client, self._client = self._client, None
+            self._collection = None
+            client.close()
+
+    def _read(
+        self,
+        ids: Sequence[str] | None,
+        where: Where | None,
+        limit: int | None,
+        include: list[str],
+    ) -> Iterator[Any]:
+        """Chroma's answers, piece by piece where there are many ids."""
+        condition = codec.encode_where(where)
+        if ids is None:
+            with self._translated("read"):
+                yield self._collection.get(where=condition, limit=limit, include=include)
+            return
+        keys = [codec.encode(i) for i in ids]
+        for start in range(0, len(keys), _READ_BATCH):
+            if limit is not None and limit <= 0:
+                return
+            with self._translated("read"):
+                rows = self._collection.get(
+                    ids=keys[start : start + _READ_BATCH],
+                    where=condition,
+                    limit=limit,
+                    include=include,
+                )
+            limit = None if limit is None else limit - len(rows["ids"])
+            yield rows
+
+    def _unpack_all(
+        self,
+        ids: Sequence[str],
+        documents: Sequence[str | None],
+        metadatas: Sequence[Mapping[str, Any] | None],
+    ) -> dict[str, Passage]:
+        passages = {}
+        for row in zip(ids, documents, metadatas, strict=True):
+            try:
+                passage = codec.unpack(*row)
+            except (KeyError, ValueError, TypeError) as error:
+                msg = (
+                    f"The record {row[0]!r} in Chroma ({self.where_it_is}) is damaged or was not "
+                    "written by tars-rag. See: tars-rag store check DIR"
+                )
+                raise StoreError(msg) from error
+            passages[passage.id] = passage
+        return passages
+
+    def _pace(self, seconds: float) -> None:
+        """Aim the size of the next piece at `_PIECE_SECONDS`."""
+        factor = min(2.0, max(0.5, _PIECE_SECONDS / max(seconds, 1e-6)))
+        self._piece = int(min(_PIECE_MAX, max(_PIECE_MIN, self._piece * factor)))
+
+    @contextlib.contextmanager
+    def _translated(self, verb: str) -> Iterator[None]:
+        """Chroma's errors as ours."""
+        try:
+            yield
+        except (StoreError, InvalidInputError):
+            raise
+        except Exception as error:
+            text = str(error) or type(error).__name__
+            if "where" in text.lower() and (
+                isinstance(error, ValueError) or "InvalidArgument" in type(error).__name__
+            ):
+                msg = f"The filter `where` is not one that Chroma takes: {text}"
+                raise InvalidInputError(msg) from error
+            msg = (
+                f"Chroma ({self.where_it_is}) could not be {verb}: {text}. "
+                "See what is wrong: tars-rag store check DIR"
+            )
+            raise StoreError(msg) from error
+
+
+def _connect(path: Path | None, url: str | None) -> Any:
+    import chromadb
+    from chromadb.config import Settings
+
+    settings = Settings(anonymized_telemetry=False)
+    connect: Callable[[], Any]
+    if url is None:
+        connect = _embedded(chromadb, path, settings)
+    else:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            msg = f"chroma_url must look like http://host:8000, got {url!r}."
+            raise ConfigError(msg)
+        port = parts.port or (443 if parts.scheme == "https" else 8000)
+        host, ssl = parts.hostname, parts.scheme == "https"
+        connect = lambda: chromadb.HttpClient(host, port, ssl, settings=settings)  # noqa: E731
+    try:
+        return connect()
+    except Exception as error:
+        hint = "Is the server running (chroma run)?" if url else "See: tars-rag store check DIR"
+        msg = f"Chroma ({url or path}) cannot be opened: {error}. {hint}"
+        raise StoreError(msg) from error
+
+
+def _embedded(chromadb: Any, path: Path | None, settings: Any) -> Callable[[], Any]:
+    return lambda: chromadb.PersistentClient(str(path), settings=settings)
