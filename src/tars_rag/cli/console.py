@@ -31,8 +31,14 @@ def print_json(value: Any) -> None:
 
 
 @contextmanager
-def progress_bar(unit: Literal["bytes", "count"]) -> Iterator[Callable[..., None]]:
+def progress_bar(
+    unit: Literal["bytes", "count"] = "bytes", *, download: bool = False
+) -> Iterator[Callable[[str, int, int | None], None]]:
     """A bar on stderr that is gone when it is done.
+
+    Args:
+        unit: What is counted.
+        download: Worth a line of its own where no bar can be drawn.
 
     Yields:
         A function to call with (what is being done, done, in all or None).
@@ -54,8 +60,8 @@ def progress_bar(unit: Literal["bytes", "count"]) -> Iterator[Callable[..., None
 
         def advance(what: str, done: int, total: int | None) -> None:
             nonlocal announced
-            if not err.is_terminal and what != announced and unit == "bytes":
-                say(f"{what} ...")  # where a bar cannot be drawn, a line must do
+            if download and not err.is_terminal and what != announced:
+                say(f"fetching {what}")
                 announced = what
             progress.update(task, description=what, completed=done, total=total, visible=True)
 

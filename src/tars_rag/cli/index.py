@@ -49,7 +49,7 @@ def index(
         HybridStore(store, embedder) as opened,
     ):
         splitter = resources.make_splitter(settings, embedder, chunk_tokens, overlap)
-        with progress_bar("bytes") as progress:
+        with progress_bar() as progress:
             report = ingest(
                 opened,
                 paths,

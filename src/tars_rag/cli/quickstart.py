@@ -40,7 +40,7 @@ def quickstart(
     ):
         reranker = resources.open_reranker(settings, rerank, fetch=True)
         splitter = resources.make_splitter(settings, embedder, None, 32)
-        with progress_bar("bytes") as progress:
+        with progress_bar() as progress:
             report = ingest(
                 opened, [sample], splitter, progress=lambda done, n, name: progress(name, done, n)
             )
@@ -56,7 +56,7 @@ def quickstart(
             out.print(f"\n[bold green]{question}[/]")
             show_passages(answer.passages)
         out.print()
-        out.print(steps_table(answer.steps))
+        out.print(steps_table(answer.steps, "Where the time of the last question went"))
     out.print("\nnext: tars-rag index YOUR_FILES --store ./my-store", soft_wrap=True)
     out.print('      tars-rag query "..." --store ./my-store', soft_wrap=True)
 

@@ -59,7 +59,7 @@ def open_embedder(
     from tars_rag.models.embedder import Embedder
 
     given = {"device": device} if device else {}
-    with progress_bar("bytes") as progress:
+    with progress_bar(download=True) as progress:
         return Embedder.from_settings(settings, precision=precision, progress=progress, **given)
 
 
@@ -92,7 +92,7 @@ def open_reranker(
             if not (wanted or fetch):
                 msg = f"{name} is not on this machine"
                 raise ModelError(msg)
-            with progress_bar("bytes") as progress:
+            with progress_bar(download=True) as progress:
                 models.get(name, progress)
         except ModelError:
             if wanted:
