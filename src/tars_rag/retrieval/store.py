@@ -150,16 +150,29 @@ class HybridStore:
         if ids is None and not where:
             msg = "delete needs ids or a filter (where): nothing was deleted."
             raise InvalidInputError(msg)
-        wanted = None if ids is None else _distinct(ids)
+        return self._delete(None if ids is None else _distinct(ids), where or None)
+
+    def clear(self) -> int:
+        """Delete every passage.
+
+        Returns:
+            How many passages were deleted.
+
+        Raises:
+            StoreError: Writing failed; the message says what to do.
+        """
+        return self._delete(None, None)
+
+    def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
         engine = self._engine
         with engine.writing():
-            engine.vectors.check_where(where or None)
-            found = engine.vectors.matching(wanted, where or None)
+            engine.vectors.check_where(where)
+            found = engine.vectors.matching(wanted, where)
         deleted = 0
         for start in range(0, len(found), _BATCH):
             with engine.writing():
                 # Someone may have written since the ids were looked up.
-                batch = engine.vectors.matching(found[start : start + _BATCH], where or None)
+                batch = engine.vectors.matching(found[start : start + _BATCH], where)
                 if batch:
                     engine.delete(batch)
                 deleted += len(batch)
@@ -189,6 +202,12 @@ class HybridStore:
         with self._engine.reading():
             found = self._engine.vectors.get(wanted, where or None)
         return [found[key] for key in wanted if key in found][:limit]
+
+    def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
+        """Stored vectors [dim] by id, as the embedder made them; unknown ids left out."""
+        wanted = _distinct(ids)
+        with self._engine.reading():
+            return self._engine.vectors.vectors(wanted)
 
     def search(
         self,

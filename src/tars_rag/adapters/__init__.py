@@ -1,0 +1,1 @@
+"""What both framework rooms need: shared engines, threads for async callers, foreign models."""

@@ -1,0 +1,110 @@
+"""Embedding models of other libraries, kept from mixing with those a store was made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tars_rag.errors import FingerprintError, InvalidInputError
+from tars_rag.runtimes.base import FloatArray
+
+_PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 42 is the answer."
+_PROBE_FILE = "probe.json"
+_SAME_KIND = 0.99
+"""The least cosine between two models' vectors of one text for both to be of one kind: what an
+INT8 copy of a model must reach in docs/architecture.md."""
+
+
+class ForeignEmbedder:
+    """Another library's embedding model in the shape that `HybridStore` takes.
+
+    Its fingerprint is its class, its model's name and its dimension. As that says nothing of
+    prompts or pooling, `check_probe` also compares what it makes of one fixed text.
+    """
+
+    device = "external"
+
+    def __init__(
+        self,
+        model: object,
+        embed_documents: Callable[[list[str]], list[list[float]]],
+        embed_query: Callable[[str], list[float]],
+    ) -> None:
+        """Wrap a model, and embed one text with it to learn its dimension.
+
+        Args:
+            model: The object whose class and model name make the fingerprint.
+            embed_documents: Texts to vectors.
+            embed_query: One query to a vector.
+
+        Raises:
+            InvalidInputError: What comes back are not finite vectors of one length.
+        """
+        self._name = type(model).__name__
+        self._embed_documents, self._embed_query = embed_documents, embed_query
+        self.probe = self.embed([_PROBE_TEXT])[0]
+        self.dimension = len(self.probe)
+        labels = (getattr(model, name, None) for name in ("model_name", "model", "model_id"))
+        label = next((label for label in labels if isinstance(label, str)), "")
+        home = f"{type(model).__module__}.{type(model).__qualname__}"
+        self.fingerprint = f"{home}:{label}:{self.dimension}"
+
+    def embed(self, texts: Sequence[str]) -> FloatArray:
+        """Vectors [n, dim] of unit length."""
+        return self._unit(self._embed_documents(list(texts)), len(texts))
+
+    def embed_query(self, text: str) -> FloatArray:
+        """A vector [dim] of unit length."""
+        row: FloatArray = self._unit([self._embed_query(text)], 1)[0]
+        return row
+
+    def _unit(self, rows: object, count: int) -> FloatArray:
+        try:
+            vectors = np.asarray(rows, np.float32)
+        except (TypeError, ValueError) as error:
+            msg = f"{self._name} did not return vectors of one length ({error})."
+            raise InvalidInputError(msg) from error
+        if count == 0:
+            return vectors.reshape(0, 0)
+        norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
+        usable = np.isfinite(norms) & (norms > 0)
+        if vectors.ndim != 2 or len(vectors) != count or not usable.all():
+            msg = (
+                f"{self._name} returned an array of shape {vectors.shape} for {count} texts, with "
+                f"{int((~usable).sum())} rows that are all zeros or not finite: {count} vectors "
+                "that can be compared were expected."
+            )
+            raise InvalidInputError(msg)
+        unit: FloatArray = vectors / norms
+        return unit
+
+
+def check_probe(directory: Path, probe: FloatArray, *, read_only: bool) -> None:
+    """Refuse a store whose vectors came from a model that embeds one fixed text differently.
+
+    Args:
+        directory: The store's; the first probe is recorded there.
+        probe: `ForeignEmbedder.probe`, float32 [dim].
+        read_only: Record nothing.
+
+    Raises:
+        FingerprintError: The recorded probe is another one.
+    """
+    file = directory / _PROBE_FILE
+    if file.exists():
+        recorded = np.asarray(json.loads(file.read_text("utf-8")), np.float32)
+        cosine = float(recorded @ probe) if recorded.shape == probe.shape else 0.0
+        if cosine < _SAME_KIND:
+            msg = (
+                f"The store in {directory} was made with embeddings that differ from these: the "
+                f"same text has a cosine of {cosine:.3f} between them, {_SAME_KIND} is needed. Use "
+                "the embeddings it was made with, or index again into a new directory."
+            )
+            raise FingerprintError(msg)
+    elif not read_only:
+        partial = file.with_suffix(".partial")
+        partial.write_text(json.dumps(probe.tolist()), "utf-8")
+        partial.replace(file)

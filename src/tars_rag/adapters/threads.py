@@ -1,0 +1,42 @@
+"""Threads for async callers, so that no event loop waits for a device or a disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Lane = Literal["query", "bulk"]
+_THREADS: dict[Lane, int] = {"query": 4, "bulk": 2}
+
+
+@functools.cache
+def _pool(lane: Lane) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(_THREADS[lane], thread_name_prefix=f"tars-rag-{lane}")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool but not its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+async def in_thread(lane: Lane, func: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call without blocking the event loop.
+
+    The threads are this package's own: a thousand concurrent calls queue here instead of taking
+    every thread of the loop's default pool, and a query does not queue behind bulk work.
+
+    Args:
+        lane: ``"query"`` where a person waits for the answer, ``"bulk"`` otherwise.
+        func: What to run; it sees the caller's context variables.
+        *args: Passed on to `func`.
+        **kwargs: Passed on to `func`.
+    """
+    call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(_pool(lane), call)

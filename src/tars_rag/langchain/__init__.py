@@ -1,0 +1,18 @@
+"""tars-rag behind LangChain's interfaces: embeddings, reranking and a hybrid vector store."""
+
+try:
+    import langchain_core  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "langchain_core":
+        raise
+    msg = (
+        "tars_rag.langchain needs langchain-core, which is not installed. "
+        "Install it: pip install 'tars-rag[langchain]'"
+    )
+    raise ImportError(msg, name="langchain_core") from error
+
+from tars_rag.langchain.embeddings import TarsEmbeddings
+from tars_rag.langchain.rerank import TarsCrossEncoder, TarsRerank
+from tars_rag.langchain.vectorstore import TarsRetriever, TarsVectorStore
+
+__all__ = ["TarsCrossEncoder", "TarsEmbeddings", "TarsRerank", "TarsRetriever", "TarsVectorStore"]

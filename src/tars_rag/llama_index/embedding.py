@@ -1,0 +1,62 @@
+"""`TarsEmbedding`: LlamaIndex's `BaseEmbedding` on the NPU or the CPU."""
+
+from __future__ import annotations
+
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from pydantic import ConfigDict, Field
+
+from tars_rag.adapters.engines import EmbedderFields
+from tars_rag.adapters.threads import in_thread
+
+
+class TarsEmbedding(EmbedderFields, BaseEmbedding):
+    """Sentence embeddings of a catalogue model, unit length, from the NPU or the CPU.
+
+    The model is opened on first use. Objects with equal settings, copies and pickles included,
+    share one open model. Unknown arguments are refused.
+
+    Example:
+        ```python
+        Settings.embed_model = TarsEmbedding(model="all-MiniLM-L6-v2", device="auto")
+        ```
+    """
+
+    model_config = ConfigDict(extra="forbid")  # the base leaves it open
+
+    embed_batch_size: int = Field(
+        512,
+        gt=0,
+        le=2048,
+        description="Texts handed over at a time; they are batched by length inside, so many "
+        "at a time is faster. Each time gives one embedding event.",
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The name that serialised settings carry."""
+        return "TarsEmbedding"
+
+    @property
+    def fingerprint(self) -> str:
+        """What a store records, so that vectors of different kinds never mix."""
+        return self.engine.fingerprint
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        vector: list[float] = self.engine.embed_query(query).tolist()
+        return vector
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self._get_text_embeddings([text])[0]
+
+    def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        vectors: list[list[float]] = self.engine.embed(texts).tolist()
+        return vectors
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return await in_thread("query", self._get_query_embedding, query)
+
+    async def _aget_text_embedding(self, text: str) -> list[float]:
+        return await in_thread("bulk", self._get_text_embedding, text)
+
+    async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
+        return await in_thread("bulk", self._get_text_embeddings, texts)
