@@ -202,10 +202,11 @@ class TarsVectorStore(BasePydanticVectorStore):
             InvalidInputError: Neither is given (`clear` deletes everything), or a filter cannot
                 be decided.
         """
-        if node_ids is None and filters is None:
+        where = to_where(filters)
+        if node_ids is None and where is None:
             msg = "delete_nodes needs node_ids or filters. To delete all nodes, use clear()."
             raise InvalidInputError(msg)
-        self.client.delete(ids=node_ids, where=to_where(filters))
+        self.client.delete(ids=node_ids, where=where)
 
     def get_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
