@@ -1,0 +1,176 @@
+"""ONNX Runtime on the CPU: cores, threads, checks at the door, many threads at once."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tars_rag.errors import DeviceError, InvalidInputError, ModelError
+from tars_rag.models.bert_graph import build_graph
+from tars_rag.models.random_model import SMALL
+from tars_rag.models.weights import random_weights
+from tars_rag.runtimes.base import Runtime
+from tars_rag.runtimes.onnx import OnnxRuntime, affinities, big_cores
+
+
+@pytest.fixture(scope="module")
+def graph() -> bytes:
+    return build_graph(random_weights(SMALL, head=False), output="pooled").SerializeToString()
+
+
+def a_feed(rows: int = 2, tokens: int = 5) -> dict[str, np.ndarray]:
+    ids = np.random.default_rng(rows * tokens).integers(5, 300, (rows, tokens))
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+
+def processor(root: Path, name: str, values: list[int]) -> Path:
+    for core, value in enumerate(values):
+        path = root / f"devices/system/cpu/cpu{core}" / name
+        path.parent.mkdir(parents=True)
+        path.write_text(f"{value}\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "big"),
+    [
+        # RK3588: four Cortex-A55 and two pairs of A76, of which one is binned a little lower.
+        ("cpu_capacity", [530, 530, 530, 530, 1008, 1008, 1024, 1024], [4, 5, 6, 7]),
+        ("cpufreq/cpuinfo_max_freq", [1800000] * 4 + [2256000] * 2 + [2400000] * 2, [4, 5, 6, 7]),
+        # RK3576: four A53 and four A72.
+        ("cpufreq/cpuinfo_max_freq", [1608000] * 4 + [2208000] * 4, [4, 5, 6, 7]),
+        ("cpu_capacity", [1024] * 4, [0, 1, 2, 3]),
+        ("cpufreq/cpuinfo_max_freq", [4900000, 5000000, 4900000, 5000000], [0, 1, 2, 3]),
+    ],
+)
+def test_the_big_cores(tmp_path: Path, name: str, values: list[int], big: list[int]) -> None:
+    assert big_cores(processor(tmp_path, name, values), range(len(values))) == big
+
+
+def test_only_allowed_cores_count(tmp_path: Path) -> None:
+    sysfs = processor(tmp_path, "cpu_capacity", [530] * 4 + [1024] * 4)
+    assert big_cores(sysfs, [0, 1, 2, 6, 7]) == [6, 7]
+    assert big_cores(sysfs, [0, 1]) == [0, 1]
+
+
+def test_without_the_kernels_figures_all_cores_are_alike(tmp_path: Path) -> None:
+    assert big_cores(tmp_path, [0, 1, 2]) == [0, 1, 2]
+    path = tmp_path / "devices/system/cpu/cpu0/cpu_capacity"
+    path.parent.mkdir(parents=True)
+    path.write_text("unknown")
+    assert big_cores(tmp_path, [0, 1, 2]) == [0, 1, 2]
+
+
+def test_every_extra_thread_may_use_every_big_core() -> None:
+    assert affinities([4, 5, 6, 7], 4) == "5,6,7,8;5,6,7,8;5,6,7,8"
+
+
+def test_a_session_runs_on_the_big_cores(
+    tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake board whose big cores are cores that this machine has."""
+    import onnxruntime
+
+    import tars_rag.runtimes.onnx as module
+
+    monkeypatch.setattr(module, "_allowed_cores", lambda: [0, 1, 2, 3])
+    sysfs = processor(tmp_path, "cpu_capacity", [1024, 1024, 400, 400])
+    entries = []
+    add = onnxruntime.SessionOptions.add_session_config_entry
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions,
+        "add_session_config_entry",
+        lambda self, *entry: (entries.append(entry), add(self, *entry))[1],
+    )
+    runtime = OnnxRuntime(graph, sysfs=sysfs)
+    assert runtime.threads == 2
+    assert entries == [("session.intra_op_thread_affinities", "1,2")]
+    assert runtime.run([a_feed()])[0].shape == (2, SMALL.hidden)
+    entries.clear()
+    assert OnnxRuntime(graph, threads=1, sysfs=sysfs).threads == 1
+    assert OnnxRuntime(graph, threads=4, sysfs=sysfs).threads == 4, "the user's word counts"
+    assert not entries
+
+
+def test_it_is_a_runtime(graph: bytes) -> None:
+    runtime = OnnxRuntime(graph, threads=1)
+    assert isinstance(runtime, Runtime)
+    assert (runtime.device, runtime.lengths, runtime.max_rows) == ("cpu", None, None)
+    assert runtime.input_names == ("input_ids", "attention_mask")
+
+
+def test_rows_come_feed_by_feed(graph: bytes) -> None:
+    runtime = OnnxRuntime(graph, threads=1)
+    first, second = a_feed(3, 4), a_feed(1, 9)
+    together = runtime.run([first, second], urgent=True)
+    assert [rows.shape for rows in together] == [(3, SMALL.hidden), (1, SMALL.hidden)]
+    assert together[0].dtype == np.float32
+    np.testing.assert_array_equal(together[1], runtime.run([second])[0])
+    assert runtime.run([]) == []
+
+
+def test_many_threads_get_their_own_rows(graph: bytes) -> None:
+    runtime = OnnxRuntime(graph, threads=2)
+    feeds = [a_feed(1 + n % 4, 3 + n % 7) for n in range(40)]
+    alone = [runtime.run([feed])[0] for feed in feeds]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda feed: runtime.run([feed])[0], feeds))
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: f.pop("attention_mask"),
+        lambda f: f.update(token_type_ids=f["input_ids"]),
+        lambda f: f.update(input_ids=f["input_ids"].astype(np.int32)),
+        lambda f: f.update(input_ids=f["input_ids"][:, :3]),
+        lambda f: f.update({name: array[0] for name, array in f.items()}),
+    ],
+    ids=["missing", "unknown", "dtype", "shapes differ", "one dimension"],
+)
+def test_a_wrong_feed_is_refused(graph: bytes, change) -> None:  # type: ignore[no-untyped-def]
+    feed = a_feed()
+    change(feed)
+    with pytest.raises(InvalidInputError):
+        OnnxRuntime(graph, threads=1).run([feed])
+
+
+def test_an_id_outside_the_vocabulary_is_an_error_of_the_device(graph: bytes) -> None:
+    feed = a_feed()
+    feed["input_ids"][0, 0] = 10**6
+    with pytest.raises(DeviceError, match="could not run"):
+        OnnxRuntime(graph, threads=1).run([feed])
+
+
+def test_numbers_that_are_not_finite_are_an_error() -> None:
+    weights = random_weights(SMALL, head=False)
+    weights.arrays["encoder.layer.1.output.LayerNorm.bias"][3] = np.nan
+    graph = build_graph(weights, output="pooled").SerializeToString()
+    with pytest.raises(DeviceError, match="not finite"):
+        OnnxRuntime(graph, threads=1).run([a_feed()])
+
+
+def test_a_damaged_graph_is_named(tmp_path: Path, graph: bytes) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph[: len(graph) // 2])
+    with pytest.raises(ModelError, match=r"model\.onnx cannot be loaded"):
+        OnnxRuntime(path)
+
+
+@pytest.mark.parametrize("threads", [0, -1])
+def test_threads_must_be_positive(graph: bytes, threads: int) -> None:
+    with pytest.raises(InvalidInputError, match=f"threads={threads}"):
+        OnnxRuntime(graph, threads=threads)
+
+
+def test_closed_is_closed(graph: bytes) -> None:
+    runtime = OnnxRuntime(graph, threads=1)
+    runtime.close()
+    runtime.close()
+    with pytest.raises(DeviceError, match="closed"):
+        runtime.run([a_feed()])
