@@ -446,14 +446,14 @@ def test_close_does_not_wait_for_ever_for_a_core_that_hangs(
     caplog.set_level(logging.WARNING)
     core = FakeSession(fault=lambda t: "hang")
     pool = pool_of({1: core}, timeout=0.3)
-    caller = threading.Thread(target=lambda: pytest.raises(DeviceError, pool.run, [feed(1)]))
-    caller.start()
-    assert core.entered.wait(5)
-    start = time.perf_counter()
-    pool.close()
-    assert time.perf_counter() - start < 5
-    caller.join(5)
-    assert not caller.is_alive()
+    with ThreadPoolExecutor(1) as threads:
+        caller = threads.submit(pool.run, [feed(1)])
+        assert core.entered.wait(5)
+        start = time.perf_counter()
+        pool.close()
+        assert time.perf_counter() - start < 5
+        with pytest.raises(DeviceError):
+            caller.result(5)
 
 
 def test_a_forgotten_pool_releases_its_cores() -> None:

@@ -84,6 +84,7 @@ class RknnContext:
         self.path = path
         self.core_mask = core_mask
         self._failed_call = ""
+        self._output_bytes = 0
         self._tail = _Tail()
         self._lite: Any = import_wheel()()
         # The constructor of each RKNNLite installs a handler on this logger again.
@@ -118,11 +119,13 @@ class RknnContext:
                 "Install a tested one: pip install rknn-toolkit-lite2==2.5.0",
             )
 
-    def _check_call(self, result: int, function: Any, _arguments: Any) -> int:
+    def _check_call(self, result: int, function: Any, arguments: Any) -> int:
         """Raise inside the wheel where it would go on; it turns that into None."""
         if result != 0:
             self._failed_call = f"{function.__name__} returned {result}"
             raise OSError(self._failed_call)
+        if function.__name__ == "rknn_outputs_get":
+            self._output_bytes = arguments[2][0].size
         return result
 
     def run(self, arrays: Sequence[NDArray[Any]]) -> FloatArray:
@@ -147,6 +150,9 @@ class RknnContext:
         output = outputs[0]
         if not isinstance(output, np.ndarray) or output.dtype != np.float32:
             self._fail("the output is not float32", "Convert the model again")
+        # Wheel 2.5.0 does not look at this and fills up with what its buffer held before.
+        if output.nbytes != self._output_bytes:
+            self._fail(f"the output has {self._output_bytes} bytes instead of {output.nbytes}")
         if not np.isfinite(output).all():
             self._fail("the output holds NaN or infinity")
         return output

@@ -179,12 +179,11 @@ class NpuSession:
         if length not in self._contexts:
             msg = f"No graph of length {length}; there are {sorted(self._contexts)}."
             raise InvalidInputError(msg)
+        # Set by the self-test already, so that the first text is compared with something too.
+        asked, answer = self._last[length]
         raw = self._infer(feed)
-        asked = _meaning(feed)
-        before = self._last.get(length)
-        if before and before[0] != asked and np.array_equal(before[1], raw):
+        if asked != _meaning(feed) and np.array_equal(answer, raw):
             self._prove_not_stale(feed, raw)
-        self._last[length] = (asked, raw)
         return self._rows(raw, feed)
 
     def abort(self) -> None:
@@ -206,7 +205,10 @@ class NpuSession:
                 arrays.append(np.zeros_like(mask))
             else:
                 arrays.append(np.ascontiguousarray(feed[name], dtype=np.int64))
-        return self._contexts[mask.shape[-1]].run(arrays)
+        length = mask.shape[-1]
+        raw = self._contexts[length].run(arrays)
+        self._last[length] = (_meaning(feed), raw)
+        return raw
 
     def _look_up(self, ids: NDArray[np.int64]) -> FloatArray:
         table = self._table
@@ -271,6 +273,11 @@ class NpuSession:
         """
         length = feed["input_ids"].shape[-1]
         self._self_test(length)
+        for answer in self._answers:
+            # What is left in the buffer now must not be what is suspected.
+            known = self._infer(_feed(answer, length)) if len(answer.input_ids) <= length else raw
+            if not np.array_equal(known, raw):
+                break
         if not np.array_equal(self._infer(feed), raw):
             self._refuse("the answer to the text before")
 

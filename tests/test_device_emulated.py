@@ -1,0 +1,65 @@
+"""The real aarch64 wheels, under user-mode emulation, over a library that lies on demand.
+
+What runs inside is tests/device/contract.py; what it runs over is tests/device/standin.c.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.emulator, pytest.mark.timeout(900)]
+
+HERE = Path(__file__).parent / "device"
+SOURCE = Path(__file__).parents[1] / "src"
+
+
+@pytest.fixture(scope="session")
+def device_dir() -> Path:
+    for tool in ("mmdebstrap", "qemu-aarch64-static", "aarch64-linux-gnu-gcc"):
+        if not shutil.which(tool):
+            pytest.skip(f"{tool} is not installed (Debian: see tests/device/setup.sh)")
+    made = subprocess.run(
+        ["sh", str(HERE / "setup.sh")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHON": sys.executable},
+    )
+    assert made.returncode == 0, made.stderr
+    return Path(made.stdout.split()[-1])
+
+
+@pytest.mark.parametrize("version", ["2.3.2", "2.5.0"])
+@pytest.mark.parametrize(
+    ("board", "at_least"), [("rk3588", 50), ("nolib", 1), ("junk", 1), ("laptop", 1)]
+)
+def test_contract(
+    device_dir: Path, tmp_path: Path, version: str, board: str, at_least: int
+) -> None:
+    python = device_dir / f"python-{board}"
+    options = f"-q -rA --noconftest -p no:cacheprovider -c {os.devnull} --timeout 120 --durations 5"
+    ran = subprocess.run(
+        [
+            *(python, "-m", "pytest", *options.split(), "--rootdir", HERE),
+            *("--basetemp", tmp_path / "inner", HERE / "contract.py"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=800,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path),
+            "PYTHONPATH": f"{device_dir}/site-{version}:{SOURCE}:{HERE}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "DEVICE_BOARD": board,
+            "DEVICE_PYTHON": str(python),
+        },
+    )
+    assert ran.returncode == 0, ran.stdout[-8000:] + ran.stderr[-2000:]
+    assert ran.stdout.count("\nPASSED ") >= at_least, ran.stdout[-3000:]
+    print(ran.stdout[-1500:])
