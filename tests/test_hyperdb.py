@@ -19,8 +19,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.hyperdb import load_hyperdb
+from tars_rag.retrieval.hyperdb import Imported, import_hyperdb, load_hyperdb
+from tars_rag.retrieval.store import HybridStore
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
 DOCUMENTS = ["a plain note", {"user_input": "hello", "bot_response": "hi"}, "another"]
@@ -319,3 +321,120 @@ def test_other_contents_are_refused_with_the_reason(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"nowhere\.gz"):
         load_hyperdb(tmp_path / "nowhere.gz")
+
+
+# --- into a store ---
+
+EXCHANGES: list[Any] = [
+    "the pump takes oil",
+    {"user_input": "where is the pump", "bot_response": "in the cellar", "at": "noon"},
+    {"note": "boards", "place": "attic"},
+    {"user_input": "only a question"},
+    "the pump takes oil",
+    "the pump takes oil",
+    "",
+]
+TEXTS = [
+    "the pump takes oil",
+    "where is the pump in the cellar",
+    "boards attic",
+    "only a question",
+    "the pump takes oil",
+    "the pump takes oil",
+    "",
+]
+
+
+def move(tmp_path: Path, vectors: Any, documents: list[Any] = EXCHANGES) -> tuple[Imported, Path]:
+    file = write(tmp_path / "memory.pickle", {"vectors": vectors, "documents": documents})
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        return import_hyperdb(load_hyperdb(file), store), store.path
+
+
+def stored(path: Path) -> dict[str, tuple[str, dict[str, Any]]]:
+    with HybridStore(path, HashEmbedder()) as store:
+        return {p.id: (p.text, dict(p.metadata)) for p in store.get()}
+
+
+def test_nothing_of_a_memory_is_lost(tmp_path: Path) -> None:
+    done, path = move(tmp_path, HashEmbedder().embed(TEXTS))
+    assert done == Imported(documents=7, reused=7, recomputed=0, reason="")
+    with HybridStore(path, HashEmbedder()) as store:
+        passages = store.get()
+        assert len({p.id for p in passages}) == 7
+        assert sorted(p.text for p in passages) == sorted(TEXTS)
+        exchange = next(p for p in passages if "cellar" in p.text)
+        assert exchange.metadata == {"source": "hyperdb", **EXCHANGES[1]}
+        assert store.search("cellar", 1)[0].text == TEXTS[1]
+
+
+def test_importing_again_changes_nothing(tmp_path: Path) -> None:
+    _, path = move(tmp_path, HashEmbedder().embed(TEXTS))
+    before = stored(path)
+    _, path = move(tmp_path, HashEmbedder().embed(TEXTS))
+    assert stored(path) == before
+
+
+def test_ids_do_not_depend_on_what_was_added_later(tmp_path: Path) -> None:
+    move(tmp_path, None, EXCHANGES[:5])
+    done, path = move(tmp_path, None, EXCHANGES)
+    assert done.documents == 7
+    with HybridStore(path, HashEmbedder()) as store:
+        assert store.count() == 7
+
+
+def test_vectors_are_kept_exactly_where_they_agree(tmp_path: Path) -> None:
+    """A multiple is the same direction; it is stored at unit length."""
+    _, path = move(tmp_path, HashEmbedder().embed(TEXTS) * 3)
+    with HybridStore(path, HashEmbedder()) as store:
+        for passage in store.get():
+            row = store.vectors([passage.id])[passage.id]
+            np.testing.assert_allclose(row, store.embedder.embed([passage.text])[0], atol=1e-6)
+
+
+def test_vectors_of_another_model_are_computed_anew(tmp_path: Path) -> None:
+    other = np.random.default_rng(0).standard_normal((7, 32)).astype(np.float32)
+    done, path = move(tmp_path, other)
+    assert (done.reused, done.recomputed) == (0, 7)
+    assert "mean cosine" in done.reason
+    with HybridStore(path, HashEmbedder()) as store:
+        hit = store.search("where is the pump in the cellar", 1, "naive")[0]
+        assert hit.text == TEXTS[1]
+        assert hit.vector_score == pytest.approx(1, abs=1e-5)
+
+
+def test_vectors_of_another_dimension_are_computed_anew(tmp_path: Path) -> None:
+    done, _ = move(tmp_path, HashEmbedder(16).embed(TEXTS))
+    assert (done.reused, done.recomputed) == (0, 7)
+    assert "16 numbers, this model's 32" in done.reason
+
+
+def test_the_zeros_of_a_failed_npu_are_computed_anew(tmp_path: Path) -> None:
+    vectors = HashEmbedder().embed(TEXTS)
+    vectors[1] = 0
+    vectors[3, 0] = np.nan
+    done, path = move(tmp_path, vectors)
+    assert (done.reused, done.recomputed) == (5, 2)
+    assert "2 of its vectors" in done.reason
+    with HybridStore(path, HashEmbedder()) as store:
+        assert store.search(TEXTS[1], 1, "naive")[0].vector_score == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("vectors", [None, np.zeros((7, 32), np.float32), np.ones((3, 32))])
+def test_a_memory_without_usable_vectors(tmp_path: Path, vectors: Any) -> None:
+    done, _ = move(tmp_path, vectors)
+    assert (done.documents, done.reused, done.recomputed) == (7, 0, 7)
+    assert done.reason
+
+
+def test_an_empty_memory(tmp_path: Path) -> None:
+    assert move(tmp_path, None, [])[0] == Imported(0, 0, 0, "")
+
+
+def test_one_model_change_in_a_long_memory_is_noticed(tmp_path: Path) -> None:
+    """The last tenth was embedded by another model of the same dimension."""
+    documents = [f"note {n} of a long memory" for n in range(400)]
+    vectors = HashEmbedder().embed(documents)
+    vectors[360:] = HashEmbedder().embed([f"other {n}" for n in range(40)])
+    done, _ = move(tmp_path, vectors, documents)
+    assert (done.reused, done.recomputed) == (0, 400)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
-from typer.main import get_command as to_click
+from typer.main import get_command, get_group
 
 from tars_rag import __version__
 from tars_rag.cli.console import fail
@@ -24,6 +24,7 @@ _COMMANDS: dict[str, str] = {
     "quickstart": "tars_rag.cli.quickstart:quickstart",
     "index": "tars_rag.cli.index:index",
     "query": "tars_rag.cli.query:query",
+    "store": "tars_rag.cli.store:app",
     "models": "tars_rag.cli.models:app",
     "eval": "tars_rag.cli.eval:evaluate",
     "convert": "tars_rag.cli.convert:convert",
@@ -41,11 +42,12 @@ class _Commands(TyperGroup):
             return None
         module, attribute = _COMMANDS[cmd_name].split(":")
         target = getattr(import_module(module), attribute)
-        if not isinstance(target, typer.Typer):
+        if isinstance(target, typer.Typer):
+            command: Any = get_group(target)
+        else:
             single = typer.Typer(add_completion=False)
             single.command(cmd_name)(target)
-            target = single
-        command = to_click(target)
+            command = get_command(single)
         command.name = cmd_name
         return command
 

@@ -15,6 +15,11 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
+def show(message: str, style: str = "") -> None:
+    """A line of the result, on stdout; not wrapped, and taken literally."""
+    out.print(Text(message, style=style), soft_wrap=True)
+
+
 def say(message: str, style: str = "") -> None:
     """One line for the person watching, on stderr."""
     err.print(Text(message, style=style), soft_wrap=True)
@@ -54,7 +59,7 @@ def progress_bar(
 
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True) as progress:
+    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=None, visible=False)
         announced = ""
 

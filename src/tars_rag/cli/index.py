@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tars_rag.cli import resources
-from tars_rag.cli.console import out, print_json, progress_bar, say
+from tars_rag.cli.console import print_json, progress_bar, say, show
 
 if TYPE_CHECKING:
     from tars_rag.ingest.run import Report
@@ -62,7 +62,7 @@ def index(
         print_json(_as_json(report, total))
     _explain(report, prune)
     if not json:
-        out.print(_summary(report, total))
+        show(_summary(report, total))
     if report.failures:
         raise typer.Exit(1)
 

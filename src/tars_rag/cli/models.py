@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from tars_rag.cli import resources
-from tars_rag.cli.console import fail, out, print_json, progress_bar, say
+from tars_rag.cli.console import fail, out, print_json, progress_bar, say, show
 from tars_rag.errors import ModelError
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def pull(names: _Names = None) -> None:
     for name in names or _configured():
         with progress_bar(download=True) as progress:
             local = models.pull(name, progress)
-        out.print(f"{local.name}: {local.directory}", soft_wrap=True)
+        show(f"{local.name}: {local.directory}")
 
 
 @app.command()
@@ -99,8 +99,8 @@ def export_models(
 ) -> None:
     """Pack models into one file, for a board without a network."""
     archive = _models().export(names or _configured(), to)
-    out.print(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB", soft_wrap=True)
-    out.print(f"there: tars-rag models import {archive.name}", soft_wrap=True)
+    show(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB")
+    show(f"there: tars-rag models import {archive.name}")
 
 
 @app.command("import")
@@ -109,13 +109,13 @@ def import_models(
 ) -> None:
     """Unpack a file of `models export`; every model in it is verified first."""
     for local in _models().import_(archive):
-        out.print(f"{local.name}: {local.directory}", soft_wrap=True)
+        show(f"{local.name}: {local.directory}")
 
 
 @app.command("path")
 def print_path() -> None:
     """The directory that holds the models."""
-    out.print(str(_models().root), soft_wrap=True)
+    show(str(_models().root))
 
 
 def _is_sound(models: ModelStore, name: str) -> bool:
@@ -124,7 +124,7 @@ def _is_sound(models: ModelStore, name: str) -> bool:
     except ModelError as error:
         fail(str(error))
         return False
-    out.print(f"{name}: sound", soft_wrap=True)
+    show(f"{name}: sound")
     return True
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tars_rag.cli import resources
-from tars_rag.cli.console import out, print_json
+from tars_rag.cli.console import out, print_json, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,13 +62,13 @@ def query(
         print_json(_as_json(text, settings.rag_strategy, answer))
         return
     show_passages(answer.passages)
-    out.print(steps_line(answer.steps), style="dim")
+    show(steps_line(answer.steps), style="dim")
 
 
 def show_passages(passages: Sequence[ScoredPassage]) -> None:
     """Ranked passages: rank, score, where it is from, text."""
     if not passages:
-        out.print("Nothing was found.")
+        show("Nothing was found.")
     for rank, passage in enumerate(passages, 1):
         head = Text.assemble((f"{rank}. ", "bold"), (f"{passage.score:.3f}  ", "cyan"), passage.id)
         if heading := passage.metadata.get("heading") or passage.metadata.get("title"):

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tars_rag.cli import resources
-from tars_rag.cli.console import out, progress_bar
+from tars_rag.cli.console import out, progress_bar, show
 from tars_rag.cli.query import show_passages, steps_table
 
 QUESTIONS = (
@@ -44,21 +44,20 @@ def quickstart(
             report = ingest(
                 opened, [sample], splitter, progress=lambda done, n, name: progress(name, done, n)
             )
-        out.print(
+        show(
             f"{opened.count()} passages in {opened.path} "
             f"({report.written} written, {report.seconds:.1f} s; "
-            f"embedder {embedder.model} on the {embedder.device})",
-            soft_wrap=True,
+            f"embedder {embedder.model} on the {embedder.device})"
         )
         pipeline = Pipeline(opened, reranker)
         for question in QUESTIONS:
             answer = pipeline.search(question, _SHOWN)
-            out.print(f"\n[bold green]{question}[/]")
+            show(f"\n{question}", style="bold green")
             show_passages(answer.passages)
         out.print()
         out.print(steps_table(answer.steps, "Where the time of the last question went"))
-    out.print("\nnext: tars-rag index YOUR_FILES --store ./my-store", soft_wrap=True)
-    out.print('      tars-rag query "..." --store ./my-store', soft_wrap=True)
+    show("\nnext: tars-rag index YOUR_FILES --store ./my-store")
+    show('      tars-rag query "..." --store ./my-store')
 
 
 def _default_store(fingerprint: str) -> Path:

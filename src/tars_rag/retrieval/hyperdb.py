@@ -88,7 +88,7 @@ class Imported:
 
 
 def import_hyperdb(
-    path: Path, store: HybridStore, progress: Callable[[int, int], None] | None = None
+    memory: Memory, store: HybridStore, progress: Callable[[int, int], None] | None = None
 ) -> Imported:
     """Put the memory of py-tars into `store`; importing it again changes nothing.
 
@@ -98,15 +98,13 @@ def import_hyperdb(
     computed anew in any case.
 
     Args:
-        path: ``memory.pickle.gz`` or the like, gzip or plain.
+        memory: What `load_hyperdb` read.
         store: An open, writable store.
         progress: Called with (documents done, documents in all).
 
     Raises:
-        InvalidInputError: The file is damaged, or holds anything but such a memory.
         StoreError: The store cannot be written.
     """
-    memory = load_hyperdb(path)
     passages = _passages(memory.documents)
     usable, reason = _usable(memory.vectors, passages, store)
     done = reused = 0

@@ -1,0 +1,64 @@
+"""``tars-rag store``: look after a store, and move one in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tars_rag.cli import resources
+from tars_rag.cli.console import print_json, progress_bar, show
+
+app = typer.Typer(
+    name="store",
+    help="Stores: check and repair, change the embedder, import a py-tars memory.",
+    no_args_is_help=True,
+    add_completion=False,
+)
+
+
+@app.command("import-hyperdb")
+def import_memory(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="memory.pickle.gz, or the plain pickle.")
+    ],
+    store: resources.StoreOption,
+    model: resources.ModelOption = None,
+    device: resources.DeviceOption = None,
+    precision: resources.PrecisionOption = "fp32",
+    json: resources.JsonOption = False,
+) -> None:
+    """Import the memory of py-tars (HyperDB); nothing that the pickle says is run.
+
+    Its vectors are kept if a sample of them agrees with the embedder, and computed anew otherwise.
+    May be run again: what is there already stays as it is.
+    """
+    from tars_rag.retrieval.hyperdb import import_hyperdb, load_hyperdb
+    from tars_rag.retrieval.store import HybridStore
+
+    memory = load_hyperdb(file)  # refused before a store is made
+    settings = resources.read_settings(embed_model=model)
+    with (
+        resources.open_embedder(settings, device=device, precision=precision) as embedder,
+        HybridStore(store, embedder) as opened,
+        progress_bar("count") as progress,
+    ):
+        done = import_hyperdb(memory, opened, lambda n, total: progress(file.name, n, total))
+        total = opened.count()
+    if json:
+        print_json(
+            {
+                "documents": done.documents,
+                "reused": done.reused,
+                "recomputed": done.recomputed,
+                "reason": done.reason,
+                "total": total,
+            }
+        )
+        return
+    why = f" ({done.reason})" if done.reason else ""
+    show(
+        f"{done.documents} documents imported: {done.reused} vectors kept, {done.recomputed} "
+        f"computed anew{why}; {total} passages in the store"
+    )

@@ -1,0 +1,459 @@
+"""The command line end to end, over tiny models with random weights, without a network."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import json
+import os
+import pickle
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.testing
+
+from tars_rag import cli
+from tars_rag.cli import app
+from tars_rag.errors import StoreError
+from tars_rag.ingest.ledger import NAME
+from tiny_models import *  # noqa: F403  (fixtures)
+
+MISSING = "ms-marco-TinyBERT-L-2-v2"
+
+
+@pytest.fixture(autouse=True)
+def board(embedder_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A board without a hub, whose .env names a tiny embedder and a reranker it does not have."""
+    for name in ("RAG_STRATEGY", "MEMORY_TOP_K", "NPU_EMBEDDER_ENABLED", "NPU_RERANK_ENABLED"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EMBED_MODEL", embedder_dir)
+    monkeypatch.setenv("RERANK_MODEL", MISSING)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def notes(tmp_path: Path) -> Path:
+    directory = tmp_path / "notes"
+    directory.mkdir()
+    (directory / "boards.md").write_text("# Boards\n\nA board with a fan sleeps well.")
+    (directory / "cats.txt").write_text("The cat and the dog sleep on the sofa.")
+    (directory / "rows.jsonl").write_text(
+        '{"id": "m1", "text": "piano music", "metadata": {"kind": "music"}}\n'
+        '{"id": "m2", "text": "guitar music in the garden", "metadata": {"kind": "music"}}\n'
+    )
+    return directory
+
+
+def run(*arguments: str | Path) -> typer.testing.Result:
+    result = typer.testing.CliRunner().invoke(app, [str(a) for a in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def ok(*arguments: str | Path) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.stderr
+    return result.stdout
+
+
+def refused(*arguments: str | Path, code: int = 1) -> str:
+    """What a failing command says on stderr; nothing may be on stdout, no traceback anywhere."""
+    result = run(*arguments)
+    assert result.exit_code == code
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    if code == 1:
+        *_, line = result.stderr.strip().splitlines()
+        assert line.startswith("error: ")
+    return result.stderr
+
+
+# --- the frame ---
+
+
+def test_help_lists_every_command() -> None:
+    page = ok("--help")
+    for name in ("quickstart", "index", "query", "models", "eval", "store", "doctor", "convert"):
+        if name in cli._COMMANDS:
+            assert name in page
+    for name in cli._COMMANDS:
+        assert "Usage: tars-rag" in ok(name, "--help")
+
+
+def test_version() -> None:
+    assert ok("--version").startswith("tars-rag 0.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["nothing-like-it"],
+        ["query", "x"],
+        ["query", "x", "--store", "s", "-k", "0"],
+        ["query", "x", "--store", "s", "--strategy", "dense"],
+        ["query", "x", "--store", "s", "--where", "{"],
+        ["query", "x", "--store", "s", "--where", "[1]"],
+        ["query", "x", "--store", "s", "--budget-ms", "0"],
+        ["index", "--store", "s"],
+        ["index", "x", "--store", "s", "--device", "gpu"],
+        ["models"],
+    ],
+)
+def test_a_mistake_in_usage_is_exit_code_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert "Traceback" not in result.output
+
+
+def test_errors_are_one_red_line_and_a_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    import tars_rag.cli.query
+
+    def broken(*_: object) -> None:
+        msg = "The disk is gone.\nMount it."
+        raise StoreError(msg)
+
+    monkeypatch.setattr(tars_rag.cli.query.resources, "require_store", broken)
+    line = refused("query", "x", "--store", "s")
+    assert line == "error: The disk is gone. Mount it.\n"
+    with pytest.raises(StoreError, match="The disk is gone"):
+        run("--debug", "query", "x", "--store", "s")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "allowed"),
+    [
+        ("RAG_STRATEGY", "dense", "naive"),
+        ("MEMORY_TOP_K", "0", "greater than"),
+        ("NPU_CORE_MASK", "9", "0_1_2"),
+        ("NPU_EMBEDDER_ENABLED", "maybe", "true"),
+    ],
+)
+def test_an_unknown_value_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, allowed: str, notes: Path
+) -> None:
+    monkeypatch.setenv(variable, value)
+    line = refused("index", notes, "--store", "s")
+    assert f"{variable}='{value}'" in line
+    assert allowed in line
+
+
+def test_a_dot_env_file_is_read(
+    notes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    ok("index", notes, "--store", "s")
+    (tmp_path / ".env").write_text("MEMORY_TOP_K=1\nRAG_STRATEGY=lexical\n")
+    found = json.loads(ok("query", "music", "--store", "s", "--json"))
+    assert found["strategy"] == "lexical"
+    assert len(found["passages"]) == 1
+    found = json.loads(ok("query", "music", "--store", "s", "--json", "-k", "2"))
+    assert len(found["passages"]) == 2
+
+
+# --- index ---
+
+
+def test_index_twice_and_after_a_change(notes: Path) -> None:
+    first = json.loads(ok("index", notes, "--store", "s", "--json"))
+    assert (first["indexed"], first["written"], first["total"]) == (3, 4, 4)
+    again = json.loads(ok("index", notes, "--store", "s", "--json"))
+    assert (again["indexed"], again["unchanged"], again["written"]) == (0, 3, 0)
+    (notes / "cats.txt").write_text("A bird.")
+    assert "1 files indexed, 2 unchanged" in ok("index", notes, "--store", "s")
+    (notes / "cats.txt").unlink()
+    result = run("index", notes, "--store", "s")
+    assert "--prune deletes their passages" in result.stderr
+    pruned = json.loads(ok("index", notes, "--store", "s", "--prune", "--json"))
+    assert (pruned["deleted"], pruned["total"]) == (1, 3)
+
+
+def test_index_goes_on_past_a_bad_file_and_says_so(notes: Path) -> None:
+    (notes / "bad.txt").write_bytes(b"\xff\xfe")
+    (notes / "bad.md").write_bytes(b"caf\xe9")
+    (notes / "photo.png").write_bytes(b"\x89PNG")
+    result = run("index", notes, "--store", "s", "--json")
+    assert result.exit_code == 1
+    assert "bad.md is not UTF-8 text (byte 3: 0xe9)" in result.stderr
+    assert "1 .png" in result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["total"] == 4
+    assert [Path(f["source"]).name for f in summary["failures"]] == ["bad.md"]
+
+
+def test_index_refuses_a_chunk_the_model_cannot_read(notes: Path) -> None:
+    line = refused("index", notes, "--store", "s", "--chunk-tokens", "9999")
+    assert "this embedder reads 1 to" in line
+
+
+def test_index_into_a_directory_that_is_something_else(notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"jpeg")
+    assert "is not empty and no store" in refused("index", notes, "--store", "photos")
+    assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_index_into_a_directory_that_cannot_be_written(notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    assert "cannot be" in refused("index", notes, "--store", "locked/s")
+
+
+def test_index_where_a_file_is_in_the_way(notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    assert "cannot be opened" in refused("index", notes, "--store", "file/s")
+
+
+def test_another_embedder_is_refused_by_name(notes: Path, other_embedder_dir: str) -> None:
+    ok("index", notes, "--store", "s")
+    line = refused("query", "cat", "--store", "s", "--model", other_embedder_dir)
+    assert "store reembed" in line
+    assert "do not mix" in line
+    assert "store reembed" in refused("index", notes, "--store", "s", "--model", other_embedder_dir)
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(notes: Path) -> None:
+    assert "all-MiniLM-L6-v2" in refused("index", notes, "--store", "s", "--model", "minilm")
+
+
+# --- query ---
+
+
+def test_query_finds_and_explains(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    page = run("query", "piano", "--store", "s", "-k", "2")
+    assert page.exit_code == 0
+    assert "1. " in page.stdout
+    assert "m1" in page.stdout.splitlines()[0]
+    assert "ms in all" in page.stdout
+    assert f"tars-rag models pull {MISSING}" in page.stderr
+    assert "Boards" in ok("query", "fan", "--store", "s", "--strategy", "lexical", "--no-rerank")
+
+
+def test_query_json_is_pure_and_whole(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    found = json.loads(ok("query", "music", "--store", "s", "--json"))
+    assert set(found) == {"query", "strategy", "passages", "steps"}
+    assert {p["id"] for p in found["passages"]} >= {"m1", "m2"}
+    for passage in found["passages"]:
+        assert isinstance(passage["score"], float)
+        assert passage["rerank_score"] is None
+    assert [step["name"] for step in found["steps"]] == ["embed", "vectors", "lexical", "fuse"]
+    assert all(step["milliseconds"] >= 0 for step in found["steps"])
+
+
+def test_query_with_a_filter(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    where = '{"kind": "music"}'
+    found = json.loads(ok("query", "sleep", "--store", "s", "--where", where, "--json"))
+    assert {p["id"] for p in found["passages"]} == {"m1", "m2"}
+    line = refused("query", "sleep", "--store", "s", "--where", '{"kind": {"$like": 1}}')
+    assert "$like" in line
+
+
+def test_query_reranks_if_a_reranker_is_there(
+    notes: Path, reranker_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok("index", notes, "--store", "s")
+    monkeypatch.setenv("RERANK_MODEL", reranker_dir)
+    found = json.loads(ok("query", "music", "--store", "s", "--json"))
+    assert found["steps"][-1]["name"] == "rerank"
+    scores = [p["rerank_score"] for p in found["passages"]]
+    assert scores == sorted(scores, reverse=True)
+    assert all(isinstance(score, float) for score in scores)
+    found = json.loads(ok("query", "music", "--store", "s", "--json", "--no-rerank"))
+    assert all(p["rerank_score"] is None for p in found["passages"])
+
+
+def test_a_reranker_asked_for_must_be_had(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ok("index", notes, "--store", "s")
+    line = refused("query", "music", "--store", "s", "--rerank")
+    assert f"tars-rag models pull {MISSING}" in line
+    monkeypatch.setenv("RERANK_MODEL", "")
+    assert "RERANK_MODEL is empty" in refused("query", "music", "--store", "s", "--rerank")
+    quiet = run("query", "music", "--store", "s")
+    assert (quiet.exit_code, quiet.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "   ", "\n", "😀", "a\0b", '"unclosed AND ( OR', "é" * 10_000]
+)
+def test_any_text_may_be_asked(notes: Path, text: str) -> None:
+    ok("index", notes, "--store", "s")
+    assert len(json.loads(ok("query", text, "--store", "s", "--json"))["passages"]) == 4
+
+
+@pytest.mark.parametrize("make", [None, "empty", "foreign"])
+def test_a_store_that_is_not_there_is_an_error(tmp_path: Path, make: str | None) -> None:
+    if make:
+        (tmp_path / "s").mkdir()
+    if make == "foreign":
+        (tmp_path / "s" / "x").write_text("x")
+    line = refused("query", "x", "--store", "s")
+    assert "tars-rag index" in line
+    there = [path.name for path in (tmp_path / "s").iterdir()] if make else []
+    assert there == (["x"] if make == "foreign" else [])
+
+
+# --- quickstart, models, eval ---
+
+
+def test_quickstart_answers_from_the_sample(
+    reranker_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = run("quickstart")
+    assert page.exit_code == 0
+    assert f"tars-rag models pull {MISSING}" in page.stderr
+    assert int(page.stdout.split()[0]) >= 81
+    assert f"({page.stdout.split()[0]} written" in page.stdout
+    assert "rerank " not in page.stdout
+    assert page.stdout.count("1. ") == 3
+    # names its own words: found by BM25, whatever the random vectors say
+    assert "retrieval/reciprocal-rank-fusion" in page.stdout
+    assert "next: tars-rag index" in page.stdout
+    monkeypatch.setenv("RERANK_MODEL", reranker_dir)
+    again = ok("quickstart")
+    assert "(0 written" in again
+    for step in ("embed", "vectors", "lexical", "fuse", "rerank"):
+        assert f"{step} " in again
+
+
+def test_quickstart_with_a_reranker_asked_for(tmp_path: Path) -> None:
+    assert "models pull" in refused("quickstart", "--rerank", "--store", "q")
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(tmp_path / "models"))
+    assert ok("models", "path").strip() == str(tmp_path / "models")
+    assert MISSING in ok("models", "list")
+    rows = json.loads(ok("models", "list", "--json"))
+    assert {row["kind"] for row in rows} >= {"embedder", "reranker"}
+    assert not any(row["present"] for row in rows)
+    assert "no models" in run("models", "verify").stderr
+    assert "Fetch it" in refused("models", "verify", MISSING)
+    assert "HF_HUB_OFFLINE" in refused("models", "pull", MISSING)
+    assert "Unknown model 'x'" in refused("models", "pull", "x")
+    assert "models pull" in refused("models", "export", MISSING, "--to", "m.tar")
+    (tmp_path / "m.tar").write_bytes(b"no tar")
+    assert "m.tar" in refused("models", "import", "m.tar")
+
+
+def test_a_damaged_model_is_named_by_verify(embedder_dir: str, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(embedder_dir, tmp_path / "m")
+    (tmp_path / "m" / "files.json").write_text(
+        json.dumps({"source": "a test", "files": {"config.json": {"sha256": "0" * 64, "bytes": 3}}})
+    )
+    result = run("models", "verify", "./m", embedder_dir)
+    assert result.exit_code == 1
+    assert "config.json has" in result.stderr
+    assert "sound" in result.stdout
+
+
+def test_eval_prints_exactly_the_measures(tmp_path: Path, reranker_dir: str) -> None:
+    from test_evaluate import CORPUS, QRELS, QUERIES, write_collection
+
+    write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS)
+    plain = json.loads(ok("eval", "c", "--json"))
+    assert list(plain) == ["naive", "lexical", "hybrid"]
+    for values in plain.values():
+        assert list(values) == ["ndcg@10", "mrr@10", "recall@100"]
+        assert all(isinstance(value, float) for value in values.values())
+    full = json.loads(ok("eval", "c", "--json", "--model-dir", reranker_dir, "--store", "kept"))
+    assert list(full) == ["naive", "lexical", "hybrid", "hybrid+rerank"]
+    assert {name: full[name] for name in plain} == plain
+    assert (tmp_path / "kept").is_dir()
+    table = ok("eval", "c", "--strategy", "lexical", "--store", "kept")
+    assert "3 documents, 2 queries" in table
+    assert "naive" not in table
+    assert "models pull" in refused("eval", "c", "--strategy", "hybrid+rerank")
+    assert "corpus.jsonl" in refused("eval", tmp_path)
+
+
+# --- store ---
+
+
+def test_a_memory_of_py_tars_is_imported(tmp_path: Path) -> None:
+    memory = {"vectors": None, "documents": ["a cat", {"user_input": "dog?", "bot_response": "no"}]}
+    (tmp_path / "memory.pickle.gz").write_bytes(gzip.compress(pickle.dumps(memory)))
+    page = ok("store", "import-hyperdb", "memory.pickle.gz", "--store", "s")
+    assert "2 documents imported: 0 vectors kept, 2 computed anew" in page
+    again = ok("store", "import-hyperdb", "memory.pickle.gz", "--store", "s", "--json")
+    assert json.loads(again)["total"] == 2
+    found = json.loads(ok("query", "dog", "--store", "s", "--strategy", "lexical", "--json"))
+    assert found["passages"][0]["metadata"]["bot_response"] == "no"
+
+
+def test_a_hostile_memory_is_refused_and_no_store_is_made(tmp_path: Path) -> None:
+    class Runs:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path}/marker",)
+
+    (tmp_path / "m.pickle").write_bytes(pickle.dumps({"vectors": None, "documents": [Runs()]}))
+    line = refused("store", "import-hyperdb", "m.pickle", "--store", "s")
+    assert "posix.system" in line
+    assert not (tmp_path / "marker").exists()
+    assert not (tmp_path / "s").exists()
+
+
+# --- as a process ---
+
+
+def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+    code = "from tars_rag.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_store_in_use_is_refused_with_the_pid(notes: Path, tmp_path: Path) -> None:
+    from conftest import HashEmbedder
+    from tars_rag import HybridStore
+
+    ok("index", notes, "--store", "s")
+    with process("query", "x", "--store", "s") as alone:
+        assert "ms in all" in alone.communicate(timeout=60)[0]
+    embedder = HashEmbedder()
+    with HybridStore(tmp_path / "t", embedder), process("query", "x", "--store", "t") as other:
+        out, error = other.communicate(timeout=60)
+    assert other.returncode == 1
+    assert out == ""
+    assert str(os.getpid()) in error
+
+
+def test_a_killed_index_is_taken_up_again(notes: Path) -> None:
+    rows = [{"id": f"r{n}", "text": f"board {n} cat {n * 7} river"} for n in range(700)]
+    (notes / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with process("index", notes, "--store", "s") as child:
+        deadline = time.monotonic() + 60
+        while not claimed(Path("s")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        child.send_signal(signal.SIGKILL)
+    assert claimed(Path("s"))
+    summary = json.loads(ok("index", notes, "--store", "s", "--json"))
+    assert (summary["total"], summary["failures"]) == (704, [])
+    again = json.loads(ok("index", notes, "--store", "s", "--json"))
+    assert again["unchanged"] == 4
+
+
+def claimed(store: Path) -> bool:
+    """Whether the first batch is on its way into the store."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{store / NAME}?mode=ro", uri=True)) as db:
+            return bool(db.execute("SELECT count(*) FROM passages").fetchone()[0])
+    except sqlite3.OperationalError:
+        return False
