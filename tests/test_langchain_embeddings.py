@@ -140,6 +140,7 @@ def test_threads_open_one_model(embedder_dir: str) -> None:
     assert len(set(map(id, found))) == 1
 
 
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
 def test_langchain_serialisation_round_trip(embeddings: TarsEmbeddings) -> None:
     text = dumps(embeddings)
     assert '"id": ["tars_rag", "langchain", "TarsEmbeddings"]' in text

@@ -163,6 +163,7 @@ def test_copies_and_pickles_share_the_model(rerank: TarsRerank) -> None:
     assert pickle.loads(pickle.dumps(encoder)).engine is rerank.engine
 
 
+@pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
 @pytest.mark.parametrize("kind", [TarsRerank, TarsCrossEncoder])
 def test_langchain_serialisation_round_trip(kind: type, reranker_dir: str) -> None:
     given = kind(model=reranker_dir, threads=1)

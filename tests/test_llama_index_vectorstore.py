@@ -38,7 +38,13 @@ from llama_index.core.vector_stores.types import (
 from pydantic import ValidationError
 
 from tars_rag import HybridStore
-from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
+from tars_rag.errors import (
+    ConfigError,
+    FingerprintError,
+    InvalidInputError,
+    StoreError,
+    StoreLockedError,
+)
 from tars_rag.llama_index import TarsEmbedding, TarsRerank, TarsVectorStore
 
 pytest_plugins = ["tiny_models"]
@@ -245,6 +251,10 @@ def test_unknown_arguments_are_named(store: TarsVectorStore) -> None:
         store.query(ask(query_embedding=[1.0, 0, 0, 0]), where={"n": 1})
     with pytest.raises(InvalidInputError, match="'batch'"):
         store.add(nodes(), batch=1)
+    with pytest.raises(InvalidInputError, match="'filter'"):
+        store.delete_nodes(["cat"], filter={})
+    with pytest.raises(InvalidInputError, match="'soft'"):
+        store.delete("doc-cat", soft=True)
 
 
 # Filters
@@ -483,6 +493,8 @@ def test_what_the_command_line_or_langchain_stored_is_readable(
     embeddings = TarsEmbeddings(model=embed_model.model_name)
     with LangChainStore(embeddings, tmp_path / "s") as other:
         other.add_documents([LangChainDocument("the cat", id="c", metadata={"deep": {"n": [1]}})])
+        with pytest.raises(StoreLockedError, match="already open in this process"):
+            TarsVectorStore(tmp_path / "s", embed_model).get_nodes()
     store = TarsVectorStore(tmp_path / "s", embed_model)
     index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
     [found] = index.as_retriever(vector_store_query_mode="hybrid").retrieve("cat")

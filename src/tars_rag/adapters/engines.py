@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypedDict, TypeVar, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
@@ -77,6 +77,25 @@ def _as_text(path: str | Path | None) -> str | None:
 
 PathText = Annotated[str | Path | None, AfterValidator(_as_text)]
 """A path that is kept as text, because both frameworks write their settings as JSON."""
+
+
+class EngineArguments(TypedDict, total=False):
+    """For type checkers, which know pydantic's fields by their name or their alias, not both."""
+
+    model: str
+    model_name: str
+    device: Device
+    cache_dir: str | Path | None
+    threads: int | None
+    rknn_path: str | Path | None
+    core_mask: CoreMask
+    fallback_cpu: bool
+
+
+class EmbedderArguments(EngineArguments, total=False):
+    """The arguments of what is made from `EmbedderFields`."""
+
+    precision: Precision
 
 
 class EngineFields(BaseModel):

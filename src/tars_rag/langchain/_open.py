@@ -46,7 +46,8 @@ class OpenStore(VectorStore, ABC):
             strategy: ``"hybrid"`` (vectors and BM25, fused), ``"naive"`` (vectors only) or
                 ``"lexical"`` (BM25 only).
             k: How many documents a search returns, unless it says otherwise.
-            rerank: Orders what was found by a cross-encoder; its `budget_ms` holds.
+            rerank: Orders what was found by a cross-encoder; its `budget_ms` is the time for the
+                whole search, which itself is never cut short.
             candidates: How many documents are found for the reranker.
             read_only: Open beside a process that writes.
             chroma_url: A Chroma server to keep the vectors in.
@@ -112,8 +113,8 @@ class OpenStore(VectorStore, ABC):
     @property
     def store(self) -> HybridStore:
         """The `HybridStore` underneath."""
-        made_by = self._embedder.fingerprint
-        key = (HybridStore, self.path, made_by, self.read_only, self.chroma_url)
+        made_by = (type(self._embedder), self._embedder.fingerprint)
+        key = (HybridStore, self.path, *made_by, self.read_only, self.chroma_url)
         return self._handle.get(key, self._open)
 
     def _open(self) -> HybridStore:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from langchain_core.embeddings import Embeddings
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict
+from typing_extensions import Unpack
 
-from tars_rag.adapters.engines import EmbedderFields
+from tars_rag.adapters.engines import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
 
 
@@ -24,6 +27,10 @@ class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
     """
 
     model_config = ConfigDict(extra="forbid")  # the bases leave it open
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[EmbedderArguments]) -> None: ...
 
     @property
     def fingerprint(self) -> str:

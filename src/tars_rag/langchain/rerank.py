@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from langchain_core.callbacks import Callbacks
@@ -11,9 +11,9 @@ from langchain_core.cross_encoders import BaseCrossEncoder
 from langchain_core.documents import BaseDocumentCompressor, Document
 from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from tars_rag.adapters.engines import RerankerFields
+from tars_rag.adapters.engines import EngineArguments, RerankerFields
 from tars_rag.adapters.helpers import ranked
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
@@ -30,6 +30,11 @@ class _Serializable(RerankerFields, Serializable):
     def get_lc_namespace(cls) -> list[str]:
         """Where serialised settings are loaded from, whatever file the class moves to."""
         return ["tars_rag", "langchain"]
+
+
+class _RerankArguments(EngineArguments, total=False):
+    top_n: int | None
+    budget_ms: float | None
 
 
 class TarsRerank(_Serializable, BaseDocumentCompressor):
@@ -56,6 +61,10 @@ class TarsRerank(_Serializable, BaseDocumentCompressor):
         description="Time allowed for scoring, in milliseconds. Documents it had no time for "
         "follow the scored ones in the order they came, with a relevance_score of None.",
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[_RerankArguments]) -> None: ...
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -115,6 +124,10 @@ class TarsCrossEncoder(_Serializable, BaseCrossEncoder):
     """
 
     model_config = ConfigDict(extra="forbid")
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[EngineArguments]) -> None: ...
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Score pairs; the pairs of one query are run together.

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from llama_index.core.base.embeddings.base import BaseEmbedding
-from pydantic import ConfigDict, Field
+from typing import TYPE_CHECKING, Any
 
-from tars_rag.adapters.engines import EmbedderFields
+from llama_index.core.base.embeddings.base import BaseEmbedding
+from llama_index.core.callbacks import CallbackManager
+from pydantic import ConfigDict, Field
+from typing_extensions import Unpack
+
+from tars_rag.adapters.engines import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
+
+
+class _Arguments(EmbedderArguments, total=False):
+    embed_batch_size: int
+    callback_manager: CallbackManager
+    num_workers: int | None
+    embeddings_cache: Any
+    rate_limiter: Any
 
 
 class TarsEmbedding(EmbedderFields, BaseEmbedding):
@@ -30,6 +42,10 @@ class TarsEmbedding(EmbedderFields, BaseEmbedding):
         description="Texts handed over at a time; they are batched by length inside, so many "
         "at a time is faster. Each time gives one embedding event.",
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[_Arguments]) -> None: ...
 
     @classmethod
     def class_name(cls) -> str:

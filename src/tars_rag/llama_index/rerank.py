@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llama_index.core.callbacks import CBEventType, EventPayload
+from llama_index.core.callbacks import CallbackManager, CBEventType, EventPayload
 from llama_index.core.instrumentation import get_dispatcher  # type: ignore[attr-defined]
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
 from pydantic import ConfigDict, Field
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from tars_rag.adapters.engines import RerankerFields
+from tars_rag.adapters.engines import EngineArguments, RerankerFields
 from tars_rag.adapters.helpers import ranked
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
@@ -20,6 +20,13 @@ from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import Settings
 
 dispatcher = get_dispatcher(__name__)
+
+
+class _Arguments(EngineArguments, total=False):
+    top_n: int | None
+    budget_ms: float | None
+    keep_retrieval_score: bool
+    callback_manager: CallbackManager
 
 
 class TarsRerank(RerankerFields, BaseNodePostprocessor):
@@ -47,6 +54,10 @@ class TarsRerank(RerankerFields, BaseNodePostprocessor):
     keep_retrieval_score: bool = Field(
         False, description="Keep the score a node came with in metadata['retrieval_score']."
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **settings: Unpack[_Arguments]) -> None: ...
 
     @classmethod
     def class_name(cls) -> str:

@@ -147,7 +147,8 @@ class TarsVectorStore(BasePydanticVectorStore):
             StoreError: The store is damaged, or its directory cannot be written.
         """
         path = Path(str(self.path)).absolute()
-        key = (HybridStore, path, self.fingerprint, self.read_only, self.chroma_url)
+        made_by = (_Recorded, self.fingerprint)
+        key = (HybridStore, path, *made_by, self.read_only, self.chroma_url)
         return self._handle.get(key, lambda: self._open(path))
 
     def _open(self, path: Path) -> HybridStore:
@@ -188,6 +189,7 @@ class TarsVectorStore(BasePydanticVectorStore):
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes that came from a document; none is no error."""
+        refuse(delete_kwargs, allowed="ref_doc_id")
         self.client.delete(where={_REF_DOC_ID: ref_doc_id})
 
     def delete_nodes(
@@ -202,6 +204,7 @@ class TarsVectorStore(BasePydanticVectorStore):
             InvalidInputError: Neither is given (`clear` deletes everything), or a filter cannot
                 be decided.
         """
+        refuse(delete_kwargs, allowed="node_ids, filters")
         where = to_where(filters)
         if node_ids is None and where is None:
             msg = "delete_nodes needs node_ids or filters. To delete all nodes, use clear()."
