@@ -61,7 +61,8 @@ def linear_weight(weights: BertWeights, layer: int, key: str) -> NDArray[np.floa
     The query projection holds the attention's 1/sqrt(head size).
     """
     weight = weights.arrays[f"encoder.layer.{layer}.{LINEAR[key]}.weight"].T
-    return weight / np.float32(math.sqrt(weights.config.head_size)) if key == "q" else weight
+    scale = math.sqrt(weights.config.head_size) if key == "q" else 1.0
+    return np.asarray(weight / np.float32(scale), np.float32)
 
 
 def build_graph(
@@ -132,7 +133,7 @@ class _Builder:
         from onnx import numpy_helper
 
         if name not in self.constants:
-            array = np.ascontiguousarray(np.asarray(value, dtype))
+            array: NDArray[Any] = np.ascontiguousarray(np.asarray(value, dtype))
             # ascontiguousarray makes a scalar 1-d, which would broadcast ranks up.
             array = array.reshape(np.shape(value))
             self.constants[name] = numpy_helper.from_array(array, name)
@@ -258,10 +259,10 @@ class _Builder:
         """X / s, once for q, k and v where they share s."""
         key = (x, s.tobytes())
         if key not in self.scaled:
-            self.scaled[key] = self.op("Mul", [x, self.live(1 / s, f"{name}.s")], name)
+            self.scaled[key] = self.op("Mul", [x, self.live(np.float32(1) / s, f"{name}.s")], name)
         return self.scaled[key]
 
-    def live(self, value: NDArray[np.float32], name: str) -> str:
+    def live(self, value: NDArray[Any], name: str) -> str:
         value = value[None, None]
         return self.op("Mul", ["mask.one", self.const(f"{name}.value", value)], name)
 

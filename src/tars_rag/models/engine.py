@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,11 @@ from tars_rag.models.bert_graph import Output, Pooling
 from tars_rag.models.store import LocalModel
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
+from tars_rag.runtimes.manifest import Kind
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import CoreMask, Device, Precision
+
+logger = logging.getLogger("tars_rag")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +67,22 @@ def open_runtime(
         ModelError: The model's files do not make a graph of the kind asked for.
     """
 
-    def cpu() -> Opened:
+    def cpu(precision: Precision = precision) -> Opened:
         return _open_cpu(model, cache, output, pooling, precision, threads)
 
     if device != "cpu":
-        fallback = cpu if fallback_cpu or device == "auto" else None
-        opened = _open_npu(model, output, device, rknn_path, core_mask, fallback)
-        if opened:
-            return opened
+        may_fall_back = fallback_cpu or device == "auto"
+        try:
+            opened = _open_npu(
+                model, cache, output, pooling, device, rknn_path, core_mask, cpu, may_fall_back
+            )
+        except (DeviceError, ModelError) as error:
+            if not may_fall_back:
+                raise
+            logger.warning("%s runs on the CPU instead of the NPU: %s", model.name, error)
+        else:
+            if opened:
+                return opened
     return cpu()
 
 
@@ -120,14 +132,48 @@ def _open_cpu(
 
 def _open_npu(
     model: LocalModel,
+    cache: Path,
     output: Output,
+    pooling: Pooling,
     device: Device,
     rknn_path: Path | None,
     core_mask: CoreMask,
-    fallback: Callable[[], Opened] | None,
+    cpu: Callable[..., Opened],
+    may_fall_back: bool,
 ) -> Opened | None:
-    """Open the model on the NPU; None where `device` is ``auto`` and there is none to use."""
-    if device == "auto" or fallback:
+    """Open the model on the NPU; None where `device` is ``auto`` and there is nothing to open."""
+    from tars_rag.runtimes.probe import probe
+
+    machine = probe()
+    if device == "auto" and not machine.has_npu:
         return None
-    msg = f"{model.name} cannot run on the NPU: this version runs on the CPU only. Use device=cpu."
-    raise DeviceError(msg)
+    from tars_rag.models import npu
+
+    if machine.reason:
+        msg = f"{model.name} cannot run on the NPU: {machine.reason}. More: tars-rag doctor"
+        raise DeviceError(msg)
+    kind: Kind = "embedder" if output == "pooled" else "cross-encoder"
+    file = npu.find_model(model, kind, pooling, rknn_path, cache, machine)
+    earned = "npu"
+
+    def take_over() -> Runtime:
+        opened = cpu("fp32")
+        # A store's vectors are of one class; better no answer than one of another kind.
+        if output == "pooled" and opened.precision != earned:
+            msg = (
+                f"The NPU failed, and the CPU cannot go on: its vectors are of class "
+                f"{opened.precision}, those of {file.path.name} of class {earned}. Run: "
+                "tars-rag doctor"
+            )
+            raise DeviceError(msg)
+        return npu.SameFeeds(opened.runtime)
+
+    pool = npu.open_pool(model, file, machine, core_mask, take_over if may_fall_back else None)
+    if output == "pooled":
+        cosine = file.fidelity.mean_cosine if file.fidelity else None
+        if cosine is None:
+            reference = npu.SameFeeds(cpu("fp32").runtime)
+            cosine = npu.measure(model, pool, reference)
+            reference.close()
+        earned = precision_class(cosine, file.identity)
+    return Opened(pool, earned, file.max_length or (pool.lengths or (None,))[-1])

@@ -60,9 +60,9 @@ def cpu_graph(
     """
 
     def fp32() -> bytes:
-        return build_graph(
-            load_weights(model.directory), output=output, pooling=pooling
-        ).SerializeToString()
+        weights = load_weights(model.directory)
+        graph: bytes = build_graph(weights, output=output, pooling=pooling).SerializeToString()
+        return graph
 
     stem = f"{model.digest(WEIGHTS_NAME)[:32]}-v{GRAPH_VERSION}-{output}-{pooling}"
     folder = cache / ".graphs"

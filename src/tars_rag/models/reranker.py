@@ -229,5 +229,4 @@ def _probability(logits: FloatArray) -> FloatArray:
     """[rows, 1] -> sigmoid; [rows, 2] -> softmax of the second: as FlashRank does, [rows]."""
     x = logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
     with np.errstate(over="ignore"):  # exp of a very negative logit: the score is 0
-        result: FloatArray = 1 / (1 + np.exp(-x))
-    return result
+        return np.asarray(1 / (1 + np.exp(-x)), np.float32)

@@ -43,8 +43,16 @@ class LocalModel:
     digests: dict[str, str]
 
     def digest(self, name: str) -> str:
-        """The sha256 of one of its files."""
-        return self.digests.get(name) or sha256_of(self.directory / name)
+        """The sha256 of one of its files.
+
+        Raises:
+            ModelError: There is no such file.
+        """
+        path = self.directory / name
+        if not path.is_file():
+            msg = f"{self.directory} has no {name}; it is not a complete model directory."
+            raise ModelError(msg)
+        return self.digests.get(name) or sha256_of(path)
 
 
 @dataclass(frozen=True, slots=True)

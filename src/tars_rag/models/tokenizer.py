@@ -66,20 +66,27 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encode texts, each on its own."""
-        return [_encoding(e) for e in self._batch([self._cut(t) for t in texts])]
+        size = 8 * self.max_length
+        return [_encoding(e) for e in self._batch([self._cut(t, size) for t in texts])]
 
     def encode_pairs(self, query: str, texts: Sequence[str]) -> list[Encoding]:
         """Encode (query, text) pairs; what is too long is cut from the longer of the two."""
-        query = self._cut(query)
-        return [_encoding(e) for e in self._batch([(query, self._cut(t)) for t in texts])]
+        # Of two texts that are both too long the longer keeps the odd token, so neither may be
+        # cut beforehand, within reason: there, time matters more than that token.
+        size = 8 * self.max_length
+        words = self._tokenizer.encode(self._cut(query, size), add_special_tokens=False)
+        if len(words) >= self.max_length:
+            size = 1 << 14
+        query = self._cut(query, size)
+        return [_encoding(e) for e in self._batch([(query, self._cut(t, size)) for t in texts])]
 
-    def _cut(self, text: str) -> str:
+    def _cut(self, text: str, size: int) -> str:
         """What of a long text can reach the model.
 
         Only the first `max_length` tokens do, so a prefix with that many gives the same ids in a
-        fraction of the time and memory. Its last word does not count: the cut may be inside it.
+        fraction of the time and memory. Its last word does not count: the cut may be
+        inside it. The first prefix has `size` characters.
         """
-        size = 8 * self.max_length
         while size < len(text):
             prefix = _clean(text[:size])
             words = self._whole.encode(prefix, add_special_tokens=False).word_ids

@@ -1,0 +1,139 @@
+"""A model on the NPU, and what takes over when the NPU does not."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tars_rag.errors import ModelError
+from tars_rag.models.batching import run_batched
+from tars_rag.models.bert_graph import Pooling
+from tars_rag.models.store import LocalModel
+from tars_rag.models.tokenizer import Tokenizer
+from tars_rag.models.weights import WEIGHTS_NAME
+from tars_rag.runtimes import faults
+from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
+from tars_rag.runtimes.bundle import NpuModel, find_bundles, read_model
+from tars_rag.runtimes.isolate import IsolatedSession
+from tars_rag.runtimes.manifest import Kind
+from tars_rag.runtimes.pool import NpuPool
+from tars_rag.runtimes.probe import Machine
+from tars_rag.settings import CoreMask
+
+# Embedded on both devices to find out how faithful a file without a manifest is.
+_SAMPLES: Final = (
+    "boundary layer",
+    "What is the maximum operating temperature of the motor controller?",
+    "The pump was replaced on Tuesday; pressure has been stable at 4.2 bar since then.",
+    "A passage of several sentences. It says little. It is here because long texts and short "
+    "ones do not suffer alike from quantisation, and because a wrong pooling shows in both.",
+    "Käse, naïve façade, Übergröße",
+    "if (rc != 0) { return -1; }",
+)
+
+
+def open_pool(
+    model: LocalModel,
+    npu: NpuModel,
+    machine: Machine,
+    core_mask: CoreMask,
+    fallback: Callable[[], Runtime] | None,
+) -> NpuPool:
+    """Open a model on the cores of this machine.
+
+    Raises:
+        ModelError: The file was made for another SoC or from other weights.
+        DeviceError: No core can run it.
+    """
+    if npu.target and npu.target.lower() != machine.soc:
+        msg = (
+            f"{npu.path} was converted for {npu.target}, this board is a {machine.soc}. "
+            f"Convert it again: tars-rag convert {model.name} --target {machine.soc}"
+        )
+        raise ModelError(msg)
+    has_weights = (model.directory / WEIGHTS_NAME).is_file()
+    if npu.weights_sha256 and has_weights and npu.weights_sha256 != model.digest(WEIGHTS_NAME):
+        msg = (
+            f"{npu.path} was made from other weights than {model.directory / WEIGHTS_NAME}. "
+            f"Convert it again: tars-rag convert {model.name}"
+        )
+        raise ModelError(msg)
+
+    def fault(mask: int, reason: str) -> None:
+        faults.record(model.name, mask, reason)
+
+    return NpuPool(
+        lambda mask: IsolatedSession(npu.spec, mask),
+        machine.core_masks(core_mask),
+        fallback=fallback,
+        on_fault=fault,
+    )
+
+
+def find_model(
+    model: LocalModel,
+    kind: Kind,
+    pooling: Pooling,
+    rknn_path: Path | None,
+    cache: Path,
+    machine: Machine,
+) -> NpuModel:
+    """The file to run: the one named, else the most faithful bundle in the model cache.
+
+    Raises:
+        ModelError: There is none, or it is not sound.
+    """
+    if rknn_path is None:
+        for folder, manifest in find_bundles(cache):
+            wanted = (model.name, kind, machine.soc)
+            if (manifest.model, manifest.kind, manifest.target) == wanted:
+                rknn_path = folder
+                break
+        else:
+            variable = "RKNN_EMBEDDER_PATH" if kind == "embedder" else "RKNN_RERANKER_PATH"
+            msg = (
+                f"There is no file of {model.name} for the NPU of {machine.soc}. Make one on a PC "
+                f"(tars-rag convert {model.name}) and put it into {cache}, or set {variable}."
+            )
+            raise ModelError(msg)
+    npu = read_model(rknn_path, kind)
+    return dataclasses.replace(npu, spec=dataclasses.replace(npu.spec, pooling=pooling))
+
+
+def measure(model: LocalModel, runtime: Runtime, reference: Runtime) -> float:
+    """The mean cosine between the vectors of two runtimes, for texts of several kinds."""
+    longest = (runtime.lengths or (256,))[-1]
+    encodings = Tokenizer(model.directory, longest).encode(list(_SAMPLES))
+    found, right = (run_batched(r, encodings) for r in (runtime, reference))
+    return float((found * right).sum(axis=1).mean())
+
+
+class SameFeeds:
+    """A CPU runtime behind the input names of the NPU's file."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.device = runtime.device
+        self.input_names = runtime.input_names
+        self.lengths = runtime.lengths
+        self.max_rows = runtime.max_rows
+
+    def run(self, feeds: Sequence[Feeds], *, urgent: bool = False) -> list[FloatArray]:
+        """See `Runtime`; token types that the NPU's file does not take are all 0."""
+        zeros = {"token_type_ids": np.zeros_like}
+        fitted = [
+            {
+                name: feed[name] if name in feed else zeros[name](feed["attention_mask"])
+                for name in self.input_names
+            }
+            for feed in feeds
+        ]
+        return self._runtime.run(fitted, urgent=urgent)
+
+    def close(self) -> None:
+        """See `Runtime`."""
+        self._runtime.close()
