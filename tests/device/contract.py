@@ -121,7 +121,9 @@ def test_several_lengths_in_one_file(bench: Bench) -> None:
 def test_the_word_table_on_the_host(bench: Bench, dtype: type) -> None:
     np.save(bench.folder / "words.npy", words(np.arange(100), 8).astype(dtype))
     path = bench.model("pooled", 8, HOST)
-    spec = NpuSpec((Graph(str(path), (32,)),), HOST, "pooled", str(bench.folder / "words.npy"))
+    spec = NpuSpec(
+        (Graph(str(path), (32,)),), HOST, "pooled", word_table=str(bench.folder / "words.npy")
+    )
     session = NpuSession(spec, 1)
     assert session.info.input_names == TWO
     text = feed(2, 5, 99, 3)

@@ -28,6 +28,7 @@ _COMMANDS: dict[str, str] = {
     "models": "tars_rag.cli.models:app",
     "eval": "tars_rag.cli.eval:evaluate",
     "convert": "tars_rag.cli.convert:convert",
+    "doctor": "tars_rag.cli.doctor:doctor",
 }
 
 

@@ -170,10 +170,11 @@ def _open_npu(
 
     pool = npu.open_pool(model, file, machine, core_mask, take_over if may_fall_back else None)
     if output == "pooled":
-        cosine = file.fidelity.mean_cosine if file.fidelity else None
-        if cosine is None:
-            reference = npu.SameFeeds(cpu("fp32").runtime)
-            cosine = npu.measure(model, pool, reference)
-            reference.close()
-        earned = precision_class(cosine, file.identity)
+        try:
+            earned = precision_class(
+                npu.fidelity(model, file, pool, lambda: cpu("fp32").runtime), file.identity
+            )
+        except BaseException:
+            pool.close()
+            raise
     return Opened(pool, earned, file.max_length or (pool.lengths or (None,))[-1])

@@ -104,11 +104,19 @@ def find_model(
     return dataclasses.replace(npu, spec=dataclasses.replace(npu.spec, pooling=pooling))
 
 
-def measure(model: LocalModel, runtime: Runtime, reference: Runtime) -> float:
-    """The mean cosine between the vectors of two runtimes, for texts of several kinds."""
+def fidelity(
+    model: LocalModel, npu: NpuModel, runtime: Runtime, cpu: Callable[[], Runtime]
+) -> float:
+    """The mean cosine to FP32: as recorded in the manifest, or measured here and now."""
+    if npu.fidelity and npu.fidelity.mean_cosine is not None:
+        return npu.fidelity.mean_cosine
     longest = (runtime.lengths or (256,))[-1]
     encodings = Tokenizer(model.directory, longest).encode(list(_SAMPLES))
-    found, right = (run_batched(r, encodings) for r in (runtime, reference))
+    reference = SameFeeds(cpu())
+    try:
+        found, right = (run_batched(r, encodings) for r in (runtime, reference))
+    finally:
+        reference.close()
     return float((found * right).sum(axis=1).mean())
 
 

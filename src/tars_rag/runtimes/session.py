@@ -56,6 +56,7 @@ class NpuSpec:
         graphs: The .rknn files.
         inputs: Device inputs in order; empty: ask the file.
         output: What the device returns; None: judged by its shape.
+        pooling: How token vectors become one, where the device returns those.
         word_table: The .npy file of the word embeddings, where they are looked up on the host.
         answers: Texts to run before the first real one.
     """
@@ -63,6 +64,7 @@ class NpuSpec:
     graphs: tuple[Graph, ...]
     inputs: tuple[str, ...] = ()
     output: OutputKind | None = None
+    pooling: Literal["mean", "cls"] = "mean"
     word_table: str | None = None
     answers: tuple[KnownAnswer, ...] = ()
 
@@ -231,7 +233,9 @@ class NpuSession:
                 self._refuse(f"shape {raw.shape} for {mask.size} tokens")
             hidden = raw.reshape(1, mask.size, -1)
             weights = mask.astype(np.float32)[..., None]
-            rows: FloatArray = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+            rows: FloatArray = hidden[:, 0]
+            if self._spec.pooling == "mean":
+                rows = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
         else:
             rows = raw.reshape(1, -1)
         norm = float(np.linalg.norm(rows))

@@ -1,0 +1,145 @@
+"""``tars-rag doctor``: what this machine can do, what is wrong, and what mends it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from tars_rag.cli.console import out, print_json
+from tars_rag.cli.resources import JsonOption, read_settings
+
+if TYPE_CHECKING:
+    from tars_rag.runtimes.probe import Machine
+
+
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what board and NPU this is, what is missing or wrong, and the command that mends it."""
+    from tars_rag.runtimes import faults
+    from tars_rag.runtimes.probe import probe
+
+    machine = probe()
+    models = _models()
+    problems = [asdict(f) for f in machine.findings] + _model_findings(models, machine)
+    recent = [asdict(f) for f in faults.recent()[-5:]]
+    if as_json:
+        facts = {k: v for k, v in asdict(machine).items() if k != "findings"}
+        verdict = {"npu_usable": not machine.reason, "npu_reason": machine.reason}
+        print_json(
+            {**verdict, "machine": facts, "models": models, "findings": problems, "faults": recent}
+        )
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in _rows(machine, models):
+        table.add_row(Text(name, style="bold"), Text(value))
+    out.print(table)
+    for problem in problems:
+        colour = "red" if problem["level"] == "error" else "yellow"
+        out.print(Text(f"\n{problem['level']}: {problem['what']}", style=colour), soft_wrap=True)
+        out.print(Text(f"  why: {problem['why']}"), soft_wrap=True)
+        out.print(Text(f"  fix: {problem['fix']}"), soft_wrap=True)
+    for fault in recent:
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(fault["time"]))
+        told = f"\n{when}: NPU core mask {fault['core_mask']} was retired: {fault['reason']}"
+        out.print(Text(told, style="yellow"), soft_wrap=True)
+    out.print()
+    if machine.reason:
+        verdict_text = f"NPU: not usable ({machine.reason})."
+        if not machine.has_npu:
+            verdict_text = "There is no NPU on this machine. Everything runs on the CPU."
+        out.print(Text(verdict_text), soft_wrap=True)
+    else:
+        out.print(Text(f"NPU: ready, {machine.npu_cores} core(s).", style="green"))
+
+
+def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    unknown = "not found"
+    memory = f"{machine.memory_mb} MB, {machine.memory_available_mb} MB available"
+    cpu = f"{machine.cpu_cores} cores"
+    if len(machine.big_cores) < machine.cpu_cores:
+        cpu += f", of which big: {', '.join(map(str, machine.big_cores))}"
+    if machine.governors:
+        cpu += f"; governor {', '.join(machine.governors)}"
+    rows = [("Python", machine.python), ("CPU", cpu), ("Memory", memory)]
+    if machine.has_npu:
+        frequency = machine.npu_frequency_mhz
+        npu = f"{machine.npu_cores} core(s)" + (f" at {frequency} MHz" if frequency else "")
+        library = machine.library or unknown
+        rows = [
+            ("Board", f"{machine.model or 'unknown'} ({machine.soc})"),
+            ("NPU", npu + (f", governor {machine.npu_governor}" if machine.npu_governor else "")),
+            ("NPU driver", machine.driver or "version not readable (root only on many kernels)"),
+            ("Device nodes", ", ".join(machine.device_nodes) or unknown),
+            ("librknnrt", f"{library} {machine.library_version or ''}".strip()),
+            ("rknn-toolkit-lite2", machine.wheel or "not installed"),
+            ("Container", "yes" if machine.container else "no"),
+            *rows,
+        ]
+    names = [f"{m['name']} ({m['where']})" for m in models]
+    return [*rows, ("Models", ", ".join(names) or "none; fetch: tars-rag models pull")]
+
+
+def _models() -> list[dict[str, Any]]:
+    """The models of the cache, and what the NPU's variables point at."""
+    from tars_rag.errors import ModelError
+    from tars_rag.models.store import ModelStore
+    from tars_rag.runtimes.bundle import find_bundles, read_model
+    from tars_rag.runtimes.manifest import Kind
+
+    settings = read_settings()
+    store = ModelStore(settings.model_cache_dir)
+    models: list[dict[str, Any]] = [
+        {"name": m.name, "where": "CPU", "path": str(m.directory), "kind": m.kind}
+        for m in store.list()
+        if m.present
+    ]
+    paths: dict[Path, Kind] = {}
+    if settings.rknn_embedder_path:
+        paths[settings.rknn_embedder_path] = "embedder"
+    if settings.rknn_reranker_path:
+        paths[settings.rknn_reranker_path] = "cross-encoder"
+    try:
+        for path, manifest in find_bundles(store.root):
+            paths.setdefault(path, manifest.kind)
+    except ModelError as error:
+        models.append({"name": "a bundle", "where": "NPU", "problem": str(error)})
+    for path, kind in paths.items():
+        row: dict[str, Any] = {"name": path.name, "where": "NPU", "path": str(path)}
+        try:
+            npu = read_model(path, kind)
+        except ModelError as error:
+            row["problem"] = str(error)
+        else:
+            row |= {"kind": kind, "target": npu.target, "toolkit": npu.toolkit}
+        models.append(row)
+    return models
+
+
+def _model_findings(models: list[dict[str, Any]], machine: Machine) -> list[dict[str, str]]:
+    found = []
+    for model in models:
+        name = model["name"]
+        if "problem" in model:
+            why = "it cannot be loaded"
+            fix = "tars-rag convert, or copy it again"
+            found.append(_finding("error", model["problem"], why, fix))
+            continue
+        target, toolkit = model.get("target"), model.get("toolkit")
+        if target and machine.has_npu and target != machine.soc:
+            why = f"this board is a {machine.soc}; the file does not run on it"
+            fix = f"tars-rag convert --target {machine.soc}"
+            found.append(_finding("error", f"{name} was converted for {target}", why, fix))
+        if toolkit and machine.wheel and toolkit.split(".")[:2] > machine.wheel.split(".")[:2]:
+            what = f"{name} was made by toolkit {toolkit}, the wheel is {machine.wheel}"
+            why = "an older runtime may refuse it or answer wrongly"
+            fix = f"pip install rknn-toolkit-lite2=={toolkit}"
+            found.append(_finding("warning", what, why, fix))
+    return found
+
+
+def _finding(level: str, what: str, why: str, fix: str) -> dict[str, str]:
+    return {"level": level, "what": what, "why": why, "fix": fix}

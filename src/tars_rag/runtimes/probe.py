@@ -1,0 +1,297 @@
+"""What this machine is, whether its NPU can be used, and if not: why, and what mends it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from tars_rag.errors import ConfigError
+from tars_rag.runtimes.onnx import big_cores
+
+NPU_CORES: Final = {"rk3588": 3, "rk3576": 2, "rk3568": 1, "rk3566": 1, "rk3562": 1}
+"""NPU cores of each SoC that the wheel supports."""
+
+TESTED_WHEELS: Final = ("2.3.2", "2.5.0")
+WHEEL: Final = "rknn-toolkit-lite2"
+
+# The wheel looks nowhere else, and ignores LD_LIBRARY_PATH.
+_LIBRARIES = (
+    "usr/lib/librknnrt.so",
+    "usr/lib/librknn_runtime.so",
+    "usr/lib64/librknn_runtime.so",
+)
+_DRIVER_VERSIONS = (
+    "sys/kernel/debug/rknpu/version",
+    "proc/rknpu/version",
+    "sys/module/rknpu/version",
+)
+_VERSION = re.compile(r"(\d+\.\d+(?:\.\d+)?)")
+_MIN_DRIVER = (0, 9, 2)
+_LIBRARY_URL = "https://github.com/airockchip/rknn-toolkit2/tree/master/rknpu2/runtime/Linux"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is wrong.
+
+    Attributes:
+        level: ``error``: the NPU cannot be used. ``warning``: it can, but not well.
+        what: What is wrong.
+        why: Why it matters.
+        fix: The command that mends it.
+    """
+
+    level: Literal["error", "warning"]
+    what: str
+    why: str
+    fix: str
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What `probe` found. None or empty: not there."""
+
+    model: str | None
+    soc: str | None
+    npu_cores: int
+    driver: str | None
+    device_nodes: tuple[str, ...]
+    library: str | None
+    library_version: str | None
+    wheel: str | None
+    python: str
+    container: bool
+    governors: tuple[str, ...]
+    npu_governor: str | None
+    npu_frequency_mhz: int | None
+    cpu_cores: int
+    big_cores: tuple[int, ...]
+    memory_mb: int | None
+    memory_available_mb: int | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def has_npu(self) -> bool:
+        """Whether the SoC has an NPU that this package knows, usable or not."""
+        return self.npu_cores > 0
+
+    @property
+    def reason(self) -> str:
+        """Why the NPU cannot be used, in one line; empty if it can."""
+        if not self.has_npu:
+            return "this machine has no Rockchip NPU; everything runs on the CPU"
+        errors = [f"{f.what}: {f.fix}" for f in self.findings if f.level == "error"]
+        return "; ".join(errors)
+
+    def core_masks(self, core_mask: str) -> tuple[int, ...]:
+        """One mask for each core that NPU_CORE_MASK allows: every core has a worker of its own.
+
+        A SoC with a single core takes no mask but 0.
+
+        Raises:
+            ConfigError: It names a core that this SoC does not have.
+        """
+        if self.npu_cores <= 1:
+            return (0,)
+        if core_mask in ("auto", "all"):
+            return tuple(1 << n for n in range(self.npu_cores))
+        wanted = [int(n) for n in core_mask.split("_")]
+        if max(wanted) >= self.npu_cores:
+            msg = (
+                f"NPU_CORE_MASK={core_mask} names a core that {self.soc} does not have: it has "
+                f"{self.npu_cores}. Use auto."
+            )
+            raise ConfigError(msg)
+        return tuple(1 << n for n in wanted)
+
+
+def wheel_version() -> str | None:
+    """The installed version of the wheel."""
+    try:
+        return importlib.metadata.version(WHEEL)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def probe(
+    root: Path = Path("/"),
+    *,
+    wheel: str | None = None,
+    python: tuple[int, ...] = sys.version_info[:2],
+    may_use: Callable[[Path], bool] | None = None,
+) -> Machine:
+    """Look at the machine. Reads a few files; opens no device.
+
+    Args:
+        root: Where the file system begins.
+        wheel: The wheel's version; None: ask the installed packages.
+        python: The interpreter's version.
+        may_use: Whether a device node may be read and written.
+    """
+    if wheel is None and root == Path("/"):
+        wheel = wheel_version()
+    may_use = may_use or (lambda path: os.access(path, os.R_OK | os.W_OK))
+    soc = _soc(root)
+    nodes = _nodes(root)
+    library = next((root / name for name in _LIBRARIES if (root / name).is_file()), None)
+    driver = next((v for name in _DRIVER_VERSIONS if (v := _version(_text(root / name)))), None)
+    version = _library_version(library) if library else None
+    npu = next(iter(sorted((root / "sys/class/devfreq").glob("*npu*"))), None)
+    frequency = _number(npu / "cur_freq") if npu else None
+    policies = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_governor"))
+    memory = _memory(root)
+    container = any((root / n).exists() for n in (".dockerenv", "run/.containerenv"))
+    cores = NPU_CORES.get(soc or "", 0)
+    findings = [*_slow(policies, root)]
+    if cores:
+        blocked = [node for node in nodes if not may_use(node)]
+        findings += [
+            *_device(nodes, blocked, container, root),
+            *_driver(driver),
+            *_runtime(library, version, wheel),
+            *_wheel(wheel, python),
+        ]
+    return Machine(
+        model=_text(root / "proc/device-tree/model") or None,
+        soc=soc,
+        npu_cores=cores,
+        driver=driver,
+        device_nodes=tuple("/" + str(n.relative_to(root)) for n in nodes),
+        library="/" + str(library.relative_to(root)) if library else None,
+        library_version=version,
+        wheel=wheel,
+        python=".".join(map(str, python)),
+        container=container,
+        governors=tuple(sorted({_text(p) for p in policies})),
+        npu_governor=_text(npu / "governor") or None if npu else None,
+        npu_frequency_mhz=frequency // 1_000_000 if frequency else None,
+        cpu_cores=os.cpu_count() or 1,
+        big_cores=tuple(big_cores(root / "sys")),
+        memory_mb=memory.get("MemTotal"),
+        memory_available_mb=memory.get("MemAvailable"),
+        findings=tuple(findings),
+    )
+
+
+def _soc(root: Path) -> str | None:
+    for name in re.split(r"[\0\s]", _text(root / "proc/device-tree/compatible")):
+        if match := re.fullmatch(r"rockchip,(rk\d{4})\w?", name):
+            return match.group(1)
+    return None
+
+
+def _nodes(root: Path) -> list[Path]:
+    """The device nodes of the NPU: its own render node where sysfs names the driver."""
+    named = [
+        root / "dev/dri" / uevent.parents[1].name
+        for uevent in sorted((root / "sys/class/drm").glob("renderD*/device/uevent"))
+        if "RKNPU" in _text(uevent).upper()
+    ]
+    usual = [root / "dev/dri/renderD129", root / "dev/rknpu"]
+    return [node for node in dict.fromkeys([*named, *usual]) if node.exists()]
+
+
+def _device(nodes: list[Path], blocked: list[Path], container: bool, root: Path) -> list[Finding]:
+    if not nodes:
+        fix = (
+            "docker run --device /dev/dri -v /proc/device-tree/compatible:"
+            "/proc/device-tree/compatible -v /usr/lib/librknnrt.so:/usr/lib/librknnrt.so ..."
+            if container
+            else "sudo modprobe rknpu  (or boot the vendor's kernel: mainline has no rknpu driver)"
+        )
+        why = "the kernel offers no NPU" + (" to this container" if container else "")
+        return [Finding("error", "no device node /dev/dri/renderD129 or /dev/rknpu", why, fix)]
+    if len(blocked) < len(nodes):
+        return []
+    names = ", ".join("/" + str(n.relative_to(root)) for n in blocked)
+    fix = "sudo usermod -aG render,video $USER  (then log in again)"
+    if container:
+        fix = "docker run --device /dev/dri --group-add $(getent group render | cut -d: -f3) ..."
+    return [Finding("error", f"no permission for {names}", "the NPU cannot be opened", fix)]
+
+
+def _driver(version: str | None) -> list[Finding]:
+    if version is None or _tuple(version) >= _MIN_DRIVER:
+        return []  # the version is readable for root only on many kernels: not knowing is fine
+    least = ".".join(map(str, _MIN_DRIVER))
+    what = f"NPU driver {version} is older than {least}"
+    why = "librknnrt 2.x asks for a newer driver"
+    return [Finding("warning", what, why, "sudo apt-get update && sudo apt-get full-upgrade")]
+
+
+def _runtime(library: Path | None, version: str | None, wheel: str | None) -> list[Finding]:
+    wanted = wheel or TESTED_WHEELS[-1]
+    fix = f"sudo cp librknnrt.so /usr/lib/  (version {wanted}, from {_LIBRARY_URL})"
+    if library is None:
+        why = "the wheel loads the NPU through it, from /usr/lib only"
+        return [Finding("error", "librknnrt.so is not in /usr/lib", why, fix)]
+    if library.read_bytes()[:4] != b"\x7fELF":
+        return [Finding("error", f"{library.name} is not a library", "it cannot be loaded", fix)]
+    if version and wheel and _tuple(version)[:2] != _tuple(wheel)[:2]:
+        what = f"librknnrt {version} does not match {WHEEL} {wheel}"
+        why = "models made by a newer toolkit do not load, or give wrong answers"
+        return [Finding("warning", what, why, fix)]
+    return []
+
+
+def _wheel(wheel: str | None, python: tuple[int, ...]) -> list[Finding]:
+    if wheel is None:
+        why = "Python reaches the NPU through it"
+        fix = "pip install 'tars-rag[npu]'"
+        if python >= (3, 13):
+            why += f"; there is none for Python {python[0]}.{python[1]}"
+            fix = "python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]'"
+        return [Finding("error", f"{WHEEL} is not installed", why, fix)]
+    if wheel not in TESTED_WHEELS:
+        why = f"tars-rag was tested with {' and '.join(TESTED_WHEELS)}"
+        fix = f"pip install {WHEEL}=={TESTED_WHEELS[-1]}"
+        return [Finding("warning", f"{WHEEL} {wheel} is not a tested version", why, fix)]
+    return []
+
+
+def _slow(policies: list[Path], root: Path) -> list[Finding]:
+    slow = [p for p in policies if _text(p) in ("powersave", "conservative")]
+    if not slow:
+        return []
+    names = ", ".join(sorted({f"{_text(p)} ({p.parent.name})" for p in slow}))
+    fix = "echo performance | sudo tee /sys/devices/system/cpu/cpufreq/policy*/scaling_governor"
+    why = "tokenising and reranking run on the CPU, at its lowest clock"
+    return [Finding("warning", f"CPU governor {names}", why, fix)]
+
+
+def _library_version(library: Path) -> str | None:
+    found = re.search(rb"librknnrt version: (\d+\.\d+\.\d+)", library.read_bytes())
+    return found.group(1).decode() if found else None
+
+
+def _memory(root: Path) -> dict[str, int]:
+    lines = re.findall(r"(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"))
+    return {name: int(kib) // 1024 for name, kib in lines}
+
+
+def _version(text: str) -> str | None:
+    match = _VERSION.search(text)
+    return match.group(1) if match else None
+
+
+def _tuple(version: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isdigit() else None
+
+
+def _text(path: Path) -> str:
+    """A file's text without padding; empty if it cannot be read (debugfs: root only)."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    except OSError:
+        return ""
