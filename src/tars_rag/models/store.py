@@ -154,7 +154,14 @@ class ModelStore:
         if not directory.is_dir():
             msg = f"{model} is not in {self.root}. Fetch it: tars-rag models pull {model}"
             raise ModelError(msg)
-        return _checked(directory, spec, strict=True)
+        found = _checked(directory, spec, strict=True)
+        if not found.digests:
+            msg = (
+                f"{directory} has no record to compare it with ({RECORD_NAME}): it was not fetched "
+                "by tars-rag. It can be used by its path, but not verified."
+            )
+            raise ModelError(msg)
+        return found
 
     def export(self, names: Sequence[str], archive: str | Path) -> Path:
         """Pack models into one tar file for a board without a network.
@@ -221,7 +228,7 @@ class ModelStore:
         path = Path(model).expanduser()
         name = str(model)
         spec = find_spec(name)
-        if spec is None and path.is_dir():
+        if spec is None and name and path.is_dir():
             return path.resolve(), None
         if spec is None and _is_plain(name) and (self.root / name).is_dir():
             return self.root / name, None
