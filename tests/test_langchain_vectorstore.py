@@ -21,6 +21,7 @@ from langchain_tests.integration_tests import (
     RetrieversIntegrationTests,
     VectorStoreIntegrationTests,
 )
+from pydantic import ValidationError
 
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.langchain import TarsEmbeddings, TarsRerank, TarsRetriever, TarsVectorStore
@@ -226,6 +227,8 @@ def test_unknown_arguments_are_named(store: TarsVectorStore) -> None:
         store.similarity_search("cat", fliter={"n": 1})
     with pytest.raises(InvalidInputError, match="'where'"):
         store.as_retriever().invoke("cat", where={"n": 1})
+    with pytest.raises(ValidationError, match="fliter"):
+        store.as_retriever(fliter={"n": 1})
     with pytest.raises(InvalidInputError, match="'strategy'"):
         store.similarity_search_by_vector([0.1] * 6, strategy="naive")
     with pytest.raises(InvalidInputError, match="'refresh'"):

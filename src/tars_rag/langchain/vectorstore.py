@@ -12,7 +12,7 @@ from langchain_core.callbacks import (
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStoreRetriever
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from typing_extensions import Self
 
 from tars_rag.adapters.threads import in_thread
@@ -22,6 +22,8 @@ from tars_rag.settings import Strategy
 
 class TarsRetriever(VectorStoreRetriever):
     """A retriever over a `TarsVectorStore`; what is None here is as the store says."""
+
+    model_config = ConfigDict(extra="forbid")  # the base leaves it open
 
     k: int | None = Field(None, description="How many documents to return.")
     filter: dict[str, Any] | None = Field(None, description="Chroma's filter over metadata.")
