@@ -39,7 +39,7 @@ _BOOT: Final = (
     "from tars_rag.runtimes.isolate import child; child(fd)"
 )
 _LOG_LIMIT = 1 << 20
-_LAST_WORDS = 600
+_LAST_WORDS = 800
 _ERRORS = {"InvalidInputError": InvalidInputError, "DeviceError": DeviceError}
 
 
@@ -162,7 +162,7 @@ def child(fd: int) -> None:
     """The child's whole life: open, answer, leave when the parent does."""
     import faulthandler
 
-    faulthandler.enable()
+    faulthandler.enable(all_threads=False)
     # Ctrl-C goes to the whole group; the parent decides what becomes of us.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The wheel imports it for one log line: half a second and 20 MB.

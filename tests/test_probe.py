@@ -1,0 +1,249 @@
+"""Machines, as their file systems describe them, and what doctor says about each."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from tars_rag.cli import app
+from tars_rag.errors import ConfigError
+from tars_rag.runtimes import faults, probe
+from test_bundle import bundle
+
+LIBRARY = b"\x7fELF....librknnrt version: 2.5.0 (0ab1c2d@2025-09-01T00:00:00)...."
+BOARD = {
+    "proc/device-tree/model": b"Orange Pi 5 Max\0",
+    "proc/device-tree/compatible": b"rockchip,rk3588-orangepi-5-max\0rockchip,rk3588\0",
+    "sys/kernel/debug/rknpu/version": b"RKNPU driver: v0.9.8\n",
+    "sys/class/drm/renderD129/device/uevent": b"DRIVER=RKNPU\nOF_NAME=npu\n",
+    "sys/class/drm/renderD128/device/uevent": b"DRIVER=panthor\n",
+    "dev/dri/renderD128": b"",
+    "dev/dri/renderD129": b"",
+    "usr/lib/librknnrt.so": LIBRARY,
+    "sys/class/devfreq/fdab0000.npu/governor": b"rknpu_ondemand\n",
+    "sys/class/devfreq/fdab0000.npu/cur_freq": b"1000000000\n",
+    "sys/devices/system/cpu/cpufreq/policy0/scaling_governor": b"ondemand\n",
+    "proc/meminfo": b"MemTotal:       16384000 kB\nMemAvailable:   8192000 kB\n",
+}
+
+
+def machine(
+    root: Path,
+    without: tuple[str, ...] = (),
+    wheel: str | None = "2.5.0",
+    python: tuple[int, int] = (3, 11),
+    allowed: bool = True,
+    **files: bytes,
+) -> probe.Machine:
+    extra = {name.replace("__", "/"): data for name, data in files.items()}
+    for name, data in (BOARD | extra).items():
+        if name not in without:
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(data)
+    return probe.probe(root, wheel=wheel, python=python, may_use=lambda node: allowed)
+
+
+def test_a_board_in_order(tmp_path: Path) -> None:
+    found = machine(tmp_path)
+    assert (found.model, found.soc, found.npu_cores) == ("Orange Pi 5 Max", "rk3588", 3)
+    assert (found.driver, found.device_nodes) == ("0.9.8", ("/dev/dri/renderD129",))
+    assert (found.library, found.library_version) == ("/usr/lib/librknnrt.so", "2.5.0")
+    assert (found.npu_governor, found.npu_frequency_mhz) == ("rknpu_ondemand", 1000)
+    assert (found.memory_mb, found.memory_available_mb) == (16000, 8000)
+    assert found.governors == ("ondemand",)
+    assert found.findings == ()
+    assert found.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("compatible", "soc", "cores"),
+    [
+        (b"radxa,rock-5a\0rockchip,rk3588s\0", "rk3588", 3),
+        (b"friendlyarm,nanopi-m5\0rockchip,rk3576\0", "rk3576", 2),
+        (b"radxa,rock3a\0rockchip,rk3568\0", "rk3568", 1),
+        (b"pine64,quartz64-a\0rockchip,rk3566\0", "rk3566", 1),
+        (b"rockchip,rk3399\0", "rk3399", 0),
+        (b"raspberrypi,5-model-b\0brcm,bcm2712\0", None, 0),
+    ],
+)
+def test_socs(tmp_path: Path, compatible: bytes, soc: str | None, cores: int) -> None:
+    found = machine(tmp_path, **{"proc__device-tree__compatible": compatible})
+    assert (found.soc, found.npu_cores) == (soc, cores)
+    assert found.has_npu == (cores > 0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "level", "what", "fix"),
+    [
+        (
+            {"without": ("dev/dri/renderD129",)},
+            "error",
+            "no device node",
+            "modprobe rknpu",
+        ),
+        (
+            {"without": ("dev/dri/renderD129",), ".dockerenv": b""},
+            "error",
+            "no device node",
+            "docker run --device /dev/dri",
+        ),
+        (
+            {"allowed": False},
+            "error",
+            "no permission for /dev/dri/renderD129",
+            "usermod -aG render",
+        ),
+        ({"allowed": False, ".dockerenv": b""}, "error", "no permission", "--group-add"),
+        (
+            {"without": ("usr/lib/librknnrt.so",)},
+            "error",
+            "not in /usr/lib",
+            "sudo cp librknnrt.so",
+        ),
+        ({"usr__lib__librknnrt.so": b"<html>"}, "error", "is not a library", "sudo cp"),
+        ({"wheel": None}, "error", "is not installed", r"pip install 'tars-rag\[npu\]'"),
+        ({"wheel": None, "python": (3, 13)}, "error", "is not installed", "python3.12 -m venv"),
+        ({"wheel": "2.3.2"}, "warning", "librknnrt 2.5.0 does not match", "version 2.3.2"),
+        ({"wheel": "2.5.1"}, "warning", "not a tested version", "lite2==2.5.0"),
+        (
+            {"sys__kernel__debug__rknpu__version": b"RKNPU driver: v0.8.2"},
+            "warning",
+            "0.8.2 is older than 0.9.2",
+            "apt-get",
+        ),
+        (
+            {"sys__devices__system__cpu__cpufreq__policy0__scaling_governor": b"powersave\n"},
+            "warning",
+            r"powersave \(policy0\)",
+            "echo performance",
+        ),
+    ],
+)
+def test_each_fault_has_a_cause_and_a_command(
+    tmp_path: Path, changes: dict[str, Any], level: str, what: str, fix: str
+) -> None:
+    found = machine(tmp_path, **changes)
+    (finding,) = found.findings
+    assert finding.level == level
+    assert finding.why
+    assert re.search(what, finding.what), finding
+    assert re.search(fix, finding.fix), finding
+    assert bool(found.reason) == (level == "error")
+    if level == "error":
+        assert finding.fix in found.reason
+
+
+def test_an_unreadable_driver_version_is_no_fault(tmp_path: Path) -> None:
+    found = machine(tmp_path, without=("sys/kernel/debug/rknpu/version",))
+    assert found.driver is None
+    assert not found.findings
+
+
+@pytest.mark.parametrize(
+    ("soc", "mask", "expected"),
+    [
+        (b"rk3588", "auto", (1, 2, 4)),
+        (b"rk3588", "all", (1, 2, 4)),
+        (b"rk3588", "0_1_2", (1, 2, 4)),
+        (b"rk3588", "0_1", (1, 2)),
+        (b"rk3588", "2", (4,)),
+        (b"rk3576", "auto", (1, 2)),
+        (b"rk3576", "0_1", (1, 2)),
+        (b"rk3568", "auto", (0,)),
+        (b"rk3568", "0", (0,)),
+    ],
+)
+def test_one_worker_a_core(
+    tmp_path: Path, soc: bytes, mask: str, expected: tuple[int, ...]
+) -> None:
+    found = machine(tmp_path, **{"proc__device-tree__compatible": b"rockchip," + soc})
+    assert found.core_masks(mask) == expected
+
+
+def test_a_core_that_is_not_there(tmp_path: Path) -> None:
+    found = machine(tmp_path, **{"proc__device-tree__compatible": b"rockchip,rk3576\0"})
+    with pytest.raises(ConfigError, match=r"NPU_CORE_MASK=2.*has 2"):
+        found.core_masks("2")
+
+
+def test_a_laptop(tmp_path: Path) -> None:
+    found = probe.probe(tmp_path)
+    assert not found.has_npu
+    assert "everything runs on the CPU" in found.reason
+    assert found.findings == ()
+
+
+# --- doctor -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in ("RKNN_EMBEDDER_PATH", "RKNN_RERANKER_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(tmp_path / "models"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def doctor(monkeypatch: pytest.MonkeyPatch, found: probe.Machine, *options: str) -> str:
+    monkeypatch.setattr(probe, "probe", lambda: found)
+    result = CliRunner().invoke(app, ["doctor", *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def test_doctor_on_a_laptop(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = doctor(monkeypatch, probe.probe(home / "root"))
+    assert "There is no NPU on this machine. Everything runs on the CPU." in said
+    assert "librknnrt" not in said
+    assert "fix:" not in said
+
+
+def test_doctor_on_a_board(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = doctor(monkeypatch, machine(home / "root"))
+    assert "Orange Pi 5 Max (rk3588)" in said
+    assert "NPU: ready, 3 core(s)." in said
+
+
+def test_doctor_names_the_command_that_mends(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = doctor(monkeypatch, machine(home / "root", allowed=False))
+    assert "error: no permission for /dev/dri/renderD129" in said
+    assert "fix: sudo usermod -aG render,video" in said
+    assert "NPU: not usable" in said
+
+
+def test_doctor_looks_at_the_models(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle(home / "models" / "mini", target="rk3576", toolkit="2.5.0")
+    monkeypatch.setenv("RKNN_RERANKER_PATH", str(home / "absent.rknn"))
+    found = machine(home / "root", wheel="2.3.2", **{"usr__lib__librknnrt.so": b"\x7fELF"})
+    said = json.loads(doctor(monkeypatch, found, "--json"))
+    assert said["npu_usable"] is True
+    assert said["machine"]["soc"] == "rk3588"
+    problems = " ".join(f["what"] for f in said["findings"])
+    assert "mini was converted for rk3576" in problems
+    assert "mini was made by toolkit 2.5.0, the wheel is 2.3.2" in problems
+    assert "absent.rknn does not exist" in problems
+    assert all(f["why"] and f["fix"] for f in said["findings"])
+
+
+def test_doctor_remembers_faults(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(60):
+        faults.record("all-MiniLM-L6-v2", 4, f"fault {number}")
+    assert len(faults.recent()) == 50
+    said = doctor(monkeypatch, machine(home / "root"))
+    assert "NPU core mask 4 was retired: fault 59" in said
+    assert "fault 54" not in said
+
+
+def test_a_state_directory_that_cannot_be_written_does_not_stop_the_work(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    faults.record("m", 1, "r", tmp_path / "file" / "faults.jsonl")
+    assert "could not be recorded" in caplog.text

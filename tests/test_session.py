@@ -1,0 +1,181 @@
+"""NpuSession over a double of the context: what the device may get wrong, and the host's part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from npu_double import NAMES, FakeContext, feed
+from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.runtimes.session import Graph, KnownAnswer, NpuSession, NpuSpec
+
+SPEC = NpuSpec((Graph("fake.rknn"),))
+
+
+def open_session(context: FakeContext, spec: NpuSpec = SPEC) -> NpuSession:
+    return NpuSession(spec, 1, lambda path, mask: context)  # type: ignore[arg-type, return-value]
+
+
+def answer(*ids: int) -> np.ndarray:
+    words = np.sin(np.array(ids)[:, None] * np.arange(1, 5)).sum(axis=0)
+    return words / np.linalg.norm(words)
+
+
+def test_pooled_output_is_passed_on_with_unit_length() -> None:
+    session = open_session(FakeContext(lie=lambda rows: rows * np.float32(1.01)))
+    row = session.run(feed(7, 8))
+    np.testing.assert_allclose(row, [answer(7, 8)], atol=1e-6)
+    assert np.linalg.norm(row) == pytest.approx(1, abs=1e-6)
+
+
+def test_token_output_is_pooled_by_the_mean_of_what_is_not_masked() -> None:
+    session = open_session(FakeContext(shape=(1, 32, 4)))
+    asked = feed(7, 8)
+    asked["input_ids"][0, 2:] = 99
+    np.testing.assert_allclose(session.run(asked), [answer(7, 8)], atol=1e-6)
+
+
+def test_cls_pooling() -> None:
+    spec = NpuSpec((Graph("fake.rknn"),), pooling="cls")
+    session = open_session(FakeContext(shape=(1, 32, 4)), spec)
+    np.testing.assert_allclose(session.run(feed(7, 8)), [answer(7)], atol=1e-6)
+
+
+@pytest.mark.parametrize("names", [NAMES, (*NAMES, "token_type_ids"), ("a", "b"), ("x", "y", "z")])
+def test_a_single_file_is_asked_for_inputs_and_length(names: tuple[str, ...]) -> None:
+    context = FakeContext(names, (1, 256, 4), length=256)
+    session = open_session(context)
+    assert session.info.lengths == (256,)
+    assert session.info.input_names == (*NAMES, "token_type_ids")[: len(names)]
+    session.run(feed(7, length=256))
+    assert len(context.got) == len(names)
+    assert all(a.dtype == np.int64 and a.shape == (1, 256) for a in context.got)
+
+
+def test_inputs_may_come_in_another_order() -> None:
+    context = FakeContext(("attention_mask", "input_ids"))
+    with pytest.raises(DeviceError):
+        open_session(context)  # the double reads ids first: its answers make no sense
+    np.testing.assert_array_equal(context.got[0][0, :7], [1, 1, 1, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "c", "d")])
+def test_other_graphs_are_refused(names: tuple[str, ...]) -> None:
+    context = FakeContext(names)
+    with pytest.raises(DeviceError, match="2 or 3 of"):
+        open_session(context)
+    assert context.closed == 1
+
+
+def test_the_word_table_stays_on_the_host(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float16)
+    np.save(tmp_path / "words.npy", table)
+    names = ("word_embeddings", "attention_mask")
+    graphs = (Graph("fake.rknn", (32,)),)
+    spec = NpuSpec(graphs, names, word_table=str(tmp_path / "words.npy"))
+    context = FakeContext(names)
+    session = open_session(context, spec)
+    session.run(feed(7, 49))
+    assert context.got[0].dtype == np.float32
+    np.testing.assert_array_equal(context.got[0][0, :2], table[[7, 49]].astype(np.float32))
+    for bad in (50, -1):
+        with pytest.raises(InvalidInputError, match=r"0\.\.49"):
+            session.run(feed(7, bad))
+
+
+@pytest.mark.parametrize(
+    ("lie", "message"),
+    [
+        (lambda rows: rows * 0, "norm 0"),
+        (lambda rows: rows * 1.1, "norm 1.1"),
+        (lambda rows: rows[:, :3] / np.linalg.norm(rows[:, :3]), "3 values instead of 4"),
+        (lambda rows: rows * np.nan, "norm nan"),
+    ],
+)
+def test_an_answer_that_is_no_unit_vector_is_refused(
+    lie: Callable[[np.ndarray], np.ndarray], message: str
+) -> None:
+    context = FakeContext()
+    session = open_session(context)
+    context.lie = lie
+    with pytest.raises(DeviceError, match=message):
+        session.run(feed(7))
+
+
+def test_the_answer_to_the_text_before_is_refused() -> None:
+    context = FakeContext()
+    session = open_session(context)
+    first = session.run(feed(7))
+    context.lie = lambda rows: first  # type: ignore[assignment]
+    session.run(feed(7))
+    with pytest.raises(DeviceError, match="the same answer to different texts"):
+        session.run(feed(8))
+
+
+def test_a_device_that_fails_only_now_and_then_is_found_too() -> None:
+    raws: list[np.ndarray] = []
+    context = FakeContext(lie=lambda rows: raws.append(rows) or rows)  # type: ignore[func-returns-value]
+    session = open_session(context)
+    session.run(feed(7))
+    stale: Iterator[np.ndarray] = iter([raws[-1]])
+    context.lie = lambda rows: next(stale, rows)
+    with pytest.raises(DeviceError, match="text before"):
+        session.run(feed(8))
+
+
+def test_the_first_text_is_compared_with_the_self_test() -> None:
+    context = FakeContext()
+    last: list[np.ndarray] = []
+    context.lie = lambda rows: last.append(rows) or rows  # type: ignore[func-returns-value]
+    session = open_session(context)
+    context.lie = lambda rows: last[-1]
+    with pytest.raises(DeviceError):
+        session.run(feed(8))
+
+
+def test_equal_logits_of_different_texts_are_accepted_once_proven() -> None:
+    context = FakeContext(shape=(1, 1), lie=lambda rows: np.round(rows, 0))
+    session = open_session(context)
+    assert session.run(feed(7, 8)) == session.run(feed(8, 7))
+
+
+def test_the_self_test_knows_the_answer() -> None:
+    right = KnownAnswer((2, 7, 3), None, tuple(answer(2, 7, 3)), 1e-4)
+    wrong = KnownAnswer((2, 7, 3), None, tuple(-answer(2, 7, 3)), 1e-4)
+    graphs = (Graph("fake.rknn"),)
+    open_session(FakeContext(), NpuSpec(graphs, answers=(right,)))
+    context = FakeContext()
+    with pytest.raises(DeviceError, match=r"off by 2 where 0\.0001 is allowed"):
+        open_session(context, NpuSpec(graphs, answers=(right, wrong)))
+    assert context.closed == 1
+
+
+def test_a_device_that_answers_at_random_does_not_pass() -> None:
+    rng = np.random.default_rng(0)
+
+    def lie(rows: np.ndarray) -> np.ndarray:
+        noise = rng.standard_normal(rows.shape)
+        return (noise / np.linalg.norm(noise)).astype(np.float32)
+
+    with pytest.raises(DeviceError, match="two answers to the same text"):
+        open_session(FakeContext(lie=lie))
+
+
+def test_a_length_without_a_graph() -> None:
+    with pytest.raises(InvalidInputError, match="No graph of length 33"):
+        open_session(FakeContext()).run(feed(7, length=33))
+
+
+def test_a_spec_survives_the_way_to_the_child() -> None:
+    spec = NpuSpec(
+        (Graph("a.rknn", (32, 64)), Graph("b.rknn")),
+        NAMES,
+        "tokens",
+        "cls",
+        "words.npy",
+        (KnownAnswer((2, 3), (0, 1), (0.5, -0.5), 0.1), KnownAnswer((2,))),
+    )
+    assert NpuSpec.from_json(spec.to_json()) == spec
