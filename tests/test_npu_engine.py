@@ -1,0 +1,315 @@
+"""``device=`` of Embedder and Reranker, with a board and its cores doubled by the CPU graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tars_rag import Embedder, Reranker
+from tars_rag.errors import ConfigError, DeviceError, ModelError
+from tars_rag.models import npu
+from tars_rag.models.bert_graph import Output
+from tars_rag.models.graphs import cpu_graph
+from tars_rag.models.store import ModelStore
+from tars_rag.runtimes import faults, probe
+from tars_rag.runtimes.base import Feeds, FloatArray
+from tars_rag.runtimes.manifest import Manifest, sha256_of
+from tars_rag.runtimes.onnx import OnnxRuntime
+from tars_rag.runtimes.session import NpuSpec, SessionInfo
+from tiny_models import write_model
+
+TEXTS = ["the cat", "a dog in the garden and the river", "fan", "piano " * 50, "heat of the npu"]
+NAMES = ("input_ids", "attention_mask")
+LENGTHS = (32, 64)
+pytestmark = pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+class Cores:
+    """Every core opened, and what each is to do wrong."""
+
+    def __init__(self, model: Path, cache: Path, output: Output) -> None:
+        store = ModelStore(cache)
+        local = store.get(str(model))
+        graph = cpu_graph(local, cache, output=output, pooling="mean", precision="fp32")
+        self.runtime = npu.SameFeeds(OnnxRuntime(graph.source, threads=1))
+        self.opened: list[int] = []
+        self.specs: list[NpuSpec] = []
+        self.broken = False
+        self.noise = 0.0
+        self.lengths_seen: list[int] = []
+
+    def open(self, spec: NpuSpec, mask: int) -> Core:
+        self.opened.append(mask)
+        self.specs.append(spec)
+        return Core(self)
+
+
+class Core:
+    info = SessionInfo(NAMES, LENGTHS, "double")
+
+    def __init__(self, cores: Cores) -> None:
+        self.cores = cores
+
+    def run(self, feed: Feeds) -> FloatArray:
+        if self.cores.broken:
+            raise DeviceError("rknn_run returned -1")
+        assert set(feed) == set(NAMES)
+        assert feed["input_ids"].shape in {(1, n) for n in LENGTHS}
+        self.cores.lengths_seen.append(feed["input_ids"].shape[1])
+        (rows,) = self.cores.runtime.run([feed])
+        noisy = rows + self.cores.noise * np.cos(np.arange(rows.shape[1]))
+        return (noisy / np.linalg.norm(noisy) if rows.shape[1] > 1 else rows).astype(np.float32)
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+BOARD = probe.Machine(
+    model="Orange Pi 5 Max", soc="rk3588", npu_cores=3, driver="0.9.8",
+    device_nodes=("/dev/dri/renderD129",), library="/usr/lib/librknnrt.so",
+    library_version="2.5.0", wheel="2.5.0", python="3.11", container=False, governors=(),
+    npu_governor=None, npu_frequency_mhz=None, cpu_cores=8, big_cores=(4, 5, 6, 7),
+    memory_mb=16000, memory_available_mb=8000, findings=(),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("npu")
+    write_model(root / "tiny", head=False, seed=1)
+    write_model(root / "tiny-ce", head=True, seed=2)
+    return root
+
+
+@pytest.fixture
+def cores(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cores:
+    found = Cores(models / "tiny", tmp_path / "cache", "pooled")
+    monkeypatch.setattr(probe, "probe", lambda: BOARD)
+    monkeypatch.setattr(npu, "IsolatedSession", found.open)
+    monkeypatch.setattr(faults, "default_path", lambda: tmp_path / "faults.jsonl")
+    return found
+
+
+def write_bundle(folder: Path, weights: Path, **changes: Any) -> Path:
+    folder.mkdir(parents=True)
+    for name in ("g.rknn", "tokenizer.json"):
+        (folder / name).write_bytes(name.encode())
+
+    def described(name: str) -> dict[str, Any]:
+        path = folder / name
+        return {"name": name, "sha256": sha256_of(path), "bytes": path.stat().st_size}
+
+    fields: dict[str, Any] = {
+        "model": weights.name, "kind": "embedder", "target": "rk3588", "precision": "fp16",
+        "toolkit": "2.5.0", "inputs": NAMES, "output": "pooled", "dimension": 32,
+        "max_length": 64, "graphs": [described("g.rknn") | {"lengths": LENGTHS}],
+        "tokenizer": described("tokenizer.json"),
+        "weights_sha256": sha256_of(weights / "model.safetensors"),
+        "fidelity": {"texts": 9, "mean_cosine": 1.0, "threshold": 0.9999, "degraded": False},
+    }  # fmt: skip
+    manifest = Manifest.model_validate(fields | changes)
+    (folder / "manifest.json").write_text(manifest.model_dump_json())
+    return folder
+
+
+def embedder(models: Path, tmp_path: Path, **options: Any) -> Embedder:
+    return Embedder(models / "tiny", cache_dir=tmp_path / "cache", threads=1, **options)
+
+
+def fidelity(cosine: float) -> dict[str, Any]:
+    return {"texts": 9, "mean_cosine": cosine, "threshold": 0.9, "degraded": False}
+
+
+def test_the_npu_gives_what_the_cpu_gives(cores: Cores, models: Path, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    cpu = embedder(models, tmp_path, device="cpu")
+    with embedder(models, tmp_path, device="npu", rknn_path=path) as on_npu:
+        assert on_npu.device == "npu"
+        assert sorted(cores.opened) == [1, 2, 4]
+        short = [text for text in TEXTS if len(text) < 100]
+        np.testing.assert_allclose(on_npu.embed(short), cpu.embed(short), atol=1e-6)
+        np.testing.assert_allclose(on_npu.embed_query("fan"), cpu.embed_query("fan"), atol=1e-6)
+        assert set(cores.lengths_seen) == {32}
+        on_npu.embed(TEXTS)
+        assert set(cores.lengths_seen) == {32, 64}
+        assert on_npu.max_length == 64
+        # The same class: a store made on one opens on the other, where the lengths agree.
+        assert on_npu.fingerprint.split(":")[3] == cpu.fingerprint.split(":")[3] == "exact"
+
+
+@pytest.mark.parametrize(("mask", "opened"), [("1", [2]), ("0_1", [1, 2]), ("all", [1, 2, 4])])
+def test_core_masks(
+    cores: Cores, models: Path, tmp_path: Path, mask: Any, opened: list[int]
+) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    embedder(models, tmp_path, device="npu", rknn_path=path, core_mask=mask).close()
+    assert sorted(cores.opened) == opened
+
+
+def test_auto_finds_the_most_faithful_bundle_in_the_cache(
+    cores: Cores, models: Path, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache"
+    tiny = models / "tiny"
+    write_bundle(cache / "a", tiny, fidelity=fidelity(0.995))
+    write_bundle(cache / "b", tiny, fidelity=fidelity(0.99995))
+    write_bundle(cache / "c", tiny, target="rk3576")
+    write_bundle(cache / "d", tiny, model="another")
+    with embedder(models, tmp_path) as found:
+        assert found.device == "npu"
+        assert cores.specs[0].graphs[0].path == str(cache / "b" / "g.rknn")
+
+
+def test_auto_without_a_bundle_says_how_to_get_one(
+    cores: Cores, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with embedder(models, tmp_path) as found:
+        assert found.device == "cpu"
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+    assert "tars-rag convert tiny" in caplog.text
+    with pytest.raises(ModelError, match="RKNN_EMBEDDER_PATH"):
+        embedder(models, tmp_path, device="npu")
+
+
+@pytest.mark.parametrize(
+    ("machine", "reason"),
+    [
+        (probe.Machine(**{**BOARD.__dict__, "soc": None, "npu_cores": 0}), "no Rockchip NPU"),
+        (
+            probe.Machine(
+                **{
+                    **BOARD.__dict__,
+                    "findings": (probe.Finding("error", "no driver", "why", "modprobe rknpu"),),
+                }
+            ),
+            "no driver: modprobe rknpu",
+        ),
+    ],
+)
+def test_without_a_usable_npu(
+    cores: Cores,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    machine: probe.Machine,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(probe, "probe", lambda: machine)
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    with pytest.raises(DeviceError, match=f"{reason}.*tars-rag doctor"):
+        embedder(models, tmp_path, device="npu", rknn_path=path)
+    assert not caplog.records
+    with embedder(models, tmp_path, rknn_path=path) as found:
+        assert found.device == "cpu"
+    # A laptop is nothing to warn of; a board that does not work is.
+    assert len(caplog.records) == int(machine.has_npu)
+    caplog.clear()
+    with embedder(models, tmp_path, device="npu", rknn_path=path, fallback_cpu=True) as found:
+        assert found.device == "cpu"
+    assert len(caplog.records) == 1
+    assert reason in caplog.text
+
+
+def test_when_all_cores_fail_the_cpu_goes_on(
+    cores: Cores, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    right = embedder(models, tmp_path, device="cpu").embed(TEXTS[:3])
+    with embedder(models, tmp_path, device="npu", rknn_path=path, fallback_cpu=True) as found:
+        cores.broken = True
+        np.testing.assert_allclose(found.embed(TEXTS[:3]), right, atol=1e-6)
+        assert found.device == "cpu"
+        np.testing.assert_allclose(found.embed(TEXTS[:3]), right, atol=1e-6)
+    assert sum("the CPU takes over" in r.message for r in caplog.records) == 1
+    assert {f.reason for f in faults.recent(tmp_path / "faults.jsonl")} == {"rknn_run returned -1"}
+
+
+def test_when_all_cores_fail_without_fall_back_it_is_an_error(
+    cores: Cores, models: Path, tmp_path: Path
+) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    with embedder(models, tmp_path, device="npu", rknn_path=path) as found:
+        cores.broken = True
+        with pytest.raises(DeviceError, match="NPU_FALLBACK_CPU=1"):
+            found.embed(TEXTS)
+
+
+def test_the_cpu_does_not_go_on_with_vectors_of_another_class(
+    cores: Cores, models: Path, tmp_path: Path
+) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny", fidelity=fidelity(0.996))
+    with embedder(models, tmp_path, device="npu", rknn_path=path, fallback_cpu=True) as found:
+        assert found.fingerprint.endswith(":int8")
+        cores.broken = True
+        with pytest.raises(DeviceError, match=r"class exact.*class int8"):
+            found.embed(TEXTS)
+
+
+@pytest.mark.parametrize(("noise", "earned"), [(0.0, "exact"), (0.05, None)])
+def test_a_file_without_a_manifest_earns_its_class_here(
+    cores: Cores, models: Path, tmp_path: Path, noise: float, earned: str | None
+) -> None:
+    path = tmp_path / "embedder.rknn"
+    path.write_bytes(b"py-tars")
+    cores.noise = noise
+    with embedder(models, tmp_path, device="npu", rknn_path=path) as found:
+        assert found.fingerprint.split(":")[3] == (earned or sha256_of(path)[:16])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": "rk3576"}, "converted for rk3576, this board is a rk3588"),
+        ({"weights_sha256": "0" * 64}, "made from other weights"),
+        ({"kind": "cross-encoder"}, "of kind cross-encoder"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(
+    cores: Cores, models: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny", **changes)
+    with pytest.raises(ModelError, match=message):
+        embedder(models, tmp_path, device="npu", rknn_path=path)
+    assert cores.opened == []
+
+
+def test_reranker(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: Cores
+) -> None:
+    ce = Cores(models / "tiny-ce", tmp_path / "cache", "logit")
+    monkeypatch.setattr(npu, "IsolatedSession", ce.open)
+    changes = {"kind": "cross-encoder", "output": "logit"}
+    path = write_bundle(tmp_path / "b", models / "tiny-ce", **changes)
+    options: dict[str, Any] = {"cache_dir": tmp_path / "cache", "threads": 1}
+    options |= {"device": "npu", "rknn_path": path, "fallback_cpu": True}
+    with Reranker(models / "tiny-ce", **options) as found:
+        assert (found.device, found.max_length) == ("npu", 64)
+        scores = found.score("fan", TEXTS)
+        assert np.isfinite(scores).all()
+        ce.broken = True
+        np.testing.assert_allclose(found.score("fan", TEXTS), scores, atol=1e-6)
+        assert found.device == "cpu"
+
+
+def test_from_env(
+    cores: Cores, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBED_MODEL", str(models / "tiny"))
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("NPU_EMBEDDER_ENABLED", "1")
+    monkeypatch.setenv("RKNN_EMBEDDER_PATH", str(path))
+    monkeypatch.setenv("NPU_CORE_MASK", "0_1")
+    with Embedder.from_env() as found:
+        assert found.device == "npu"
+    assert sorted(cores.opened) == [1, 2]
+    monkeypatch.setattr(probe, "probe", lambda: probe.Machine(**{**BOARD.__dict__, "npu_cores": 2}))
+    monkeypatch.setenv("NPU_CORE_MASK", "0_1_2")
+    with pytest.raises(ConfigError, match="NPU_CORE_MASK"):
+        Embedder.from_env()
