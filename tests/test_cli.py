@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pickle
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -22,6 +23,7 @@ import typer.testing
 from tars_rag.cli import app
 from tars_rag.errors import StoreError
 from tars_rag.ingest.ledger import NAME
+from tars_rag.models.store import write_record
 from tiny_models import *  # noqa: F403  (fixtures)
 
 MISSING = "ms-marco-TinyBERT-L-2-v2"
@@ -367,16 +369,16 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_damaged_model_is_named_by_verify(embedder_dir: str, tmp_path: Path) -> None:
-    import shutil
-
-    shutil.copytree(embedder_dir, tmp_path / "m")
-    (tmp_path / "m" / "files.json").write_text(
-        json.dumps({"source": "a test", "files": {"config.json": {"sha256": "0" * 64, "bytes": 3}}})
-    )
-    result = run("models", "verify", "./m", embedder_dir)
+    shutil.copytree(embedder_dir, tmp_path / "sound")
+    write_record(tmp_path / "sound", ["config.json", "model.safetensors"], "a test")
+    shutil.copytree(tmp_path / "sound", tmp_path / "cut")
+    (tmp_path / "cut" / "config.json").write_text("{")
+    result = run("models", "verify", "./cut", "./sound")
     assert result.exit_code == 1
-    assert "config.json has" in result.stderr
-    assert "sound" in result.stdout
+    assert "config.json has 1 bytes" in result.stderr
+    assert result.stdout == "./sound: sound\n"
+    assert "config.json" in refused("index", tmp_path, "--store", "s", "--model", "./cut")
+    assert not (tmp_path / "s").exists()
 
 
 def test_eval_prints_exactly_the_measures(tmp_path: Path, reranker_dir: str) -> None:
@@ -400,6 +402,23 @@ def test_eval_prints_exactly_the_measures(tmp_path: Path, reranker_dir: str) -> 
 
 
 # --- store ---
+
+
+def test_another_embedder_takes_over_a_store(notes: Path, other_embedder_dir: str) -> None:
+    ok("index", notes, "--store", "s")
+    assert "4 passages embedded" in ok("store", "reembed", "s", "--model", other_embedder_dir)
+    assert "0 passages embedded" in ok("store", "reembed", "s", "--model", other_embedder_dir)
+    found = ok("query", "cat", "--store", "s", "--model", other_embedder_dir, "--json")
+    assert len(json.loads(found)["passages"]) == 4
+    assert "store reembed" in refused("query", "cat", "--store", "s")
+    # the files are as they were, so they need not be indexed again
+    again = ok("index", notes, "--store", "s", "--model", other_embedder_dir, "--json")
+    assert json.loads(again)["unchanged"] == 3
+
+
+def test_reembed_needs_a_store(tmp_path: Path) -> None:
+    assert "There is no store at s" in refused("store", "reembed", "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_memory_of_py_tars_is_imported(tmp_path: Path) -> None:

@@ -59,7 +59,6 @@ def evaluate(
     """Measure nDCG@10, MRR@10 and recall@100 of each strategy on judged queries."""
     from tars_rag.bench.evaluate import STRATEGIES, fill, load_collection
     from tars_rag.bench.evaluate import evaluate as measure
-    from tars_rag.retrieval.store import HybridStore
 
     collection = load_collection(directory)
     settings = resources.read_settings(embed_model=model)
@@ -68,7 +67,7 @@ def evaluate(
     with (
         place as path,
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        HybridStore(Path(str(path)), embedder) as opened,
+        resources.open_store(Path(str(path)), embedder) as opened,
         progress_bar("count") as progress,
     ):
         reranker = (

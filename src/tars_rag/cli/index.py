@@ -41,12 +41,11 @@ def index(
     others are indexed all the same.
     """
     from tars_rag.ingest.run import ingest
-    from tars_rag.retrieval.store import HybridStore
 
     settings = resources.read_settings(embed_model=model)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        HybridStore(store, embedder) as opened,
+        resources.open_store(store, embedder) as opened,
     ):
         splitter = resources.make_splitter(settings, embedder, chunk_tokens, overlap)
         with progress_bar() as progress:

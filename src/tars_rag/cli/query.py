@@ -47,11 +47,10 @@ def query(
     resources.require_store(store)
     settings = resources.read_settings(embed_model=model, memory_top_k=k, rag_strategy=strategy)
     from tars_rag.retrieval.pipeline import Pipeline
-    from tars_rag.retrieval.store import HybridStore
 
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        HybridStore(store, embedder, read_only=True) as opened,
+        resources.open_store(store, embedder, read_only=True) as opened,
     ):
         reranker = resources.open_reranker(settings, rerank)
         pipeline = Pipeline(opened, reranker, strategy=settings.rag_strategy)

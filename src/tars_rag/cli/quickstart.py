@@ -30,13 +30,12 @@ def quickstart(
     """Index a bundled sample of text, ask it a few questions, and show where the time goes."""
     from tars_rag.ingest.run import ingest
     from tars_rag.retrieval.pipeline import Pipeline
-    from tars_rag.retrieval.store import HybridStore
 
     settings = resources.read_settings()
     with (
         as_file(files("tars_rag.cli") / "sample" / "sample.jsonl") as sample,
         resources.open_embedder(settings) as embedder,
-        HybridStore(store or _default_store(embedder.fingerprint), embedder) as opened,
+        resources.open_store(store or _default_store(embedder.fingerprint), embedder) as opened,
     ):
         reranker = resources.open_reranker(settings, rerank, fetch=True)
         splitter = resources.make_splitter(settings, embedder, None, 32)

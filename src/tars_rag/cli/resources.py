@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tars_rag.ingest.chunks import Splitter
     from tars_rag.models.embedder import Embedder
     from tars_rag.models.reranker import Reranker
+    from tars_rag.retrieval.store import HybridStore
     from tars_rag.settings import Settings
 
 StoreOption = Annotated[
@@ -90,17 +91,14 @@ def open_reranker(
     if models.find(name) is None:
         try:
             if not (wanted or fetch):
-                msg = f"{name} is not on this machine"
+                msg = f"{name} is not on this machine. To fetch it: tars-rag models pull {name}"
                 raise ModelError(msg)
             with progress_bar(download=True) as progress:
                 models.get(name, progress)
-        except ModelError:
+        except ModelError as error:
             if wanted:
                 raise
-            say(
-                f"No reranker: ranking by fusion. To fetch it: tars-rag models pull {name}",
-                style="yellow",
-            )
+            say(f"No reranker, so fusion decides: {error}", style="yellow")
             return None
     return Reranker.from_settings(settings)
 
@@ -115,6 +113,19 @@ def make_splitter(
 
     model = ModelStore(settings.model_cache_dir).get(settings.embed_model)
     return Splitter(model.directory / TOKENIZER_NAME, embedder.max_length, tokens, overlap)
+
+
+def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> HybridStore:
+    """The store; with a progress bar if its lexical index has to be rebuilt."""
+    from tars_rag.retrieval.store import HybridStore
+
+    with progress_bar("count") as progress:
+        return HybridStore(
+            path,
+            embedder,
+            read_only=read_only,
+            progress=lambda done, total: progress("rebuild the lexical index", done, total),
+        )
 
 
 def require_store(path: Path) -> Path:

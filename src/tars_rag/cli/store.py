@@ -18,6 +18,30 @@ app = typer.Typer(
 )
 
 
+@app.command()
+def reembed(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")],
+    model: resources.ModelOption = None,
+    device: resources.DeviceOption = None,
+    precision: resources.PrecisionOption = "fp32",
+) -> None:
+    """Change the embedder of a store, in place.
+
+    The old vectors are valid until all passages are embedded. May be interrupted and run again: it
+    goes on where it stopped.
+    """
+    from tars_rag.retrieval.reembed import reembed as embed_anew
+
+    resources.require_store(directory)
+    settings = resources.read_settings(embed_model=model)
+    with (
+        resources.open_embedder(settings, device=device, precision=precision) as embedder,
+        progress_bar("count") as progress,
+    ):
+        count = embed_anew(directory, embedder, lambda n, total: progress("embed", n, total))
+        show(f"{count} passages embedded with {embedder.model}: {embedder.fingerprint}")
+
+
 @app.command("import-hyperdb")
 def import_memory(
     file: Annotated[
@@ -35,13 +59,12 @@ def import_memory(
     May be run again: what is there already stays as it is.
     """
     from tars_rag.retrieval.hyperdb import import_hyperdb, load_hyperdb
-    from tars_rag.retrieval.store import HybridStore
 
     memory = load_hyperdb(file)  # refused before a store is made
     settings = resources.read_settings(embed_model=model)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        HybridStore(store, embedder) as opened,
+        resources.open_store(store, embedder) as opened,
         progress_bar("count") as progress,
     ):
         done = import_hyperdb(memory, opened, lambda n, total: progress(file.name, n, total))
