@@ -8,12 +8,13 @@ other after it. With a Chroma server the same holds between processes, through t
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,15 @@ from tars_rag.retrieval.lock import ReadWriteLock, StoreLock
 from tars_rag.retrieval.manifest import NAME as MANIFEST
 from tars_rag.retrieval.manifest import StoreManifest, read_manifest
 from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.rebuild import Embed, Progress, rebuild_vectors
+from tars_rag.retrieval.seal import NAME as SEAL
+from tars_rag.retrieval.seal import Seal
 from tars_rag.retrieval.vectors import VectorIndex
 
-Progress: TypeAlias = Callable[[int, int | None], None]
-"""Called with (done, total); total is None where it is not known."""
-
 _CHROMA, _LEXICAL, _JOURNAL, _LOCK = "chroma", "lexical", "journal", "lock"
-_OURS = {_CHROMA, _LEXICAL, _JOURNAL, _LOCK, MANIFEST, MANIFEST + ".tmp"}
+_OURS = {_CHROMA, _LEXICAL, _JOURNAL, _LOCK, SEAL, MANIFEST, SEAL + ".tmp", MANIFEST + ".tmp"}
 _REPAIR_BATCH = 1000
+_log = logging.getLogger(__name__)
 
 
 class Engine:
@@ -44,7 +46,9 @@ class Engine:
         fingerprint: Of the embedder; None: whatever the store has (no new store then).
         read_only: Open beside other readers; nothing is repaired or written.
         chroma_url: A Chroma server; several processes may then write.
-        progress: Told how a rebuild of the lexical index goes on.
+        embed: Makes vectors anew where Chroma's were damaged; None: such a store is refused.
+        embed_fingerprint: Of `embed`, where `fingerprint` is None.
+        progress: Told how the rebuild of a damaged index goes on.
 
     Raises:
         StoreLockedError: Another process has it open; the message names its pid.
@@ -60,9 +64,14 @@ class Engine:
         *,
         read_only: bool = False,
         chroma_url: str | None = None,
+        embed: Embed | None = None,
+        embed_fingerprint: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.path = path
+        self.rebuilt = 0
+        self._embed = embed
+        self._embed_fingerprint = embed_fingerprint or fingerprint
         self.read_only = read_only
         self._pid = os.getpid()
         self._closed = False
@@ -71,6 +80,7 @@ class Engine:
         self._lexical_stamp: object = None
         self._threads = ReadWriteLock(max(2, os.cpu_count() or 2))
         self._journal = Journal(path / _JOURNAL)
+        self._seal = None if chroma_url else Seal(path / SEAL, path / _CHROMA)
         self._prepare_directory()
         self._lock = StoreLock(path / _LOCK, read_only=read_only)
         try:
@@ -149,7 +159,9 @@ class Engine:
             for name in (_CHROMA, _LEXICAL):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self._journal.clear()
+            (self.path / SEAL).unlink(missing_ok=True)
             self._open_vectors(create=True)
+            self.seal_vectors()
             self.lexical = LexicalIndex(self.path / _LEXICAL)
             self.manifest = self.manifest.write(self.path, ready=True)
         except OSError as error:
@@ -165,17 +177,48 @@ class Engine:
                 "missing. Restore the directory from a backup, or index the sources again."
             )
             raise StoreError(msg)
-        self.vectors = VectorIndex(path, self.manifest.collection, url=url, create=create)
+        try:
+            self.vectors = VectorIndex(path, self.manifest.collection, url=url, create=create)
+        except StoreError as error:
+            if url:
+                raise
+            msg = (
+                f"The texts and vectors of the store {self.path} cannot be opened: {error}. If "
+                "the disk is full or read-only, mend that; otherwise the database is damaged: "
+                "restore the directory from a backup, or index the sources again."
+            )
+            raise StoreError(msg) from error
 
     def _open(self, progress: Progress | None) -> None:
         if self._vectors is None:
+            rebuild = self._vectors_to_rebuild()
             self._open_vectors()
+            if rebuild and self._embed and self._seal:
+                fingerprint = self._embed_fingerprint or self.manifest.fingerprint
+                self.rebuilt = rebuild_vectors(self, self._embed, fingerprint, progress)
+                self._seal.discard()
         if self._lexical is None:
             self._open_lexical(progress)
         self.recover(progress)
         if self.lexical.count() != self.vectors.count():
             self._refuse_if_read_only("its two indexes do not hold the same number of passages")
             self.reconcile_all(progress)
+
+    def _vectors_to_rebuild(self) -> bool:
+        """Whether Chroma's vector files are damaged; they are then out of its way."""
+        problem = self._seal.problem() if self._seal else None
+        if self._seal is None or problem is None:
+            return False
+        if self._embed is None:
+            msg = (
+                f"The vectors in {self.path} are damaged ({problem}). Texts and metadata are kept "
+                f"apart: make the vectors anew: tars-rag store reembed {self.path} --model MODEL"
+            )
+            raise StoreError(msg)
+        self._refuse_if_read_only(f"its vectors are damaged ({problem})")
+        _log.warning("%s: vectors are damaged (%s); embedding all texts anew", self.path, problem)
+        self._seal.set_aside()
+        return True
 
     def _open_lexical(self, progress: Progress | None) -> None:
         path = self.path / _LEXICAL
@@ -279,7 +322,7 @@ class Engine:
         if os.getpid() != self._pid:
             msg = (
                 f"The store {self.path} was opened by process {self._pid} and does not survive a "
-                "fork. Open it after forking, or use a Chroma server (chroma_url)."
+                "fork. Open it in the child, started by the method spawn or forkserver."
             )
             raise StoreError(msg)
 
@@ -306,10 +349,31 @@ class Engine:
         try:
             self._journal.begin(ids)
             yield
+            self.seal_vectors()
             self._journal.clear()
         except OSError as error:
             msg = f"Writing to the store {self.path} failed: {error}. Check space and permissions."
             raise StoreError(msg) from error
+
+    def seal_vectors(self) -> None:
+        """Make what Chroma wrote to its vector files durable, and checkable at the next open."""
+        if self._seal is not None:
+            self._seal.renew()
+
+    def update_manifest(self, **changes: Any) -> None:
+        """Change store.json, atomically and durably."""
+        self.manifest = self.manifest.write(self.path, **changes)
+
+    def switch(self, vectors: VectorIndex, fingerprint: str) -> None:
+        """Make another collection the store's own. The old one stays in Chroma."""
+        self.update_manifest(
+            fingerprint=fingerprint,
+            collection=vectors.name,
+            dimension=vectors.dimension(),
+            reembedding=None,
+        )
+        old, self.vectors = self.vectors, vectors
+        old.close()
 
     # -- repair -----------------------------------------------------------------------------
 
@@ -323,6 +387,7 @@ class Engine:
             self.reconcile_all(progress)
         else:
             self._reconcile(intent.ids)
+        self.seal_vectors()
         self._journal.clear()
 
     def _reconcile(self, ids: Sequence[str]) -> None:

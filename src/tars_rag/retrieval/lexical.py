@@ -167,6 +167,9 @@ class LexicalIndex:
                 msg = f"The lexical index {self.path} is open read-only."
                 raise StoreError(msg)
             self._writer = self._index.writer(_HEAP_BYTES, 1)
+            # A process killed between a segment's deletes and the commit leaves a file whose name
+            # the next commit would choose again, and fail.
+            self._writer.garbage_collect_files()
         return self._writer
 
     def _query(self, text: str) -> Any:

@@ -18,7 +18,7 @@ from tars_rag.retrieval.vectors import VectorIndex, Where
 from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5
-_LEAST_CANDIDATES = 100
+_LEAST_CANDIDATES = 50
 
 
 @dataclass(frozen=True, slots=True)

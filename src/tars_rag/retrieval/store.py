@@ -19,8 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.codec import check_id, check_passage
-from tars_rag.retrieval.engine import Engine, Progress
+from tars_rag.retrieval.engine import Engine
 from tars_rag.retrieval.passage import Passage, ScoredPassage
+from tars_rag.retrieval.rebuild import Progress
 from tars_rag.retrieval.searching import check_request, search
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.retrieval.vectors import Where
@@ -51,7 +52,7 @@ class HybridStore:
         embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
         read_only: Beside other read-only processes; refused while a process writes.
         chroma_url: ``http://host:port`` of a Chroma server, instead of Chroma in this process.
-        progress: Called with (done, total) while a damaged lexical index is rebuilt.
+        progress: Called with (done, total) while a damaged index is rebuilt.
 
     Raises:
         StoreLockedError: Another process has the store open; the message names its pid.
@@ -74,6 +75,7 @@ class HybridStore:
             embedder.fingerprint,
             read_only=read_only,
             chroma_url=chroma_url,
+            embed=embedder.embed,
             progress=progress,
         )
 

@@ -45,7 +45,9 @@ class VectorIndex:
     def __init__(
         self, path: Path | None, name: str, *, url: str | None = None, create: bool = False
     ) -> None:
+        self.name = name
         self.where_it_is = url or str(path)
+        self._path, self._url = path, url
         self._client = _connect(path, url)
         self._piece = _PIECE_FIRST
         try:
@@ -62,6 +64,17 @@ class VectorIndex:
                 name, embedding_function=None, configuration={"hnsw": _HNSW}
             )
         return self._client.get_collection(name, embedding_function=None)
+
+    def open_sibling(self, name: str, *, create: bool = False) -> VectorIndex:
+        """Another collection of the same Chroma."""
+        return VectorIndex(self._path, name, url=self._url, create=create)
+
+    def dimension(self) -> int | None:
+        """Length of the vectors; None if there is none yet."""
+        for rows in self._read(None, None, 1, ["embeddings"]):
+            for vector in rows["embeddings"]:
+                return len(vector)
+        return None
 
     def upsert(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
         """Write checked passages with their vectors [n, dim]; durable on return.
@@ -154,14 +167,14 @@ class VectorIndex:
         return found
 
     def scan(
-        self, *, vectors: bool = False
+        self, size: int = _READ_BATCH, *, vectors: bool = False
     ) -> Iterator[list[tuple[Passage, NDArray[np.float32] | None, int]]]:
-        """Every passage in batches of 1000, with its vector (if asked for) and stored CRC-32."""
+        """Every passage in batches, with its vector (if asked for) and the stored CRC-32."""
         include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
         offset = 0
         while True:
             with self._translated("read"):
-                rows = self._collection.get(limit=_READ_BATCH, offset=offset, include=include)
+                rows = self._collection.get(limit=size, offset=offset, include=include)
             if not rows["ids"]:
                 return
             offset += len(rows["ids"])
@@ -299,8 +312,8 @@ def _connect(path: Path | None, url: str | None) -> Any:
     try:
         return connect()
     except Exception as error:
-        hint = "Is the server running (chroma run)?" if url else "See: tars-rag store check DIR"
-        msg = f"Chroma ({url or path}) cannot be opened: {error}. {hint}"
+        hint = " Is the server running (chroma run)?" if url else ""
+        msg = f"Chroma ({url or path}) cannot be opened: {error}.{hint}"
         raise StoreError(msg) from error
 
 

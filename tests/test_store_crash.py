@@ -1,0 +1,150 @@
+"""Killed at any moment, the store loses nothing that it acknowledged.
+
+As SQLite's own crash test does it: a child writes and acknowledges, is killed with SIGKILL at a
+random moment, and the store it leaves is opened and compared with what was acknowledged.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+import store_child
+from conftest import HashEmbedder
+from store_child import passage, word
+from tars_rag.retrieval.store import HybridStore
+
+pytestmark = [pytest.mark.crash, pytest.mark.timeout(3600)]
+
+KILLS = int(os.environ.get("TARS_RAG_KILLS", "25"))
+
+
+class Crasher:
+    """Runs children on one store, kills them, and knows what must be in it."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        journal: bool = True,
+        ids: int = 60,
+        largest: int = 40,
+        deletes: float = 0.25,
+        threshold: int = 1000,
+    ) -> None:
+        self.path = path
+        self.settings = (journal, ids, largest, deletes, threshold)
+        self.known: dict[str, int] = {}
+        self.acknowledged = 0
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["store_child", "chromadb", "tantivy"])
+
+    def kill_once(
+        self, seed: int, delay: float, *, once_open: bool = True
+    ) -> dict[str, tuple[int | None, int | None]]:
+        """One child, killed `delay` seconds after it began, or after it had opened the store.
+
+        Returns:
+            What was in flight: {id: (old version, new version)}.
+        """
+        ours, theirs = self.context.Pipe()
+        child = self.context.Process(
+            target=store_child.write_until_killed, args=(self.path, seed, theirs, *self.settings)
+        )
+        child.start()
+        theirs.close()
+        if once_open:
+            ours.poll(30)
+        time.sleep(delay)
+        child.kill()
+        child.join()
+        flight: dict[str, tuple[int | None, int | None]] = {}
+        try:
+            while True:
+                message = ours.recv()
+                if message == "done":
+                    for key, (_, new) in flight.items():
+                        self.known.pop(key, None)
+                        if new is not None:
+                            self.known[key] = new
+                    flight = {}
+                    self.acknowledged += 1
+                elif message != "open":
+                    kind, versions = message
+                    flight = {
+                        key: (self.known.get(key), version if kind == "upsert" else None)
+                        for key, version in versions.items()
+                    }
+        except (EOFError, ConnectionResetError):
+            pass
+        finally:
+            ours.close()
+        return flight
+
+    def check(self, flight: dict[str, tuple[int | None, int | None]]) -> None:
+        """Acknowledged content is there, deleted content is gone, ids in flight are old or new."""
+        embedder = HashEmbedder()
+        with HybridStore(self.path, embedder) as store:
+            held = {p.id: p for p in store.get()}
+            for key, (old, new) in flight.items():
+                found = held.get(key)
+                version = None if found is None else found.metadata["version"]
+                assert version in (old, new), f"{key}: {version} is neither {old} nor {new}"
+                self.known.pop(key, None)
+                if version is not None:
+                    self.known[key] = version
+            assert held == {key: passage(key, version) for key, version in self.known.items()}
+            assert store.count() == len(self.known)
+            for key, version in self.known.items():
+                expected = passage(key, version)
+                by_word = store.search(word(key, version), 5, "lexical")
+                assert [hit.passage for hit in by_word] == [expected], f"lexical index: {key}"
+                vector = embedder.embed_query(expected.text)
+                nearest = store.search(None, 1, "naive", vector=vector)[0]
+                assert nearest.passage == expected, f"vectors: {key}"
+                assert nearest.score > 0.9999
+            for key, (old, new) in flight.items():
+                for version in {old, new} - {self.known.get(key), None}:
+                    assert store.search(word(key, version), 5, "lexical") == []
+            filtered = store.get(where={"only1": True})
+            wanted = {key for key, version in self.known.items() if version % 3 == 1}
+            assert {p.id for p in filtered} == wanted
+
+
+def crash(crasher: Crasher, kills: int, seed: int = 1) -> None:
+    """Most kills hit a write, some the opening and repair of what the last kill left."""
+    rng = random.Random(seed)
+    for number in range(kills):
+        once_open = rng.random() < 0.8
+        crasher.check(crasher.kill_once(seed + number, rng.uniform(0, 0.8), once_open=once_open))
+
+
+def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+    crasher = Crasher(tmp_path / "store")
+    crash(crasher, KILLS)
+    assert crasher.acknowledged > KILLS // 4  # or the test tests nothing
+
+
+def test_nothing_is_lost_when_chroma_saves_its_vectors_all_the_time(tmp_path: Path) -> None:
+    """With a tiny threshold nearly every kill hits Chroma while it rewrites its index files."""
+    crasher = Crasher(tmp_path / "store", threshold=10)
+    crash(crasher, KILLS, seed=500)
+
+
+def test_nothing_is_lost_while_a_store_is_being_made(tmp_path: Path) -> None:
+    for number in range(max(5, KILLS // 4)):
+        crasher = Crasher(tmp_path / f"store{number}")
+        flight = crasher.kill_once(900 + number, 0.02 + 0.03 * number % 0.4, once_open=False)
+        if (tmp_path / f"store{number}").exists():
+            crasher.check(flight)
+
+
+def test_without_the_journal_the_same_test_fails(tmp_path: Path) -> None:
+    """Proof that the test sees what the journal prevents."""
+    with pytest.raises(AssertionError):
+        crash(Crasher(tmp_path / "store", journal=False, ids=9, largest=9, deletes=0), 40)
