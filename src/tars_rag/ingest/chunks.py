@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tars_rag.errors import ConfigError, InvalidInputError
 from tars_rag.ingest.files import MARKDOWN, RECORDS, read_lines, read_text
+from tars_rag.retrieval.codec import check_passage
 from tars_rag.retrieval.passage import Passage
 
 if TYPE_CHECKING:
@@ -100,17 +101,17 @@ class Splitter:
 
 
 def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
-    """The passages of a file, in its order.
+    """The passages of a file, in its order, and what is wrong with it.
 
     Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk`` and, in
     Markdown, ``heading``. A JSONL row keeps its id, unless it is too long for the embedder:
     then its chunks are ``<id>#<number>``.
-
-    Raises:
-        InvalidInputError: The file as a whole cannot be read.
     """
     suffix = path.suffix.lower()
-    yield from _rows(path, splitter) if suffix in RECORDS else _chunks(path, splitter, suffix)
+    try:
+        yield from _rows(path, splitter) if suffix in RECORDS else _chunks(path, splitter, suffix)
+    except InvalidInputError as error:
+        yield Piece(0, problem=str(error))
 
 
 def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
@@ -124,7 +125,7 @@ def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
         metadata: dict[str, Any] = {"source": str(path), "chunk": number}
         if trail:
             metadata["heading"] = trail
-        yield Piece(start, Passage(f"{path}#{number}", chunk, metadata))
+        yield Piece(start, check_passage(Passage(f"{path}#{number}", chunk, metadata)))
 
 
 def _headings(text: str) -> list[tuple[int, str]]:
@@ -155,6 +156,7 @@ def _rows(path: Path, splitter: Splitter) -> Iterator[Piece]:
         try:
             passages = _cut(_row(path, number, raw), splitter)
             for passage in passages:
+                check_passage(passage)
                 if passage.id in seen:
                     msg = f"the id {passage.id!r} was already given in line {seen[passage.id]}"
                     raise InvalidInputError(msg)

@@ -53,6 +53,8 @@ class Report:
 
 @dataclass
 class _File:
+    """A file on its way; hashed before it is read, so that a change in between is noticed."""
+
     source: str
     version: str
     ids: set[str] = field(default_factory=set)
@@ -124,30 +126,25 @@ class _Run:
         for path, size in zip(paths, sizes, strict=True):
             self._progress(self._done, total, path.name)
             try:
-                self._file(path, size, total)
+                source, version = _name(path), f"{_hash(path)} {self._splitter.settings}"
             except InvalidInputError as error:
                 self._report.failures.append((str(path), str(error)))
+            else:
+                self._file(path, _File(source, version), size, total)
             self._done += size
         self._flush()
         self._progress(self._done, total, "")
 
-    def _file(self, path: Path, size: int, total: int) -> None:
-        source = _name(path)
-        # Hashed before it is read: a file that changes in between is indexed again next time.
-        version = f"{_hash(path)} {self._splitter.settings}"
-        if self._ledger.version(source) == version and self._present(source):
+    def _file(self, path: Path, file: _File, size: int, total: int) -> None:
+        if self._ledger.version(file.source) == file.version and self._present(file.source):
             self._report.unchanged += 1
             return
-        self._ledger.reopen(source)
-        file = _File(source, version)
-        try:
-            for piece in pieces(path, self._splitter):
-                self._take(file, piece)
-                if len(self._batch) >= _BATCH:
-                    self._flush()
-                    self._progress(self._done + min(piece.position, size), total, path.name)
-        except InvalidInputError as error:
-            file.problems.append(str(error))
+        self._ledger.reopen(file.source)
+        for piece in pieces(path, self._splitter):
+            self._take(file, piece)
+            if len(self._batch) >= _BATCH:
+                self._flush()
+                self._progress(self._done + min(piece.position, size), total, path.name)
         self._read.append(file)
 
     def _take(self, file: _File, piece: Piece) -> None:
