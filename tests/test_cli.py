@@ -219,7 +219,7 @@ def test_index_refuses_a_chunk_the_model_cannot_read(notes: Path) -> None:
 def test_index_into_a_directory_that_is_something_else(notes: Path, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"jpeg")
-    assert "is not empty and no store" in refused("index", notes, "--store", "photos")
+    assert "is not empty" in refused("index", notes, "--store", "photos")
     assert [path.name for path in (tmp_path / "photos").iterdir()] == ["a.jpg"]
 
 
@@ -416,9 +416,28 @@ def test_another_embedder_takes_over_a_store(notes: Path, other_embedder_dir: st
     assert json.loads(again)["unchanged"] == 3
 
 
-def test_reembed_needs_a_store(tmp_path: Path) -> None:
-    assert "There is no store at s" in refused("store", "reembed", "s")
+@pytest.mark.parametrize("command", ["reembed", "check"])
+def test_reembed_and_check_need_a_store(tmp_path: Path, command: str) -> None:
+    assert "There is no store at s" in refused("store", command, "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_check_finds_and_mends_a_lost_word_index(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    assert "s: sound" in ok("store", "check", "s")
+    shutil.rmtree(Path("s") / "lexical")
+    broken = run("store", "check", "s")
+    assert broken.exit_code == 1
+    assert "not sound" in broken.stdout
+    assert "wrong: The lexical index is damaged" in broken.stdout
+    assert "passages: 4 with vectors, unreadable in the word index" in broken.stdout
+    assert "store check" in refused("query", "cat", "--store", "s")
+    mended = ok("store", "check", "s", "--repair")
+    assert "mended: The lexical index" in mended
+    assert "4 in the word index" in mended
+    report = json.loads(ok("store", "check", "s", "--json"))
+    assert (report["ok"], report["problems"], report["passages"]) == (True, [], 4)
+    ok("query", "cat", "--store", "s")
 
 
 def test_a_memory_of_py_tars_is_imported(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -18,9 +19,47 @@ app = typer.Typer(
 )
 
 
+_COLOUR = {True: "green", False: "red"}
+_Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")]
+
+
+@app.command()
+def check(
+    directory: _Directory,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Make the lexical index follow the texts.")
+    ] = False,
+    json: resources.JsonOption = False,
+) -> None:
+    """Do both indexes agree, and are all files whole? Exit code 1 if something is wrong.
+
+    Nothing is written without --repair.
+    """
+    from tars_rag.retrieval.check import check_store
+
+    resources.require_store(directory)
+    with progress_bar("count") as progress:
+        report = check_store(directory, repair, lambda n, total: progress("compare", n, total))
+    if json:
+        print_json({**asdict(report), "path": str(report.path), "ok": report.ok})
+    else:
+        show(f"{report.path}: {'sound' if report.ok else 'not sound'}", _COLOUR[report.ok])
+        show(f"embedder {report.fingerprint}, dimension {report.dimension or 'not known yet'}")
+        passages, worded = report.passages, report.lexical_passages
+        show(f"passages: {_count(passages)} with vectors, {_count(worded)} in the word index")
+        for note in report.notes:
+            show(f"note: {note}")
+        for mended in report.repaired:
+            show(f"mended: {mended}", "green")
+        for problem in report.problems:
+            show(f"wrong: {problem}", "red")
+    if not report.ok:
+        raise typer.Exit(1)
+
+
 @app.command()
 def reembed(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")],
+    directory: _Directory,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     precision: resources.PrecisionOption = "fp32",
@@ -85,3 +124,7 @@ def import_memory(
         f"{done.documents} documents imported: {done.reused} vectors kept, {done.recomputed} "
         f"computed anew{why}; {total} passages in the store"
     )
+
+
+def _count(number: int | None) -> str:
+    return "unreadable" if number is None else str(number)
