@@ -236,6 +236,18 @@ def test_vanished_files_are_told_and_pruned_on_request(
     assert any("elsewhere" in text for text in texts(store).values())
 
 
+def test_a_drive_that_is_not_mounted_is_not_pruned(
+    store: HybridStore, notes: Path, splitter: Splitter
+) -> None:
+    (notes / "a.txt").write_text(prose(10))
+    ingest(store, [notes], splitter)
+    notes.rename(notes.with_name("unmounted"))
+    report = ingest(store, [notes], splitter, prune=True)
+    assert (report.vanished, report.deleted, store.count()) == ([], 0, 1)
+    assert report.failures == [(str(notes), "No such file or directory")]
+    assert ingest(store, [notes.parent], splitter, prune=True).deleted == 1
+
+
 def test_passages_deleted_behind_its_back_come_back(
     store: HybridStore, notes: Path, splitter: Splitter
 ) -> None:

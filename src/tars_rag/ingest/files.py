@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -52,10 +53,13 @@ def find(paths: Sequence[Path]) -> Found:
     found = Found()
     seen: set[Path] = set()
     for path in paths:
-        top = path.expanduser().resolve()
-        if not top.exists():
-            found.failures[str(path)] = "there is no such file or directory"
-        for file in _walk(top, found) if top.is_dir() else [top] if top.exists() else []:
+        try:
+            top = path.expanduser().resolve()
+            files = _walk(top, found) if stat.S_ISDIR(top.stat().st_mode) else [top]
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, an unknown ~user
+            found.failures[str(path)] = getattr(error, "strerror", None) or str(error)
+            continue
+        for file in files:
             if file not in seen:
                 seen.add(file)
                 found.files.append(file)

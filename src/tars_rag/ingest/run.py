@@ -32,7 +32,8 @@ class Report:
         indexed: Files read and stored as a whole.
         unchanged: Files left alone: same content, cut the same way, all passages present.
         failures: (file, what is wrong with it), several for a JSONL file with several bad rows.
-        vanished: Files indexed earlier, below the given paths, that are no longer there.
+        vanished: Files indexed earlier, below those of the given paths that exist, that are no
+            longer there.
         ignored: Suffix -> number of files found in directories that are of no known type.
         written: Passages embedded and stored.
         kept: Passages of changed or interrupted files that were stored already.
@@ -169,7 +170,7 @@ class _Run:
         claims: list[tuple[str, str]] = []
         for file, passage in batch:
             owner = owners.setdefault(passage.id, file.source)
-            if owner != file.source and Path(owner).exists():
+            if owner != file.source and not _gone(Path(owner)):
                 file.problems.append(f"the id {passage.id!r} is already used by {owner}")
                 continue
             owners[passage.id] = file.source
@@ -198,10 +199,11 @@ class _Run:
 def _vanished(
     store: HybridStore, ledger: Ledger, paths: Sequence[Path], report: Report, prune: bool
 ) -> None:
-    tops = [path.expanduser().resolve() for path in paths]
+    # A path that is itself gone may be a drive that is not mounted: nothing below it is pruned.
+    tops = [top for top in (path.expanduser().resolve() for path in paths) if not _gone(top)]
     for source in ledger.sources():
         path = Path(source)
-        if path.exists() or not any(path.is_relative_to(top) for top in tops):
+        if not _gone(path) or not any(path.is_relative_to(top) for top in tops):
             continue
         report.vanished.append(source)
         if prune:
@@ -223,6 +225,13 @@ def _same(passage: Passage, stored: Passage | None) -> bool:
         and stored.text == passage.text
         and dict(stored.metadata) == dict(passage.metadata)
     )
+
+
+def _gone(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # it cannot be looked at, which is something else
+        return False
 
 
 def _name(path: Path) -> str:
