@@ -1,0 +1,57 @@
+"""What the benchmarks share: texts, interleaved timing, a table."""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+WORDS = (
+    "the of a to and in wing flow pressure layer boundary heat transfer mach number lift drag "
+    "theory results method surface temperature supersonic laminar turbulent equation shock body "
+    "plate cylinder velocity gas stress model experimental analysis effects problem solution"
+).split()  # noqa: SIM905
+
+
+def passages(data: Path | None, count: int) -> list[str]:
+    """Abstracts of a BEIR corpus, or as many made-up ones of like length."""
+    if data:
+        lines = (data / "corpus.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        return [f"{d['title']} {d['text']}".strip() for d in map(json.loads, lines)]
+    choose = random.Random(0)
+    return [notes(choose, 60, 240) for _ in range(count)]
+
+
+def queries(data: Path | None, count: int) -> list[str]:
+    if data:
+        lines = (data / "queries.jsonl").read_text(encoding="utf-8").splitlines()[:count]
+        return [json.loads(line)["text"] for line in lines]
+    choose = random.Random(1)
+    return [notes(choose, 8, 20) for _ in range(count)]
+
+
+def notes(choose: random.Random, least: int, most: int) -> str:
+    return " ".join(choose.choices(WORDS, k=choose.randint(least, most)))
+
+
+def interleaved(engines: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each engine, round by round, so that a slow moment of the machine hits all.
+
+    A first round, which is not counted, warms them up.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for counted in [False, *[True] * rounds]:
+        for name, run in engines.items():
+            start = time.perf_counter()
+            run()
+            if counted:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def ratio(slow: list[float], fast: list[float]) -> float:
+    """Median over rounds of one engine's time over another's."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
