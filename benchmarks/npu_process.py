@@ -24,7 +24,7 @@ from tars_rag.runtimes.session import Graph, NpuSpec, SessionInfo
 LENGTHS = (32, 128, 256)
 
 
-class Nothing:
+class _Nothing:
     info = SessionInfo(("input_ids", "attention_mask"), LENGTHS)
 
     def __init__(self, spec: NpuSpec, core_mask: int) -> None:
@@ -38,10 +38,10 @@ class Nothing:
 
 def main() -> None:
     start = time.perf_counter()
-    session = IsolatedSession(NpuSpec((Graph("none"),)), 1, backend="npu_process:Nothing")
+    session = IsolatedSession(NpuSpec((Graph("none"),)), 1, backend="npu_process:_Nothing")
     print(f"start-up: {(time.perf_counter() - start) * 1000:.0f} ms")
     for length in LENGTHS:
-        feed = {n: np.ones((1, length), np.int64) for n in Nothing.info.input_names}
+        feed = {n: np.ones((1, length), np.int64) for n in _Nothing.info.input_names}
         took = []
         for _ in range(2000):
             start = time.perf_counter()
