@@ -126,6 +126,26 @@ def test_a_device_that_fails_only_now_and_then_is_found_too() -> None:
         session.run(feed(8))
 
 
+def test_the_answer_to_a_text_of_another_length_is_refused() -> None:
+    """A context that runs several lengths has one output buffer."""
+    raws: list[np.ndarray] = []
+    context = FakeContext(lie=lambda rows: raws.append(rows) or rows)  # type: ignore[func-returns-value]
+    session = open_session(context, NpuSpec((Graph("fake.rknn", (32, 64)),)))
+    session.run(feed(9))
+    session.run(feed(7, length=64))
+    stale: Iterator[np.ndarray] = iter([raws[-1]])
+    context.lie = lambda rows: next(stale, rows)
+    with pytest.raises(DeviceError, match="text before"):
+        session.run(feed(8))
+
+
+def test_known_answers_that_are_too_long_do_not_weaken_the_self_test() -> None:
+    long = KnownAnswer(tuple(range(2, 42)), None, (1.0, 0, 0, 0), 0.1)
+    open_session(FakeContext(), NpuSpec((Graph("fake.rknn"),), answers=(long, long)))
+    with pytest.raises(DeviceError, match="same answer to different texts"):
+        open_session(FakeContext(lie=lambda rows: np.eye(1, 4, dtype=np.float32)))
+
+
 def test_the_first_text_is_compared_with_the_self_test() -> None:
     context = FakeContext()
     last: list[np.ndarray] = []
