@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
-import zlib
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,9 +44,21 @@ def decode(text: str) -> str:
     return base64.b64decode(text[len(_PREFIX) :]).decode("utf-8", "surrogatepass")
 
 
-def checksum(vector: NDArray[np.float32]) -> int:
-    """CRC-32 of one vector [dim], stored beside it so that a damaged one is found."""
-    return zlib.crc32(np.ascontiguousarray(vector, np.float32).tobytes())
+def sketch(vector: NDArray[np.float32]) -> list[float]:
+    """Four projections of one vector [dim], stored beside it so that another one is found out.
+
+    Not a checksum: Chroma scales vectors to unit length, which moves their last bits.
+    """
+    unit = np.asarray(vector, np.float64) / np.linalg.norm(vector)
+    steps = np.outer(np.arange(1, 5) * math.pi * (math.sqrt(5) - 1), np.arange(1, len(unit) + 1))
+    return [round(float(value), 4) for value in math.sqrt(2) * np.cos(steps) @ unit]
+
+
+def matches(vector: NDArray[np.float32] | None, stored: Sequence[float]) -> bool:
+    """Whether `vector` is the one that was sketched."""
+    if vector is None or not np.isfinite(vector).all() or not np.any(vector):
+        return False
+    return bool(np.allclose(sketch(vector), stored, rtol=0, atol=1e-3))
 
 
 def check_id(passage_id: object) -> str:
@@ -98,9 +110,9 @@ def check_passage(passage: Any) -> Passage:
     return passage
 
 
-def pack_metadata(passage: Passage, crc: int) -> dict[str, Any]:
+def pack_metadata(passage: Passage, vector: NDArray[np.float32]) -> dict[str, Any]:
     """What Chroma keeps for a checked `passage`: the envelope, and scalars to filter on."""
-    envelope = {"crc": crc, "metadata": dict(passage.metadata)}
+    envelope = {"sketch": sketch(vector), "metadata": dict(passage.metadata)}
     packed: dict[str, Any] = {
         encode(key): encode(value) if isinstance(value, str) else value
         for key, value in passage.metadata.items()
@@ -120,9 +132,10 @@ def unpack(passage_id: str, text: str | None, metadata: Mapping[str, Any] | None
     return Passage(decode(passage_id), decode(text or ""), envelope["metadata"])
 
 
-def stored_checksum(metadata: Mapping[str, Any] | None) -> int:
-    """The CRC-32 that was stored with the vector."""
-    return int(_envelope(metadata)["crc"])
+def stored_sketch(metadata: Mapping[str, Any] | None) -> list[float]:
+    """The sketch that was stored with the vector."""
+    stored: list[float] = _envelope(metadata)["sketch"]
+    return stored
 
 
 def encode_where(where: Any) -> Any:

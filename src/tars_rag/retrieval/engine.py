@@ -11,30 +11,35 @@ import contextlib
 import logging
 import os
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import ConfigError, FingerprintError, StoreError
+from tars_rag.errors import StoreError
 from tars_rag.retrieval import segments
+from tars_rag.retrieval.codec import decode
 from tars_rag.retrieval.journal import Journal
+from tars_rag.retrieval.layout import (
+    CHROMA,
+    JOURNAL,
+    LEXICAL,
+    LOCK,
+    SEAL,
+    open_manifest,
+    prepare_directory,
+)
 from tars_rag.retrieval.lexical import LexicalIndex
 from tars_rag.retrieval.lock import ReadWriteLock, StoreLock
-from tars_rag.retrieval.manifest import NAME as MANIFEST
-from tars_rag.retrieval.manifest import StoreManifest, read_manifest
+from tars_rag.retrieval.manifest import read_manifest
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.rebuild import Embed, Progress, rebuild_vectors
-from tars_rag.retrieval.seal import NAME as SEAL
+from tars_rag.retrieval.repair import differences, reconcile
 from tars_rag.retrieval.seal import Seal
-from tars_rag.retrieval.vectors import VectorIndex
+from tars_rag.retrieval.vectors import Record, VectorIndex, records
 
-_CHROMA, _LEXICAL, _JOURNAL, _LOCK = "chroma", "lexical", "journal", "lock"
-_OURS = {_CHROMA, _LEXICAL, _JOURNAL, _LOCK, SEAL, MANIFEST, SEAL + ".tmp", MANIFEST + ".tmp"}
-_REPAIR_BATCH = 1000
 _log = logging.getLogger(__name__)
 
 
@@ -79,15 +84,17 @@ class Engine:
         self._lexical: LexicalIndex | None = None
         self._lexical_stamp: object = None
         self._threads = ReadWriteLock(max(2, os.cpu_count() or 2))
-        self._journal = Journal(path / _JOURNAL)
-        self._seal = None if chroma_url else Seal(path / SEAL, path / _CHROMA)
-        self._prepare_directory()
-        self._lock = StoreLock(path / _LOCK, read_only=read_only)
+        self._journal = Journal(path / JOURNAL)
+        prepare_directory(path, create=not read_only and fingerprint is not None)
+        self._lock = StoreLock(path / LOCK, read_only=read_only)
         try:
             # With a server the lock is held for each operation, otherwise until close().
-            self.shared_by_processes = chroma_url is not None
-            self._lock.acquire(shared=read_only and chroma_url is None, wait=chroma_url is not None)
-            self.manifest = self._manifest(fingerprint, chroma_url)
+            known = read_manifest(path)
+            url = known.chroma_url if known and fingerprint is None else chroma_url
+            self.shared_by_processes = url is not None
+            self._lock.acquire(shared=read_only and url is None, wait=url is not None)
+            self.manifest = open_manifest(path, fingerprint, url)
+            self._seal = None if url else Seal(path / SEAL, path / CHROMA)
             if not self.manifest.ready:
                 self._create()
             self._open(progress)
@@ -100,69 +107,19 @@ class Engine:
 
     # -- opening ----------------------------------------------------------------------------
 
-    def _prepare_directory(self) -> None:
-        try:
-            if not self.read_only:
-                self.path.mkdir(parents=True, exist_ok=True)
-            present = {entry.name for entry in self.path.iterdir()}
-        except OSError as error:
-            msg = f"The store {self.path} cannot be opened: {error}. Check path and permissions."
-            raise StoreError(msg) from error
-        if MANIFEST in present:
-            return
-        if self.read_only:
-            msg = f"{self.path} is not a store: it has no {MANIFEST}. Make one: tars-rag index"
-            raise StoreError(msg)
-        if present - {_LOCK, MANIFEST + ".tmp"}:
-            what = "has lost its " + MANIFEST if present <= _OURS else "is not empty and no store"
-            msg = (
-                f"{self.path} {what} (it holds {', '.join(sorted(present)[:5])}). "
-                "Give another directory, or restore the missing file from a backup."
-            )
-            raise StoreError(msg)
-
-    def _manifest(self, fingerprint: str | None, chroma_url: str | None) -> StoreManifest:
-        manifest = read_manifest(self.path)
-        if manifest is None:
-            if fingerprint is None:
-                msg = f"{self.path} is not a store: it has no {MANIFEST}. Make one: tars-rag index"
-                raise StoreError(msg)
-            collection = f"tars-{uuid.uuid4().hex}" if chroma_url else "passages"
-            new = StoreManifest.new(fingerprint, collection, chroma_url)
-            try:
-                return new.write(self.path)
-            except OSError as error:
-                msg = f"The store {self.path} cannot be written: {error}. Check permissions, space."
-                raise StoreError(msg) from error
-        if fingerprint is not None and manifest.fingerprint != fingerprint:
-            msg = (
-                f"The store {self.path} was made with the embedder {manifest.fingerprint!r}, the "
-                f"one given is {fingerprint!r}; their vectors do not mix. Use the first, or embed "
-                f"the store anew: tars-rag store reembed {self.path} --model MODEL"
-            )
-            raise FingerprintError(msg)
-        if (manifest.chroma_url is None) != (chroma_url is None):
-            its = manifest.chroma_url or "embedded in its directory"
-            msg = (
-                f"The store {self.path} has its Chroma at: {its}; chroma_url={chroma_url!r} was "
-                "given. Give the same, or make another store."
-            )
-            raise ConfigError(msg)
-        return manifest
-
     def _create(self) -> None:
         """Make both indexes; nothing was acknowledged before the manifest says ready."""
         if self.read_only:
             msg = f"The store {self.path} is not complete yet. Open it for writing first."
             raise StoreError(msg)
         try:
-            for name in (_CHROMA, _LEXICAL):
+            for name in (CHROMA, LEXICAL):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self._journal.clear()
             (self.path / SEAL).unlink(missing_ok=True)
             self._open_vectors(create=True)
             self.seal_vectors()
-            self.lexical = LexicalIndex(self.path / _LEXICAL)
+            self.lexical = LexicalIndex(self.path / LEXICAL)
             self.manifest = self.manifest.write(self.path, ready=True)
         except OSError as error:
             msg = f"The store {self.path} cannot be written: {error}. Check permissions and space."
@@ -170,7 +127,7 @@ class Engine:
 
     def _open_vectors(self, *, create: bool = False) -> None:
         url = self.manifest.chroma_url
-        path = None if url else self.path / _CHROMA
+        path = None if url else self.path / CHROMA
         if path and not create and not (path / "chroma.sqlite3").is_file():
             msg = (
                 f"The store {self.path} has lost its texts and vectors: {path}/chroma.sqlite3 is "
@@ -221,7 +178,7 @@ class Engine:
         return True
 
     def _open_lexical(self, progress: Progress | None) -> None:
-        path = self.path / _LEXICAL
+        path = self.path / LEXICAL
         problem = segments.damage(path)
         if problem is None:
             try:
@@ -302,7 +259,7 @@ class Engine:
         if not self.shared_by_processes:
             yield
             return
-        lock = StoreLock(self.path / _LOCK, read_only=self.read_only)
+        lock = StoreLock(self.path / LOCK, read_only=self.read_only)
         try:
             lock.acquire(shared=shared, wait=True)
             stamp = self.lexical.stamp()
@@ -333,8 +290,12 @@ class Engine:
         with self.writing():
             if self.manifest.dimension is None:
                 self.manifest = self.manifest.write(self.path, dimension=int(vectors.shape[1]))
-            with self._intent([passage.id for passage in passages]):
-                self.vectors.upsert(passages, vectors)
+            ids = [passage.id for passage in passages]
+            made = records(passages, vectors)
+            replaced = set(self.vectors.matching(ids, None))
+            redo = [record for key, record in zip(ids, made, strict=True) if key in replaced]
+            with self._intent(ids, redo):
+                self.vectors.write(made, replaced)
                 self.lexical.apply((), ((passage.id, passage.text) for passage in passages))
 
     def delete(self, ids: Sequence[str]) -> None:
@@ -344,10 +305,10 @@ class Engine:
             self.lexical.apply(ids, ())
 
     @contextlib.contextmanager
-    def _intent(self, ids: Sequence[str]) -> Iterator[None]:
+    def _intent(self, ids: Sequence[str], redo: Sequence[Record] = ()) -> Iterator[None]:
         """The journal names the ids while the block runs, and after it if it fails."""
         try:
-            self._journal.begin(ids)
+            self._journal.begin(ids, redo)
             yield
             self.seal_vectors()
             self._journal.clear()
@@ -378,7 +339,7 @@ class Engine:
     # -- repair -----------------------------------------------------------------------------
 
     def recover(self, progress: Progress | None) -> None:
-        """Finish what a crash or a failed write left: make the lexical index follow Chroma."""
+        """Finish what a crash or a failed write left: redo it, and let the lexical index follow."""
         intent = self._journal.pending()
         if intent is None:
             return
@@ -386,37 +347,16 @@ class Engine:
         if intent.ids is None:
             self.reconcile_all(progress)
         else:
-            self._reconcile(intent.ids)
+            self.vectors.write(intent.redo, [decode(record["id"]) for record in intent.redo])
+            reconcile(self.vectors, self.lexical, intent.ids)
         self.seal_vectors()
         self._journal.clear()
 
-    def _reconcile(self, ids: Sequence[str]) -> None:
-        for start in range(0, len(ids), _REPAIR_BATCH):
-            batch = ids[start : start + _REPAIR_BATCH]
-            held = self.vectors.get(batch)
-            gone = [passage_id for passage_id in batch if passage_id not in held]
-            self.lexical.apply(gone, ((p.id, p.text) for p in held.values()))
-
     def reconcile_all(self, progress: Progress | None) -> int:
         """Compare every passage and mend the lexical index; the number of ids mended."""
-        wrong = list(self.differences(progress))
-        self._reconcile(wrong)
+        wrong = list(differences(self.vectors, self.lexical, progress))
+        reconcile(self.vectors, self.lexical, wrong)
         return len(wrong)
-
-    def differences(self, progress: Progress | None = None) -> Iterable[str]:
-        """Ids that one index lacks, or whose text the lexical index has otherwise."""
-        digests: dict[str, list[str]] = {}
-        for passage_id, digest in self.lexical.digests():
-            digests.setdefault(passage_id, []).append(digest)
-        done, total = 0, self.vectors.count()
-        for batch in self.vectors.scan():
-            for passage, _, _ in batch:
-                if digests.pop(passage.id, None) != [segments.text_digest(passage.text)]:
-                    yield passage.id
-            done += len(batch)
-            if progress is not None:
-                progress(done, total)
-        yield from digests
 
     # -- closing ----------------------------------------------------------------------------
 

@@ -1,9 +1,12 @@
-"""The intent journal: which ids are being written, on disk before the first of them is.
+"""The intent journal: what is being written, on disk before the first index is touched.
 
-Between `begin` and `clear` the two indexes may disagree about these ids and no others. The record
-carries its own checksum. A record that is whole means: compare these ids. A record that is torn
-means that the power went while it was being written, so that nothing was written after it, or
-that the file was damaged later; the two look alike, so every id is compared.
+Between `begin` and `clear` the two indexes may disagree about the ids it names and no others. A
+passage that replaces another is kept here whole, because Chroma replaces it in two steps (delete,
+then add): should the process die between them, the next open does both again.
+
+The record carries its own checksum. One that is torn means that the power went while it was being
+written, so that nothing was written after it, or that the file was damaged later; the two look
+alike, so then every passage is compared.
 """
 
 from __future__ import annotations
@@ -14,15 +17,24 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from tars_rag.retrieval.codec import decode, encode
 
 _MAGIC = b"tars-rag journal 1\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What was in flight; `ids` is None where the record is torn."""
+    """What was in flight.
+
+    Attributes:
+        ids: The passages that were being written or deleted; None where the record is torn.
+        redo: Records for Chroma (see `VectorIndex.records`) that were replacing others.
+    """
 
     ids: tuple[str, ...] | None
+    redo: tuple[dict[str, Any], ...] = ()
 
 
 class Journal:
@@ -31,21 +43,21 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, ids: Sequence[str]) -> None:
-        """Record the ids; on disk (file and directory) on return."""
-        body = json.dumps(list(ids)).encode("ascii")  # \ud800 escapes: any string survives
+    def begin(self, ids: Sequence[str], redo: Sequence[dict[str, Any]] = ()) -> None:
+        """Record the intent; on disk (file and directory) on return."""
+        content = {"ids": [encode(key) for key in ids], "redo": list(redo)}
+        body = json.dumps(content, ensure_ascii=False).encode()
         record = _MAGIC + b"%08x %d\n" % (zlib.crc32(body), len(body)) + body
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        with os.fdopen(descriptor, "wb") as stream:
+        with self.path.open("wb") as stream:
             stream.write(record)
             stream.flush()
-            os.fsync(descriptor)
+            os.fsync(stream.fileno())
         sync_directory(self.path.parent)
 
     def clear(self) -> None:
         """Forget the intent.
 
-        Not fsync'd: should the file come back after a power cut, ids that agree are compared again.
+        Not fsync'd: should the file come back after a power cut, the same is done once more.
         """
         self.path.unlink(missing_ok=True)
 
@@ -55,16 +67,11 @@ class Journal:
             record = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        return Intent(_parse(record))
-
-
-def _parse(record: bytes) -> tuple[str, ...] | None:
-    if not record.startswith(_MAGIC):
-        return None
-    header, _, body = record[len(_MAGIC) :].partition(b"\n")
-    if header != b"%08x %d" % (zlib.crc32(body), len(body)):
-        return None
-    return tuple(json.loads(body))
+        header, _, body = record.removeprefix(_MAGIC).partition(b"\n")
+        if not record.startswith(_MAGIC) or header != b"%08x %d" % (zlib.crc32(body), len(body)):
+            return Intent(None)
+        content = json.loads(body)
+        return Intent(tuple(decode(key) for key in content["ids"]), tuple(content["redo"]))
 
 
 def sync_directory(path: Path) -> None:

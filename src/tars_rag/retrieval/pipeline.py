@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.retrieval.timing import Step, Stopwatch
@@ -97,15 +97,15 @@ class Pipeline:
             InvalidInputError: An argument is not usable.
             TarsRagError: Any error of store, embedder or reranker, unchanged.
         """
-        if budget_ms is not None and not budget_ms > 0:
+        if budget_ms is not None and not (isinstance(budget_ms, int | float) and budget_ms > 0):
             msg = f"budget_ms must be a number above 0, or None for no limit, got {budget_ms!r}."
             raise InvalidInputError(msg)
         start = time.perf_counter()
         watch = Stopwatch()
         reranker = self.reranker if rerank else None
-        wanted = k if reranker is None or not isinstance(k, int) else max(k, self.candidates)
-        # A k that is no number is left for the store to refuse.
-        wanted = wanted if not isinstance(k, int) or k > 0 else k
+        # A k that is none is left for the store to refuse.
+        valid = isinstance(k, int) and not isinstance(k, bool) and k > 0
+        wanted = max(k, self.candidates) if reranker is not None and valid else k
         found = self.store.search(query, wanted, strategy or self.strategy, where, watch=watch)
         if reranker is not None and found:
             left = None if budget_ms is None else budget_ms - (time.perf_counter() - start) * 1e3
@@ -130,6 +130,12 @@ def _rerank(
             msg = f"The reranker gave scores of shape {scores.shape} for {len(found)} passages."
             raise InvalidInputError(msg)
         done = np.isfinite(scores)
+        if not done.all() and (budget_ms is None or np.isinf(scores).any()):
+            msg = (
+                f"The reranker gave {int((~done).sum())} of {len(found)} passages a score that is "
+                "not a finite number. Rank by fusion (rerank=False), or use another device."
+            )
+            raise DeviceError(msg)
         late = "" if done.all() else " within the budget"
         notes.append(f"{int(done.sum())} of {len(found)}{late}")
         ranked = [

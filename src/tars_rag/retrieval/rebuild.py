@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.vectors import records
 
 if TYPE_CHECKING:
     from tars_rag.retrieval.engine import Engine
@@ -54,7 +55,7 @@ def rebuild_vectors(
             if vectors.ndim != 2 or len(vectors) != len(todo) or not np.isfinite(vectors).all():
                 msg = f"The embedder gave vectors of shape {list(vectors.shape)}, or not finite."
                 raise StoreError(msg)
-            target.upsert(todo, vectors)
+            target.write(records(todo, vectors), there.keys())
             engine.seal_vectors()
         kept.update(passage.id for passage in passages)
         embedded += len(todo)

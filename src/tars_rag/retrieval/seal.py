@@ -17,7 +17,6 @@ from pathlib import Path
 
 from tars_rag.retrieval.journal import sync_directory, write_atomically
 
-NAME = "seal.json"
 _PIECE = 1 << 20
 _SAVED = "index_metadata.pickle"
 _ASIDE = "damaged-"

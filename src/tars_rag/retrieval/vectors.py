@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -17,7 +18,6 @@ from tars_rag.retrieval import codec
 from tars_rag.retrieval.fusion import Ranking, ranked
 from tars_rag.retrieval.passage import Passage
 
-_T = TypeVar("_T")
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 16}
 _READ_BATCH = 1000
 # Embedded Chroma holds the interpreter's lock for the whole of a write: so write in pieces that
@@ -25,7 +25,9 @@ _READ_BATCH = 1000
 _PIECE_SECONDS = 0.015
 _PIECE_MIN, _PIECE_MAX, _PIECE_FIRST = 4, 256, 16
 
-Where = Mapping[str, Any]
+Where: TypeAlias = Mapping[str, Any]
+Record: TypeAlias = dict[str, Any]
+"""What Chroma keeps of a passage, as JSON: id, text, metadata, vector (float32 in base64)."""
 
 
 class VectorIndex:
@@ -52,7 +54,7 @@ class VectorIndex:
         self._piece = _PIECE_FIRST
         try:
             with self._translated("opened"):
-                self._batch_max = int(self._client.get_max_batch_size())
+                self._piece_max = min(_PIECE_MAX, int(self._client.get_max_batch_size()))
                 self._collection = self._open_collection(name, create=create)
         except BaseException:
             self.close()
@@ -76,50 +78,45 @@ class VectorIndex:
                 return len(vector)
         return None
 
-    def upsert(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
-        """Write checked passages with their vectors [n, dim]; durable on return.
+    def write(self, records: Sequence[Record], replaced: Collection[str] = ()) -> None:
+        """Write records; durable on return, though not in one step.
+
+        Args:
+            records: From `records`.
+            replaced: Ids among them that exist already. They are deleted first: Chroma would
+                merge the old metadata into the new, and overwriting a vector in place now and
+                then leaves it where no search arrives.
 
         Raises:
             StoreError: Chroma failed.
         """
+        self.delete(list(replaced))
         start = 0
-        while start < len(passages):
-            piece = slice(start, start + min(self._piece, self._batch_max))
+        while start < len(records):
+            piece = records[start : start + self._piece]
             began = time.perf_counter()
-            self._upsert_piece(passages[piece], vectors[piece])
+            with self._translated("written"):
+                self._collection.upsert(
+                    ids=[record["id"] for record in piece],
+                    embeddings=[
+                        np.frombuffer(base64.b64decode(record["vector"]), "<f4") for record in piece
+                    ],
+                    documents=[record["text"] for record in piece],
+                    metadatas=[record["metadata"] for record in piece],
+                )
             self._pace(time.perf_counter() - began)
-            start = piece.stop
-
-    def _upsert_piece(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
-        ids = [codec.encode(passage.id) for passage in passages]
-        with self._translated("written"):
-            # Chroma merges metadata on upsert; a key that is gone has to be set to None.
-            old = self._collection.get(ids=ids, include=["metadatas"])
-            gone = dict(zip(old["ids"], old["metadatas"], strict=True))
-            metadatas = [
-                {
-                    **dict.fromkeys(gone.get(key) or ()),
-                    **codec.pack_metadata(passage, codec.checksum(vector)),
-                }
-                for key, passage, vector in zip(ids, passages, vectors, strict=True)
-            ]
-            self._collection.upsert(
-                ids=ids,
-                embeddings=list(vectors),
-                documents=[codec.encode(passage.text) for passage in passages],
-                metadatas=metadatas,
-            )
+            start += len(piece)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete ids (unknown ones are ignored); durable on return."""
         start = 0
         while start < len(ids):
-            piece = slice(start, start + min(self._piece, self._batch_max))
+            piece = ids[start : start + self._piece]
             began = time.perf_counter()
             with self._translated("written"):
-                self._collection.delete(ids=[codec.encode(i) for i in ids[piece]])
+                self._collection.delete(ids=[codec.encode(key) for key in piece])
             self._pace(time.perf_counter() - began)
-            start = piece.stop
+            start += len(piece)
 
     def query(
         self, vector: NDArray[np.float32], limit: int, where: Where | None = None
@@ -168,8 +165,8 @@ class VectorIndex:
 
     def scan(
         self, size: int = _READ_BATCH, *, vectors: bool = False
-    ) -> Iterator[list[tuple[Passage, NDArray[np.float32] | None, int]]]:
-        """Every passage in batches, with its vector (if asked for) and the stored CRC-32."""
+    ) -> Iterator[list[tuple[Passage, NDArray[np.float32] | None, list[float]]]]:
+        """Every passage in batches, with its vector (if asked for) and its stored sketch."""
         include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
         offset = 0
         while True:
@@ -184,7 +181,7 @@ class VectorIndex:
                 (
                     passage,
                     None if vector is None else np.asarray(vector, np.float32),
-                    codec.stored_checksum(metadata),
+                    codec.stored_sketch(metadata),
                 )
                 for passage, vector, metadata in zip(
                     passages.values(), embeddings, rows["metadatas"], strict=True
@@ -270,7 +267,7 @@ class VectorIndex:
     def _pace(self, seconds: float) -> None:
         """Aim the size of the next piece at `_PIECE_SECONDS`."""
         factor = min(2.0, max(0.5, _PIECE_SECONDS / max(seconds, 1e-6)))
-        self._piece = int(min(_PIECE_MAX, max(_PIECE_MIN, self._piece * factor)))
+        self._piece = int(min(self._piece_max, max(_PIECE_MIN, self._piece * factor)))
 
     @contextlib.contextmanager
     def _translated(self, verb: str) -> Iterator[None]:
@@ -291,6 +288,19 @@ class VectorIndex:
                 "See what is wrong: tars-rag store check DIR"
             )
             raise StoreError(msg) from error
+
+
+def records(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> list[Record]:
+    """Checked passages and their vectors [n, dim] as Chroma will hold them."""
+    return [
+        {
+            "id": codec.encode(passage.id),
+            "text": codec.encode(passage.text),
+            "metadata": codec.pack_metadata(passage, vector),
+            "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"),
+        }
+        for passage, vector in zip(passages, vectors, strict=True)
+    ]
 
 
 def _connect(path: Path | None, url: str | None) -> Any:

@@ -1,0 +1,215 @@
+"""Do the two indexes of a store agree, are its files whole, and what can be mended."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tars_rag.errors import StoreError
+from tars_rag.retrieval import layout, segments
+from tars_rag.retrieval.codec import matches
+from tars_rag.retrieval.engine import Engine
+from tars_rag.retrieval.journal import Journal
+from tars_rag.retrieval.lexical import LexicalIndex
+from tars_rag.retrieval.lock import StoreLock
+from tars_rag.retrieval.manifest import StoreManifest
+from tars_rag.retrieval.rebuild import Progress
+from tars_rag.retrieval.repair import differences
+from tars_rag.retrieval.seal import Seal
+from tars_rag.retrieval.vectors import VectorIndex
+
+_SHOWN = 5
+
+
+@dataclass
+class StoreReport:
+    """What `check_store` found.
+
+    Attributes:
+        path: The store's directory.
+        fingerprint: Of the embedder that made the vectors.
+        dimension: Length of the vectors; None: none stored yet.
+        passages: In Chroma (texts, metadata, vectors); None: it could not be read.
+        lexical_passages: In the lexical index; None: it could not be read.
+        problems: What is wrong now, each with what to do about it.
+        repaired: What was wrong and has been mended.
+        notes: What is not wrong but good to know.
+    """
+
+    path: Path
+    fingerprint: str = ""
+    dimension: int | None = None
+    passages: int | None = None
+    lexical_passages: int | None = None
+    problems: list[str] = field(default_factory=list)
+    repaired: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong (any more)."""
+        return not self.problems
+
+
+def check_store(
+    path: str | Path, repair: bool = False, progress: Progress | None = None
+) -> StoreReport:
+    """Compare every passage of the two indexes, and every vector with its sketch.
+
+    Without `repair` nothing is written. With it the lexical index is made to follow Chroma;
+    damaged vectors need an embedder, so they are left to `reembed`.
+
+    Args:
+        path: The store's directory.
+        repair: Mend what can be mended.
+        progress: Called with (done, total) passages.
+
+    Raises:
+        StoreLockedError: Another process has the store open; the message names its pid.
+        StoreError: There is no store at `path`.
+    """
+    directory = Path(path).expanduser().absolute()
+    report = _inspect(directory, progress)
+    if not repair or report.ok:
+        return report
+    try:
+        engine = Engine(directory, None, progress=progress)
+        try:
+            with engine.writing():
+                engine.reconcile_all(progress)
+        finally:
+            engine.close()
+    except StoreError as error:
+        report.problems.append(f"Not repaired: {error}")
+        return report
+    after = _inspect(directory, progress)
+    after.repaired = [problem for problem in report.problems if problem not in after.problems]
+    return after
+
+
+def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
+    layout.prepare_directory(directory, create=False)
+    report = StoreReport(directory)
+    lock = StoreLock(directory / layout.LOCK, read_only=True)
+    try:
+        manifest = layout.open_manifest(directory, None, None)
+        lock.acquire(shared=True, wait=manifest.chroma_url is not None)
+        report.fingerprint, report.dimension = manifest.fingerprint, manifest.dimension
+        if manifest.ready:
+            _inspect_indexes(directory, manifest, report, progress)
+        else:
+            report.problems.append("The store was never finished: open it once for writing.")
+        if manifest.reembedding:
+            report.notes.append(
+                f"A change of embedder to {manifest.reembedding['fingerprint']!r} was begun: "
+                "`tars-rag store reembed` goes on where it was. The old vectors are in use."
+            )
+    finally:
+        lock.close()
+    return report
+
+
+def _inspect_indexes(
+    directory: Path, manifest: StoreManifest, report: StoreReport, progress: Progress | None
+) -> None:
+    say = report.problems.append
+    intent = Journal(directory / layout.JOURNAL).pending()
+    if intent is not None:
+        what = "its journal is torn" if intent.ids is None else f"{len(intent.ids)} ids in flight"
+        say(f"A write was interrupted ({what}): open the store for writing, or --repair.")
+    with contextlib.ExitStack() as stack:
+        vectors = _open_vectors(directory, manifest, report)
+        if vectors is not None:
+            stack.callback(vectors.close)
+            _check_vectors(vectors, report)
+        lexical = _open_lexical(directory, report)
+        if lexical is not None:
+            stack.callback(lexical.close)
+            report.lexical_passages = lexical.count()
+        if vectors is None or lexical is None:
+            return
+        wrong = list(differences(vectors, lexical, progress))
+        if wrong:
+            say(
+                f"The indexes disagree about {len(wrong)} passages ({_some(wrong)}): --repair "
+                "makes the lexical index follow Chroma."
+            )
+
+
+def _open_vectors(
+    directory: Path, manifest: StoreManifest, report: StoreReport
+) -> VectorIndex | None:
+    """Chroma, if opening it is safe: it does not survive truncated vector files."""
+    if manifest.chroma_url is None:
+        damaged = Seal(directory / layout.SEAL, directory / layout.CHROMA).problem()
+        problem = _database_problem(directory / layout.CHROMA / "chroma.sqlite3")
+        if problem:
+            report.problems.append(
+                f"The texts are damaged ({problem}): restore the directory from a backup, or "
+                "index the sources again."
+            )
+        if damaged:
+            report.problems.append(
+                f"The vectors are damaged ({damaged}), the texts are kept apart: make the vectors "
+                f"anew: tars-rag store reembed {directory} --model MODEL"
+            )
+        if problem or damaged:
+            return None
+    path = None if manifest.chroma_url else directory / layout.CHROMA
+    try:
+        index = VectorIndex(path, manifest.collection, url=manifest.chroma_url)
+        report.passages = index.count()
+    except StoreError as error:
+        report.problems.append(str(error))
+        return None
+    return index
+
+
+def _database_problem(path: Path) -> str | None:
+    """What SQLite's own check of every page says; None: nothing."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+            rows = connection.execute(f"PRAGMA integrity_check({_SHOWN})").fetchall()
+    except sqlite3.Error as error:
+        return str(error)
+    return None if rows == [("ok",)] else "; ".join(str(row[0]) for row in rows)
+
+
+def _check_vectors(vectors: VectorIndex, report: StoreReport) -> None:
+    try:
+        wrong = [
+            passage.id
+            for batch in vectors.scan(vectors=True)
+            for passage, vector, sketch in batch
+            if not matches(vector, sketch)
+        ]
+    except StoreError as error:
+        report.problems.append(str(error))
+        return
+    if wrong:
+        report.problems.append(
+            f"{len(wrong)} vectors are not the ones that were stored ({_some(wrong)}): make the "
+            f"vectors anew: tars-rag store reembed {report.path} --model MODEL"
+        )
+
+
+def _open_lexical(directory: Path, report: StoreReport) -> LexicalIndex | None:
+    problem = segments.damage(directory / layout.LEXICAL)
+    if problem is None:
+        try:
+            return LexicalIndex(directory / layout.LEXICAL, read_only=True)
+        except StoreError as error:
+            problem = str(error)
+    report.problems.append(
+        f"The lexical index is damaged ({problem}): open the store for writing, or --repair."
+    )
+    return None
+
+
+def _some(ids: Sequence[str]) -> str:
+    return ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")
