@@ -48,11 +48,15 @@ class Journal:
         content = {"ids": [encode(key) for key in ids], "redo": list(redo)}
         body = json.dumps(content, ensure_ascii=False).encode()
         record = _MAGIC + b"%08x %d\n" % (zlib.crc32(body), len(body)) + body
-        with self.path.open("wb") as stream:
-            stream.write(record)
-            stream.flush()
-            os.fsync(stream.fileno())
-        sync_directory(self.path.parent)
+        try:
+            with self.path.open("wb") as stream:
+                stream.write(record)
+                stream.flush()
+                os.fsync(stream.fileno())
+            sync_directory(self.path.parent)
+        except OSError:
+            self.clear()  # nothing was written yet
+            raise
 
     def clear(self) -> None:
         """Forget the intent.

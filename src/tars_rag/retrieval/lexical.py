@@ -74,8 +74,7 @@ class LexicalIndex:
 
     def apply(self, delete: Iterable[str], add: Iterable[tuple[str, str]]) -> None:
         """Delete ids, add (id, text) pairs (replacing those ids), and commit. Durable on return."""
-        writer = self._open_writer()
-        try:
+        with self._writing() as writer:
             for passage_id in delete:
                 writer.delete_documents_by_term("id", encode(passage_id))
             for passage_id, text in add:
@@ -86,12 +85,6 @@ class LexicalIndex:
                 document.add_text("digest", text_digest(text))
                 document.add_text("text", _SURROGATES.sub(" ", text))
                 writer.add_document(document)
-            writer.commit()
-        except BaseException:
-            # A failed commit leaves the writer unusable; the next one starts afresh.
-            self._writer = None
-            raise
-        self.refresh()
 
     def refresh(self) -> None:
         """See what was committed since, here or in another process."""
@@ -142,13 +135,6 @@ class LexicalIndex:
                 document = searcher.doc(address)
                 yield decode(document["id"][0]), document["digest"][0]
 
-    def clear(self) -> None:
-        """Delete every passage and commit."""
-        writer = self._open_writer()
-        writer.delete_all_documents()
-        writer.commit()
-        self.refresh()
-
     def release_writer(self) -> None:
         """Let another process write."""
         if self._writer is not None:
@@ -161,16 +147,27 @@ class LexicalIndex:
             self.release_writer()
             del self._searcher, self._index
 
-    def _open_writer(self) -> Any:
-        if self._writer is None:
-            if self.read_only:
-                msg = f"The lexical index {self.path} is open read-only."
-                raise StoreError(msg)
-            self._writer = self._index.writer(_HEAP_BYTES, 1)
-            # A process killed between a segment's deletes and the commit leaves a file whose name
-            # the next commit would choose again, and fail.
-            self._writer.garbage_collect_files()
-        return self._writer
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[Any]:
+        """A writer whose changes are committed at the end of the block, and seen from then on."""
+        if self.read_only:
+            msg = f"The lexical index {self.path} is open read-only."
+            raise StoreError(msg)
+        try:
+            if self._writer is None:
+                self._writer = self._index.writer(_HEAP_BYTES, 1)
+                # A process killed between a segment's deletes and the commit leaves a file whose
+                # name the next commit would choose again, and fail.
+                self._writer.garbage_collect_files()
+            yield self._writer
+            self._writer.commit()
+        except BaseException as error:
+            self._writer = None  # whatever it holds is not to be committed later
+            if isinstance(error, OSError | ValueError):
+                msg = f"The lexical index {self.path} cannot be written: {error}. Is the disk full?"
+                raise StoreError(msg) from error
+            raise
+        self.refresh()
 
     def _query(self, text: str) -> Any:
         terms = self._terms(text)

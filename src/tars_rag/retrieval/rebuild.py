@@ -55,7 +55,7 @@ def rebuild_vectors(
             if vectors.ndim != 2 or len(vectors) != len(todo) or not np.isfinite(vectors).all():
                 msg = f"The embedder gave vectors of shape {list(vectors.shape)}, or not finite."
                 raise StoreError(msg)
-            target.write(records(todo, vectors), there.keys())
+            target.write(records(todo, vectors), [p.id for p in todo if p.id in there])
             engine.seal_vectors()
         kept.update(passage.id for passage in passages)
         embedded += len(todo)
