@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.convert import environment, fidelity, toolkit
-from tars_rag.convert.equalise import largest_activations, scales
 from tars_rag.convert.process import termination_raises
+from tars_rag.convert.quantised import Preparation, balance_table, prepare, set_constant
 from tars_rag.convert.recipes import Recipe
 from tars_rag.convert.recipes import recipe as recipe_named
 from tars_rag.convert.source import Source, open_source
 from tars_rag.convert.texts import Sample, sample
 from tars_rag.errors import ConversionError, InvalidInputError
-from tars_rag.models.bert_graph import Output, Scales, build_graph
+from tars_rag.models.bert_graph import Output, build_graph
 from tars_rag.models.tokenizer import TOKENIZER_NAME
 from tars_rag.runtimes.manifest import (
     MANIFEST_NAME,
@@ -39,6 +39,7 @@ TARGETS: Final = ("rk3588", "rk3576", "rk3568", "rk3566", "rk3562")
 LENGTHS: Final = (32, 64, 96, 128, 192, 256)
 WORD_TABLE: Final = "word_embeddings.npy"
 _SELF_TESTS: Final = 2
+_ROWS_TO_TRACE: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,7 @@ def _bundle(
     progress: toolkit.Progress,
 ) -> Manifest:
     """Build, measure and judge every length, then write the rest of the bundle."""
-    equalisation = _equalisation(plan, lengths[-1], progress)
+    prepared = _preparation(plan, lengths[-1], progress)
     exact_graph = build_graph(
         plan.source.weights,
         output="logit" if plan.source.kind == "cross-encoder" else "pooled",
@@ -205,7 +206,7 @@ def _bundle(
             progress(f"length {length}: {step}", row, rows)
 
         output = staging / f"{plan.source.name}-{length}.rknn"
-        job = _job(plan, length, equalisation)
+        job = _job(plan, length, prepared)
         built = toolkit.run(job, python, output, work, tell)
         tell("compare with FP32", 0, 0)
         judged = _measure(plan, length, built.outputs, exact_graph)
@@ -246,26 +247,29 @@ def _refusal(plan: _Plan, length: int, words: str) -> str:
     )
 
 
-def _equalisation(plan: _Plan, length: int, progress: toolkit.Progress) -> Scales:
+def _preparation(plan: _Plan, length: int, progress: toolkit.Progress) -> Preparation | None:
     if not (plan.calibration and plan.recipe.equalise and plan.layers):
-        return {}
-    progress("collect the ranges of activations", 0, 0)
+        return None
+    progress("prepare the layers for int8", 0, 0)
     feeds = plan.source.feeds(plan.source.encode(plan.calibration, length))
-    weights = plan.source.weights
-    return scales(weights, largest_activations(weights, feeds, plan.layers), plan.layers)
+    return prepare(plan.source.weights, feeds, plan.layers)
 
 
-def _job(plan: _Plan, length: int, equalisation: Scales) -> toolkit.Job:
+def _job(plan: _Plan, length: int, prepared: Preparation | None) -> toolkit.Job:
     graph = build_graph(
         plan.source.weights,
         output=plan.output,
         pooling=plan.source.pooling,
         shape=(1, length),
         host_table=plan.table is not None,
-        scales=equalisation,
+        scales=prepared.scales if prepared else None,
     )
+    for name, value in (prepared.constants if prepared else {}).items():
+        set_constant(graph, name, value)
+    if plan.recipe.table == "int8" and plan.recipe.equalise:
+        balance_table(graph, plan.source.weights.arrays["embeddings.word_embeddings.weight"])
     if plan.recipe.mask is not None:
-        _set_constant(graph, "mask.value", plan.recipe.mask)
+        set_constant(graph, "mask.value", np.asarray(plan.recipe.mask, np.float32))
     return toolkit.Job(
         graph=graph.SerializeToString(),
         inputs=plan.inputs,
@@ -274,20 +278,21 @@ def _job(plan: _Plan, length: int, equalisation: Scales) -> toolkit.Job:
         quantise=plan.recipe.quantise,
         int8_nodes=rf"^l\d+\.({'|'.join(plan.recipe.int8)})\.mm" if plan.recipe.int8 else None,
         int8_table=plan.recipe.table == "int8",
-        calibration=_arrays(plan, plan.calibration, length) if plan.calibration else None,
+        ranges=prepared.ranges if prepared else {},
+        calibration=_calibration(plan, length, prepared),
         evaluation=_arrays(plan, plan.evaluation, length),
     )
 
 
-def _set_constant(graph: Any, name: str, value: float) -> None:
-    from onnx import numpy_helper
-
-    for tensor in graph.graph.initializer:
-        if tensor.name == name:
-            tensor.CopyFrom(numpy_helper.from_array(np.asarray(value, np.float32), name))
-            return
-    msg = f"the graph has no constant {name}"
-    raise KeyError(msg)
+def _calibration(
+    plan: _Plan, length: int, prepared: Preparation | None
+) -> dict[str, NDArray[Any]] | None:
+    """What the toolkit runs to find ranges by itself; few rows where it is told the ranges."""
+    if plan.calibration is None:
+        return None
+    arrays = _arrays(plan, plan.calibration, length)
+    rows = _ROWS_TO_TRACE if prepared else len(plan.calibration)
+    return {name: array[:rows] for name, array in arrays.items()}
 
 
 def _label(plan: _Plan, length: int) -> dict[str, object]:

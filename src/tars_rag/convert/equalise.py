@@ -12,67 +12,35 @@ output channel and so can bear them, and out of the int8 output.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tars_rag.models.bert_graph import Scales, build_graph, linear_input, linear_weight
+from tars_rag.convert.statistics import Channels, FloatArray, Linear
+from tars_rag.models.bert_graph import Scales, linear_input, linear_weight
 from tars_rag.models.weights import BertWeights
-
-if TYPE_CHECKING:
-    from tars_rag.runtimes.base import Feeds
-
-FloatArray = NDArray[np.float32]
 
 _QKV: Final = ("q", "k", "v")
 _FLOOR: Final = 1e-5
 
 
-def largest_activations(
-    weights: BertWeights, feeds: Sequence[Feeds], layers: Sequence[tuple[int, str]]
-) -> dict[str, FloatArray]:
-    """The largest magnitude of each channel going into and out of linear layers.
-
-    Args:
-        weights: The model.
-        feeds: Unpadded inputs, one text each, [1, tokens].
-        layers: (layer, key) of the linear layers.
-
-    Returns:
-        Tensor name -> float32 [channels].
-    """
-    import onnxruntime
-    from onnx import helper
-
-    names = sorted({linear_input(*at) for at in layers} | {f"l{n}.{key}" for n, key in layers})
-    graph = build_graph(weights, output="logit" if weights.head else "tokens")
-    graph.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
-    session = onnxruntime.InferenceSession(
-        graph.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
-    largest: dict[str, FloatArray] = {}
-    for feed in feeds:
-        for name, value in zip(names, session.run(names, dict(feed)), strict=True):
-            top = np.abs(value).max(axis=(0, 1))
-            largest[name] = np.maximum(largest.get(name, 0), top)
-    return largest
-
-
-def scales(
-    weights: BertWeights, largest: dict[str, FloatArray], layers: Sequence[tuple[int, str]]
-) -> Scales:
-    """S and t for each of `layers`.
+def scales(weights: BertWeights, seen: Mapping[str, Channels], linears: Sequence[Linear]) -> Scales:
+    """S and t for each linear layer.
 
     q, k, v and o: SmoothQuant (Xiao et al. 2022) with alpha 0.5; q, k and v share s, as they share
     their input. ff1: alpha 0.7, never below 1, so that only outliers are moved. ff2, whose input
     is a GELU: channels are capped at three medians. t caps the output channels at their median.
+
+    Args:
+        weights: The model.
+        seen: From `statistics.observe`.
+        linears: Which layers.
     """
     found = {}
-    for layer, key in layers:
-        x = np.maximum(largest[linear_input(layer, key)], _FLOOR)
-        y = np.maximum(largest[f"l{layer}.{key}"], 1e-3)
+    for layer, key in linears:
+        x = np.maximum(seen[linear_input(layer, key)].largest, _FLOOR)
+        y = np.maximum(seen[f"l{layer}.{key}"].largest, 1e-3)
         keys = _QKV if key in _QKV else (key,)
         w = np.max([np.abs(linear_weight(weights, layer, k)).max(1) for k in keys], axis=0)
         if key == "ff2":
@@ -87,5 +55,13 @@ def scales(
 
 
 def _smooth(x: FloatArray, w: FloatArray, alpha: float) -> FloatArray:
-    s = np.asarray(x**alpha / np.maximum(w, _FLOOR) ** (1 - alpha), np.float32)
+    s = x**alpha / np.maximum(w, _FLOOR) ** (1 - alpha)
     return np.asarray(s / np.median(s), np.float32)
+
+
+def word_scale(table: FloatArray) -> FloatArray:
+    """What each channel of the word table is divided by before it becomes int8, [hidden].
+
+    The toolkit quantises the table with one scale, which its few widest channels set.
+    """
+    return np.asarray(np.maximum(np.abs(table).max(axis=0), _FLOOR), np.float32)

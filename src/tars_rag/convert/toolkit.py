@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tars_rag.convert.environment import clean_environment
 from tars_rag.convert.process import child
+from tars_rag.convert.quantised import Ranges
 from tars_rag.errors import ConversionError
 
 Progress = Callable[[str, int, int], None]
@@ -40,6 +41,7 @@ class Job:
         quantise: ``none``, ``chosen`` or ``everything``.
         int8_nodes: A pattern that the names of the convolutions to quantise match.
         int8_table: Quantise the word table as well.
+        ranges: The int8 ranges of chosen layers, see `quantised.Ranges`.
         calibration: Input arrays [rows, ...], or None.
         evaluation: Input arrays [rows, ...] to simulate.
         dynamic_input: Shapes of the inputs for each of several lengths, or None.
@@ -53,6 +55,7 @@ class Job:
     evaluation: Arrays
     int8_nodes: str | None = None
     int8_table: bool = False
+    ranges: Ranges = field(default_factory=dict)
     calibration: Arrays | None = None
     dynamic_input: list[list[list[int]]] | None = None
 

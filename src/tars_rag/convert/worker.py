@@ -58,9 +58,10 @@ def convert(job: dict[str, Any], tell: Any) -> None:
     Args:
         job: ``onnx``, ``output``, ``target``, ``custom_string``; ``quantise``: ``none``,
             ``everything`` or ``chosen``; for ``chosen`` also ``int8_nodes`` (a pattern that node
-            names match) and ``int8_table``; ``calibration`` and ``evaluation`` (directories with
-            one ``.npy`` per input, [rows, ...], or None), ``inputs`` (their names in order),
-            ``dynamic_input`` (shapes, or None), ``result`` (where the simulated outputs go).
+            names match), ``int8_table`` and ``ranges``; ``calibration`` and ``evaluation``
+            (directories with one ``.npy`` per input, [rows, ...], or None), ``inputs`` (their
+            names in order), ``dynamic_input`` (shapes, or None), ``result`` (where the simulated
+            outputs go).
         tell: Takes an event as keywords.
     """
     from rknn.api import RKNN
@@ -79,6 +80,10 @@ def convert(job: dict[str, Any], tell: Any) -> None:
             "quantized_algorithm": "normal",
             "quantized_method": "channel",
         }
+    if job["target"] == "rk3588":
+        # The runtime gives every core a context of its own; without the tasks for two and three
+        # cores the file is smaller.
+        configuration["single_core_mode"] = True
     if job.get("dynamic_input"):
         configuration["dynamic_input"] = job["dynamic_input"]
     check(rknn.config(**configuration), "config")
@@ -167,6 +172,10 @@ def keep_float16(model_file: str, configuration_file: str, job: dict[str, Any]) 
         return node.op_type in ("Reshape", "Transpose") and (source in inputs or of_table)
 
     text = Path(configuration_file).read_text(encoding="utf-8")
+    for node in graph.node:
+        if node.op_type == "Conv" and (found := job["ranges"].get(node.name.split(".mm")[0])):
+            text = set_range(text, node.input[0], *found[:2])
+            text = set_range(text, node.output[0], *found[2:])
     tensors = re.findall(r"^    (\S.*?):\s*$", text, flags=re.M)
     float16 = [t for t in tensors if "_2sdpa" in t or (t in producer and not int8(producer[t]))]
     block = "custom_quantize_layers:\n" + "".join(f"    {name}: float16\n" for name in float16)
@@ -178,6 +187,27 @@ def keep_float16(model_file: str, configuration_file: str, job: dict[str, Any]) 
         raise ToolkitError(msg)
     Path(configuration_file).write_text(text, encoding="utf-8")
     return len(chosen)
+
+
+def set_range(text: str, tensor: str, low: float, high: float) -> str:
+    """Put another range into the tensor's block of the quantisation file."""
+    # Scale and zero point follow from these; the toolkit refuses a file that changes them.
+    values = {"min": min(low, 0.0), "max": max(high, 0.0)}
+    head = re.search(rf"^    {re.escape(tensor)}:\s*$", text, flags=re.M)
+    if not head:
+        msg = f"the toolkit's quantisation file does not list {tensor}"
+        raise ToolkitError(msg)
+    end = re.compile(r"^    \S", flags=re.M).search(text, head.end())
+    stop = end.start() if end else len(text)
+    block = text[head.end() : stop]
+    for name, value in values.items():
+        block, found = re.subn(
+            rf"^(        {name}:\s*\n\s+-\s+)\S+$", rf"\g<1>{value}", block, flags=re.M
+        )
+        if found != 1:
+            msg = f"the toolkit's quantisation file has no single {name} for {tensor}"
+            raise ToolkitError(msg)
+    return text[: head.end()] + block + text[stop:]
 
 
 def simulate(rknn: Any, job: dict[str, Any], tell: Any) -> None:
