@@ -13,7 +13,7 @@ WORDS = (
     "the of a to and in wing flow pressure layer boundary heat transfer mach number lift drag "
     "theory results method surface temperature supersonic laminar turbulent equation shock body "
     "plate cylinder velocity gas stress model experimental analysis effects problem solution"
-).split()  # noqa: SIM905
+)
 
 
 def passages(data: Path | None, count: int) -> list[str]:
@@ -34,7 +34,7 @@ def queries(data: Path | None, count: int) -> list[str]:
 
 
 def notes(choose: random.Random, least: int, most: int) -> str:
-    return " ".join(choose.choices(WORDS, k=choose.randint(least, most)))
+    return " ".join(choose.choices(WORDS.split(), k=choose.randint(least, most)))
 
 
 def interleaved(engines: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-from common import interleaved, passages, queries, ratio
 
+from common import interleaved, passages, queries, ratio
 from tars_rag import Embedder
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.store import ModelStore

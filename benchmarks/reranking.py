@@ -1,6 +1,6 @@
 """Reranking on the CPU: this package beside FlashRank itself, with the same model files.
 
-    python benchmarks/reranking.py [--data DIR] [--cache DIR] [--rounds 5]
+    python benchmarks/reranking.py [--data DIR] [--cache DIR] [--rounds 5] [--counts 5 20 50]
 
 Without --cache (a FlashRank cache directory) the model is one with random weights, of the size,
 files and quantisation of ms-marco-MiniLM-L-12-v2: its scores mean nothing, its speed does.
@@ -16,9 +16,9 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from common import interleaved, notes, passages, queries, ratio
 from flashrank import Ranker, RerankRequest
 
+from common import interleaved, notes, passages, queries, ratio
 from tars_rag import Reranker
 from tars_rag.models.random_model import flashrank_name, write_random_model
 from tars_rag.models.store import ModelStore
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="a BEIR folder, such as Cranfield")
     parser.add_argument("--cache", type=Path, help="a FlashRank cache directory")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--counts", type=int, nargs="+", default=[5, 20, 50])
     options = parser.parse_args()
     cache = options.cache or random_cache()
     logging.disable(logging.INFO)  # FlashRank sets up logging for the whole process
@@ -59,7 +60,7 @@ def main() -> None:
     print("| passages | number | FlashRank ms | tars-rag ms | ratio | largest score gap |")
     print("|---|---|---|---|---|---|")
     for kind, texts in kinds.items():
-        for count in (5, 20, 50):
+        for count in options.counts:
             batch = texts[:count]
 
             def flashrank(batch: list[str] = batch) -> list[float]:
@@ -74,7 +75,8 @@ def main() -> None:
             print(
                 f"| {kind} | {count} | {1000 * statistics.median(seconds['flashrank']):.0f} "
                 f"| {1000 * statistics.median(seconds['tars']):.0f} "
-                f"| {ratio(seconds['flashrank'], seconds['tars']):.2f} | {gap:.4f} |"
+                f"| {ratio(seconds['flashrank'], seconds['tars']):.2f} | {gap:.4f} |",
+                flush=True,
             )
 
 
