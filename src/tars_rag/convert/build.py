@@ -74,7 +74,7 @@ class _Plan:
 def convert(
     model: str,
     *,
-    precision: str = "fp16-host",
+    precision: str | Recipe = "fp16-host",
     lengths: Sequence[int] = LENGTHS,
     target: str = "rk3588",
     calibration: Path | None = None,
@@ -88,7 +88,7 @@ def convert(
 
     Args:
         model: A catalogue name, or a directory with safetensors, configuration and tokenizer.
-        precision: A row of `recipes.RECIPES`.
+        precision: A row of `recipes.RECIPES` by name, or a row of your own.
         lengths: Sequence lengths in tokens; one .rknn file is built for each.
         target: One of `TARGETS`.
         calibration: Texts (pairs for a cross-encoder) that set the int8 ranges; default: bundled.
@@ -107,13 +107,13 @@ def convert(
         ConversionError: No build environment, the toolkit failed, the disk is full, or the
             result is not faithful enough. Nothing is left under the name `out`.
     """
-    row = recipe_named(precision)
+    row = recipe_named(precision) if isinstance(precision, str) else precision
     lengths = _checked_lengths(lengths)
     if target not in TARGETS:
         msg = f"{target!r} is not a target. Choose one of: {', '.join(TARGETS)}."
         raise InvalidInputError(msg)
     name = Path(model).expanduser().resolve().name if Path(model).exists() else model
-    out = out or Path(f"{name.replace('/', '-')}-{target}-{precision}")
+    out = out or Path(f"{name.replace('/', '-')}-{target}-{row.name}")
     if out.exists():
         msg = f"{out} exists already. Remove it, or name another directory with --out."
         raise InvalidInputError(msg)

@@ -52,7 +52,8 @@ def prepare(weights: BertWeights, feeds: Sequence[Feeds], linears: Sequence[Line
         name = f"l{layer}.{key}"
         x, y = seen[linear_input(layer, key)], seen[name]
         weight = linear_weight(weights, layer, key) * s[:, None] / t
-        constants[f"{name}.w"] = round_weights(weight, x.gram / np.outer(s, s))
+        if x.gram is not None:
+            constants[f"{name}.w"] = round_weights(weight, x.gram / np.outer(s, s))
         ends = ((x.low / s).min(), (x.high / s).max(), (y.low / t).min(), (y.high / t).max())
         low_x, high_x, low_y, high_y = map(float, ends)
         ranges[name] = (low_x, high_x, low_y, high_y)

@@ -25,12 +25,12 @@ class Channels:
     Attributes:
         low: The least value of each channel, [channels].
         high: The greatest, [channels].
-        gram: The sum over all tokens of x xᵀ, [channels, channels].
+        gram: The sum over all tokens of x xᵀ, [channels, channels]; None for outputs.
     """
 
     low: FloatArray
     high: FloatArray
-    gram: FloatArray
+    gram: FloatArray | None = None
 
     @property
     def largest(self) -> FloatArray:
@@ -56,8 +56,9 @@ def observe(
     import onnxruntime
     from onnx import helper
 
-    wanted = {name for at in linears for name in (linear_input(*at), f"l{at[0]}.{at[1]}")}
-    names = sorted(wanted)
+    linears = list(linears)
+    inputs = {linear_input(*at) for at in linears}
+    names = sorted(inputs | {f"l{layer}.{key}" for layer, key in linears})
     graph = build_graph(weights, output="logit" if weights.head else "tokens")
     graph.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
     session = onnxruntime.InferenceSession(
@@ -67,11 +68,10 @@ def observe(
     for feed in feeds:
         for name, value in zip(names, session.run(names, dict(feed)), strict=True):
             rows = value.reshape(-1, value.shape[-1])
-            now = Channels(rows.min(axis=0), rows.max(axis=0), rows.T @ rows)
-            before = seen.get(name, now)
-            seen[name] = Channels(
-                np.minimum(before.low, now.low),
-                np.maximum(before.high, now.high),
-                before.gram + now.gram if name in seen else now.gram,
-            )
+            low, high = rows.min(axis=0), rows.max(axis=0)
+            gram = rows.T @ rows if name in inputs else None
+            if before := seen.get(name):
+                low, high = np.minimum(low, before.low), np.maximum(high, before.high)
+                gram = None if gram is None or before.gram is None else gram + before.gram
+            seen[name] = Channels(low, high, gram)
     return seen

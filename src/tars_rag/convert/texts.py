@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -22,8 +23,9 @@ Purpose = Literal["calibration", "evaluation"]
 LEAST: Final = {"calibration": 16, "evaluation": 64}
 """Fewer texts or pairs than this say nothing."""
 
+_MOST_CALIBRATION: Final = 256
 _PARAGRAPH: Final = 40
-_PASSAGES_PER_QUERY: Final = 16
+_PASSAGES_PER_QUERY: Final = {"calibration": 5, "evaluation": 16}
 _FORMATS: Final = {
     "embedder": 'one text a line, or JSONL with "text" (and "title")',
     "cross-encoder": 'JSONL with "query" and "text" or "passages", "query<TAB>passage" a line, '
@@ -65,9 +67,9 @@ def sample(kind: Kind, purpose: Purpose, path: Path | None = None) -> Sample:
         lines = _bundled(f"{purpose}.txt")
         if kind == "embedder":
             return Sample(tuple(lines), (), "bundled")
-        return _graded(lines, _bundled(f"{purpose}-queries.txt"), "bundled")
+        return _graded(lines, _bundled(f"{purpose}-queries.txt"), "bundled", purpose)
     lines = _read(path, purpose)
-    found = _parse(path, lines, kind)
+    found = _parse(path, lines, kind, purpose)
     if len(found) < LEAST[purpose]:
         things = "texts" if kind == "embedder" else "pairs"
         msg = (
@@ -75,7 +77,16 @@ def sample(kind: Kind, purpose: Purpose, path: Path | None = None) -> Sample:
             f"({_FORMATS[kind]}), or leave the option out to use the bundled ones."
         )
         raise InvalidInputError(msg)
-    return found
+    return _thinned(found) if purpose == "calibration" else found
+
+
+def _thinned(given: Sample) -> Sample:
+    """At most `_MOST_CALIBRATION`, evenly taken: more only takes longer."""
+    if len(given) <= _MOST_CALIBRATION:
+        return given
+    rows = [row * len(given) // _MOST_CALIBRATION for row in range(_MOST_CALIBRATION)]
+    queries = tuple(given.queries[row] for row in rows) if given.queries else ()
+    return Sample(tuple(given.texts[row] for row in rows), queries, given.source)
 
 
 def _bundled(name: str) -> list[str]:
@@ -105,7 +116,7 @@ def _read(path: Path, purpose: Purpose) -> list[str]:
     return lines
 
 
-def _parse(path: Path, lines: list[str], kind: Kind) -> Sample:
+def _parse(path: Path, lines: list[str], kind: Kind, purpose: Purpose) -> Sample:
     """Every line the same layout: JSON if the first is, else pairs if all have a tab, else text."""
     filled = [(number, line) for number, line in enumerate(lines, 1) if line]
     texts: list[str] = []
@@ -129,7 +140,7 @@ def _parse(path: Path, lines: list[str], kind: Kind) -> Sample:
     elif kind == "cross-encoder":
         plain = [line for _, line in filled]
         made = [" ".join(_sentences(line)[0].split()[:12]) for line in plain]
-        return _graded(plain, made, path.name)
+        return _graded(plain, made, path.name, purpose)
     else:
         texts = [line for _, line in filled]
     return Sample(tuple(texts), tuple(queries) if kind == "cross-encoder" else (), path.name)
@@ -160,7 +171,7 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?]) ", text)
 
 
-def _graded(lines: list[str], queries: list[str], source: str) -> Sample:
+def _graded(lines: list[str], queries: list[str], source: str, purpose: Purpose) -> Sample:
     """Pairs whose relevance is graded: a query with its paragraph, parts of it, and others.
 
     The n-th query belongs to the n-th paragraph (40 words or more; where a file has no such, any
@@ -169,13 +180,17 @@ def _graded(lines: list[str], queries: list[str], source: str) -> Sample:
     """
     long = [line for line in lines if len(line.split()) >= _PARAGRAPH]
     paragraphs = long if len(long) >= len(queries) or source == "bundled" else lines
-    texts, asked = [], []
+    each = _PASSAGES_PER_QUERY[purpose]
+    texts: list[str] = []
+    asked: list[str] = []
     for number, (query, paragraph) in enumerate(zip(queries, paragraphs, strict=False)):
         words = paragraph.split()
         half = len(words) // 2
         parts = [paragraph, " ".join(words[:half]), " ".join(words[half:]), *_sentences(paragraph)]
-        others = [paragraphs[(number + step) % len(paragraphs)] for step in range(1, 16)]
-        passages = list(dict.fromkeys(part for part in parts[:8] + others if part))
-        texts += passages[:_PASSAGES_PER_QUERY]
-        asked += [query] * len(passages[:_PASSAGES_PER_QUERY])
+        others = [paragraphs[(number + step) % len(paragraphs)] for step in range(1, each)]
+        # Of both kinds, in turn, so that a few are as varied as many.
+        mixed = [text for two in zip_longest(parts[:8], others) for text in two if text]
+        passages = list(dict.fromkeys(mixed))[:each]
+        texts += passages
+        asked += [query] * len(passages)
     return Sample(tuple(texts), tuple(asked), source)
