@@ -101,7 +101,7 @@ def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
 def _require_hub() -> None:
     """Ask once, because the library itself asks six times over 23 s before it gives up."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
