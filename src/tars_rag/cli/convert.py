@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -53,15 +55,9 @@ def convert(
     precision's fidelity threshold is not kept.
     """
     from tars_rag.convert.build import convert as build
+    from tars_rag.convert.build import verdicts
 
-    with err.status("starting") as status:
-
-        def progress(step: str, done: int, of: int) -> None:
-            if "mean" in step:
-                say(step)
-            else:
-                status.update(f"{step} {done}/{of}" if of else step)
-
+    with _progress() as progress:
         directory, manifest = build(
             model,
             precision=precision,
@@ -77,11 +73,31 @@ def convert(
     if as_json:
         print_json(manifest.model_dump(mode="json", exclude_none=True))
         return
+    for line in verdicts(manifest):
+        say(line)
     for file in manifest.files:
         say(f"{file.bytes / 2**20:8.1f} MiB  {file.name}")
     if manifest.fidelity.degraded:
         say("degraded: below the threshold, kept on demand; it says so when loaded", style="yellow")
     typer.echo(directory)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A spinner for a person; for a log, one line for each new step."""
+    if err.is_terminal:
+        with err.status("starting") as status:
+            yield lambda step, done, of: status.update(f"{step} {done}/{of}" if of else step)
+        return
+    before = ""
+
+    def line(step: str, *_: int) -> None:
+        nonlocal before
+        if step != before:
+            say(step)
+        before = step
+
+    yield line
 
 
 def _numbers(text: str) -> list[int]:

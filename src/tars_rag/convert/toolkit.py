@@ -44,6 +44,7 @@ class Job:
         ranges: The int8 ranges of chosen layers, see `quantised.Ranges`.
         calibration: Input arrays [rows, ...], or None.
         evaluation: Input arrays [rows, ...] to simulate.
+        rows_per_run: Rows of `evaluation` that go through the graph at once.
         dynamic_input: Shapes of the inputs for each of several lengths, or None.
     """
 
@@ -57,6 +58,7 @@ class Job:
     int8_table: bool = False
     ranges: Ranges = field(default_factory=dict)
     calibration: Arrays | None = None
+    rows_per_run: int = 1
     dynamic_input: list[list[list[int]]] | None = None
 
 

@@ -60,8 +60,8 @@ def convert(job: dict[str, Any], tell: Any) -> None:
             ``everything`` or ``chosen``; for ``chosen`` also ``int8_nodes`` (a pattern that node
             names match), ``int8_table`` and ``ranges``; ``calibration`` and ``evaluation``
             (directories with one ``.npy`` per input, [rows, ...], or None), ``inputs`` (their
-            names in order), ``dynamic_input`` (shapes, or None), ``result`` (where the simulated
-            outputs go).
+            names in order), ``rows_per_run``, ``dynamic_input`` (shapes, or None), ``result``
+            (where the simulated outputs go).
         tell: Takes an event as keywords.
     """
     from rknn.api import RKNN
@@ -216,15 +216,15 @@ def simulate(rknn: Any, job: dict[str, Any], tell: Any) -> None:
 
     check(rknn.init_runtime(), "init_runtime")
     arrays = [np.load(Path(job["evaluation"]) / f"{name}.npy") for name in job["inputs"]]
-    rows = len(arrays[0])
+    rows, batch = len(arrays[0]), job["rows_per_run"]
     outputs = []
-    for row in range(rows):
-        answer = rknn.inference(inputs=[array[row : row + 1] for array in arrays])
+    for row in range(0, rows, batch):
+        answer = rknn.inference(inputs=[array[row : row + batch] for array in arrays])
         if not answer:
             msg = f"the simulator returned nothing for row {row}"
             raise ToolkitError(msg)
         outputs.append(np.asarray(answer[0], np.float32))
-        tell(step="simulate", row=row + 1, rows=rows)
+        tell(step="simulate", row=row + batch, rows=rows)
     np.save(job["result"], np.concatenate(outputs))
 
 

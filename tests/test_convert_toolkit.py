@@ -1,0 +1,165 @@
+"""The real toolkit, in the environment that is made for it. Some minutes; needs a package index."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tars_rag.convert import environment
+from tars_rag.convert.build import convert
+from tars_rag.errors import ConversionError
+from tars_rag.runtimes.manifest import Manifest, load_manifest, verify_bundle
+from tiny_models import write_model
+
+pytestmark = [pytest.mark.convert, pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("models")
+    write_model(root / "embedder", head=False, seed=1)
+    write_model(root / "ranker", head=True, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue("shared") / "models" / "cranfield-ce-6L"
+    if not path.is_dir():
+        pytest.skip(f"{path} is not there")
+    return path
+
+
+def test_the_environment_is_made_once_and_remade_when_broken(tmp_path: Path) -> None:
+    told: list[str] = []
+    python = environment.toolkit_python(tmp_path, told.append)
+    home = python.parents[1]
+    assert any("installing" in line for line in told)
+    megabytes = sum(f.lstat().st_size for f in home.rglob("*")) / 1e6
+    assert megabytes < 420
+
+    told.clear()
+    assert environment.toolkit_python(tmp_path, told.append) == python
+    assert told == []
+
+    shutil.rmtree(next(home.glob("lib/python3.*/site-packages/onnx")))
+    stale = home.with_name(home.name + ".partial")
+    stale.mkdir()
+    (stale / "half").write_text("x")
+    assert environment.toolkit_python(tmp_path, told.append) == python
+    assert any("installing" in line for line in told)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [home.name, f"{home.name}.lock"]
+
+
+def test_an_index_out_of_reach_is_told_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
+    with pytest.raises(ConversionError, match=r"installing the toolkit failed.*PIP_INDEX_URL"):
+        environment.toolkit_python(tmp_path)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        ("embedder", "fp16"),
+        ("embedder", "fp16-host"),
+        ("ranker", "fp16-host"),
+        ("embedder", "int8"),
+        ("ranker", "hq-host"),
+    ],
+)
+def test_every_kind_of_row_builds(tiny: Path, tmp_path: Path, model: str, precision: str) -> None:
+    directory, manifest = convert(
+        str(tiny / model),
+        precision=precision,
+        lengths=(16, 32),
+        out=tmp_path / "bundle",
+        allow_degraded=True,
+    )
+    assert verify_bundle(directory) == manifest
+    for graph in manifest.graphs:
+        content = (directory / graph.name).read_bytes()
+        assert content.startswith(b"RKNN")
+        assert manifest.weights_sha256.encode() in content  # custom_string survives as it is
+    if precision.startswith("fp16"):
+        assert not manifest.fidelity.degraded
+    # Random weights: nothing says how well they take int8, but they are not noise.
+    assert (manifest.fidelity.mean_cosine or manifest.fidelity.mean_spearman or 0) > 0.8
+
+
+def peak(manifest: Manifest) -> int:
+    return max(length["peak_mb"] for length in manifest.recipe["lengths"].values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp16-host", 22.0), ("hq", 28.0), ("int8", 24.0)])
+def test_a_trained_cross_encoder_keeps_its_ranking(
+    trained: Path, tmp_path: Path, precision: str, most: float
+) -> None:
+    began = time.monotonic()
+    _, manifest = convert(str(trained), precision=precision, lengths=(64,), out=tmp_path / "bundle")
+    assert time.monotonic() - began < 180
+    assert peak(manifest) < 2000
+    assert manifest.graphs[0].bytes <= most * 2**20
+    assert not manifest.fidelity.degraded
+
+
+def test_the_gate_refuses_what_the_toolkit_makes_when_left_alone(
+    trained: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ConversionError, match=r"naive-int8 is not faithful enough.*--allow-degraded"
+    ):
+        convert(str(trained), precision="naive-int8", lengths=(32,), out=tmp_path / "out" / "b")
+    assert not list((tmp_path / "out").iterdir())
+    _, manifest = convert(
+        str(trained),
+        precision="naive-int8",
+        lengths=(32,),
+        out=tmp_path / "kept",
+        allow_degraded=True,
+    )
+    assert load_manifest(tmp_path / "kept").fidelity.degraded
+    assert (manifest.fidelity.mean_spearman or 0) < 0.9
+
+
+def test_the_toolkit_dies_with_the_one_who_waits_for_it(tiny: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tars_rag.convert.build import convert; "
+        "convert(sys.argv[1], lengths=(32,), out=Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", program, str(tiny / "embedder"), str(tmp_path / "bundle")]
+    process = psutil.Popen(command, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        workers: list[psutil.Process] = []
+        while not workers:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+            workers = [
+                one for one in process.children() if any("worker.py" in a for a in one.cmdline())
+            ]
+        time.sleep(0.5)  # let it arm the death signal: it does so before it loads anything
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+        _, alive = psutil.wait_procs(workers, timeout=10)
+        assert not alive
+    finally:
+        if process.is_running():
+            process.kill()
+    assert not (tmp_path / "bundle").exists()
