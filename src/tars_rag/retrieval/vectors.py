@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,9 @@ from tars_rag.retrieval.passage import Passage
 _HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 16}
 _READ_BATCH = 1000
 # Embedded Chroma holds the interpreter's lock for the whole of a write: so write in pieces that
-# take about this long, or an event loop in another thread stands still.
-_PIECE_SECONDS = 0.015
+# take about this long, or an event loop in the main thread stands still. A writer in the main
+# thread keeps such a loop waiting anyway, and gets larger pieces: each costs a commit to disk.
+_PIECE_SECONDS, _PIECE_SECONDS_IN_MAIN = 0.03, 0.12
 _PIECE_MIN, _PIECE_MAX, _PIECE_FIRST = 4, 256, 16
 
 Where: TypeAlias = Mapping[str, Any]
@@ -211,6 +213,14 @@ class VectorIndex:
         with self._translated("written"), contextlib.suppress(NotFoundError):
             self._client.delete_collection(name)
 
+    def drop_others(self, keep: Collection[str]) -> None:
+        """Delete every other collection but `keep`: what a process that was killed left behind."""
+        with self._translated("read"):
+            names = [collection.name for collection in self._client.list_collections()]
+        for name in names:
+            if name != self.name and name not in keep:
+                self.drop(name)
+
     def close(self) -> None:
         """Close files and threads. May be called twice."""
         if self._client is not None:
@@ -265,8 +275,10 @@ class VectorIndex:
         return passages
 
     def _pace(self, seconds: float) -> None:
-        """Aim the size of the next piece at `_PIECE_SECONDS`."""
-        factor = min(2.0, max(0.5, _PIECE_SECONDS / max(seconds, 1e-6)))
+        """Aim the size of the next piece at the time a write may take in this thread."""
+        in_main = threading.current_thread() is threading.main_thread()
+        aim = _PIECE_SECONDS_IN_MAIN if in_main else _PIECE_SECONDS
+        factor = min(2.0, max(0.5, aim / max(seconds, 1e-6)))
         self._piece = int(min(self._piece_max, max(_PIECE_MIN, self._piece * factor)))
 
     @contextlib.contextmanager
