@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from tars_rag.bench.evaluate import load_collection, mean, score
-from tars_rag.convert import build, environment, fidelity, toolkit
+from tars_rag.convert import environment, fidelity, toolkit
 from tars_rag.convert.build import convert
+from tars_rag.convert.plan import Plan
 from tars_rag.convert.recipes import RECIPES, Recipe
 from tars_rag.convert.source import open_source
 from tars_rag.convert.statistics import observe
@@ -96,7 +97,7 @@ def simulated(precision: str, texts: list[str], length: int) -> tuple[Any, Any]:
     source = open_source("all-MiniLM-L6-v2")
     row = RECIPES[precision]
     chosen = Sample(tuple(texts), (), "given")
-    plan = build._Plan(
+    plan = Plan(
         source=source,
         recipe=row,
         target="rk3588",
@@ -104,10 +105,10 @@ def simulated(precision: str, texts: list[str], length: int) -> tuple[Any, Any]:
         evaluation=chosen,
         table=source.word_table() if row.table == "host" else None,
     )
-    prepared = build._preparation(plan, length, lambda *_: None)
+    prepared = plan.prepare(length, lambda *_: None)
     with tempfile.TemporaryDirectory(dir=".") as folder:
         built = toolkit.run(
-            build._job(plan, length, prepared),
+            plan.job(length, prepared),
             environment.toolkit_python(),
             Path(folder) / "m.rknn",
             Path(folder),

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tars_rag.convert import environment, fidelity, toolkit
+from tars_rag.convert.plan import Plan
 from tars_rag.convert.process import termination_raises
-from tars_rag.convert.quantised import Preparation, balance_table, prepare, set_constant
 from tars_rag.convert.recipes import Recipe
 from tars_rag.convert.recipes import recipe as recipe_named
-from tars_rag.convert.source import Source, open_source
-from tars_rag.convert.texts import Sample, sample
+from tars_rag.convert.source import open_source
+from tars_rag.convert.staging import staged
+from tars_rag.convert.texts import sample
 from tars_rag.errors import ConversionError, InvalidInputError
-from tars_rag.models.bert_graph import Output, build_graph
+from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.tokenizer import TOKENIZER_NAME
 from tars_rag.runtimes.manifest import (
     MANIFEST_NAME,
@@ -39,35 +36,6 @@ TARGETS: Final = ("rk3588", "rk3576", "rk3568", "rk3566", "rk3562")
 LENGTHS: Final = (32, 64, 96, 128, 192, 256)
 WORD_TABLE: Final = "word_embeddings.npy"
 _ROWS_TO_TRACE: Final = 4
-
-
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """Everything that is the same for all lengths."""
-
-    source: Source
-    recipe: Recipe
-    target: str
-    calibration: Sample | None
-    evaluation: Sample
-    table: NDArray[np.float16] | None
-
-    @property
-    def output(self) -> Output:
-        if self.source.kind == "cross-encoder":
-            return "logit"
-        # What an untouched export ends in; every other recipe pools in float16, which is exact.
-        return "tokens" if self.recipe.quantise == "everything" else "pooled"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        words = "input_ids" if self.table is None else "word_embeddings"
-        return (words, *self.source.inputs[1:])
-
-    @property
-    def layers(self) -> list[tuple[int, str]]:
-        numbers = range(self.source.weights.config.layers)
-        return [(number, key) for number in numbers for key in self.recipe.int8]
 
 
 def convert(
@@ -123,7 +91,7 @@ def convert(
             f"of {source.name}. Leave it out of --lengths."
         )
         raise InvalidInputError(msg)
-    plan = _Plan(
+    plan = Plan(
         source=source,
         recipe=row,
         target=target,
@@ -133,7 +101,7 @@ def convert(
     )
     with termination_raises():
         python = environment.toolkit_python(progress=lambda what: progress(what, 0, 0))
-        with _staging(out) as staging:
+        with staged(out) as staging:
             manifest = _bundle(plan, lengths, python, staging, allow_degraded, progress)
             staging.rename(out)
     return out, manifest
@@ -153,40 +121,8 @@ def _checked_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-@contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A directory beside `out` that is gone, or renamed, when the block is left."""
-    staging = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for old in out.parent.glob(f".{out.name}.*.partial"):
-            if not _alive(old.suffixes[-2][1:]):  # its process was killed outright
-                shutil.rmtree(old, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-    except OSError as error:
-        full = "The disk is full. " if error.errno == errno.ENOSPC else ""
-        msg = (
-            f"{full}{out} cannot be written: {error}. A conversion needs about 1 GB while it "
-            "runs; free some space, or name a directory that can be written with --out."
-        )
-        raise ConversionError(msg) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _alive(pid: str) -> bool:
-    try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _bundle(
-    plan: _Plan,
+    plan: Plan,
     lengths: Sequence[int],
     python: Path,
     staging: Path,
@@ -194,7 +130,7 @@ def _bundle(
     progress: toolkit.Progress,
 ) -> Manifest:
     """Build, measure and judge every length, then write the rest of the bundle."""
-    prepared = _preparation(plan, lengths[-1], progress)
+    prepared = plan.prepare(lengths[-1], progress)
     exact_graph = build_graph(
         plan.source.weights,
         output="logit" if plan.source.kind == "cross-encoder" else "pooled",
@@ -212,10 +148,10 @@ def _bundle(
             progress(f"length {length}: {step}", row, rows)
 
         output = staging / f"{plan.source.name}-{length}.rknn"
-        job = _job(plan, length, prepared)
+        job = plan.job(length, prepared)
         built = toolkit.run(job, python, output, work, tell)
         tell("compare with FP32", 0, 0)
-        judged, gap = _measure(plan, length, built.outputs, exact_graph)
+        judged, gap = plan.measure(length, built.outputs, exact_graph)
         words = fidelity.verdict(judged, plan.recipe, plan.source.kind)
         if judged.degraded and not allow_degraded:
             raise ConversionError(_refusal(plan, length, words))
@@ -246,7 +182,7 @@ def _bundle(
     return manifest
 
 
-def _refusal(plan: _Plan, length: int, words: str) -> str:
+def _refusal(plan: Plan, length: int, words: str) -> str:
     better = "fp16-host, which is exact and half the size of fp16"
     advice = (
         f"Try {'hq or ' if plan.recipe.name.startswith('int8') else ''}{better}"
@@ -261,104 +197,8 @@ def _refusal(plan: _Plan, length: int, words: str) -> str:
     )
 
 
-def _preparation(plan: _Plan, length: int, progress: toolkit.Progress) -> Preparation | None:
-    if not (plan.calibration and plan.recipe.equalise and plan.layers):
-        return None
-    progress("prepare the layers for int8", 0, 0)
-    feeds = plan.source.feeds(plan.source.encode(plan.calibration, length))
-    return prepare(plan.source.weights, feeds, plan.layers)
-
-
-def _job(plan: _Plan, length: int, prepared: Preparation | None) -> toolkit.Job:
-    graph = build_graph(
-        plan.source.weights,
-        output=plan.output,
-        pooling=plan.source.pooling,
-        shape=(1, length),
-        host_table=plan.table is not None,
-        scales=prepared.scales if prepared else None,
-    )
-    for name, value in (prepared.constants if prepared else {}).items():
-        set_constant(graph, name, value)
-    if plan.recipe.table == "int8" and plan.recipe.equalise:
-        balance_table(graph, plan.source.weights.arrays["embeddings.word_embeddings.weight"])
-    if plan.recipe.mask is not None:
-        set_constant(graph, "mask.value", np.asarray(plan.recipe.mask, np.float32))
-    return toolkit.Job(
-        graph=graph.SerializeToString(),
-        inputs=plan.inputs,
-        target=plan.target,
-        custom_string=json.dumps(_label(plan, length)),
-        quantise=plan.recipe.quantise,
-        int8_nodes=rf"^l\d+\.({'|'.join(plan.recipe.int8)})\.mm" if plan.recipe.int8 else None,
-        int8_table=plan.recipe.table == "int8",
-        ranges=prepared.ranges if prepared else {},
-        calibration=_calibration(plan, length, prepared),
-        evaluation=_arrays(plan, plan.evaluation, length),
-    )
-
-
-def _calibration(
-    plan: _Plan, length: int, prepared: Preparation | None
-) -> dict[str, NDArray[Any]] | None:
-    """What the toolkit runs to find ranges by itself; few rows where it is told the ranges."""
-    if plan.calibration is None:
-        return None
-    arrays = _arrays(plan, plan.calibration, length)
-    rows = _ROWS_TO_TRACE if prepared else len(plan.calibration)
-    return {name: array[:rows] for name, array in arrays.items()}
-
-
-def _label(plan: _Plan, length: int) -> dict[str, object]:
-    """What a single .rknn file says of itself."""
-    return {
-        "format": "tars-rag-rknn",
-        "model": plan.source.name,
-        "kind": plan.source.kind,
-        "precision": plan.recipe.name,
-        "target": plan.target,
-        "toolkit": environment.TOOLKIT_VERSION,
-        "length": length,
-        "inputs": plan.inputs,
-        "output": plan.output,
-        "dimension": plan.source.weights.config.hidden,
-        "weights_sha256": plan.source.weights_sha256,
-        "calibration_sha256": plan.calibration.sha256 if plan.calibration else None,
-    }
-
-
-def _arrays(plan: _Plan, texts: Sample, length: int) -> dict[str, NDArray[Any]]:
-    feeds = plan.source.feeds(plan.source.encode(texts, length), length)
-    arrays: dict[str, NDArray[Any]] = {
-        name: np.concatenate([feed[name] for feed in feeds]) for name in plan.source.inputs
-    }
-    if plan.table is not None:
-        arrays["word_embeddings"] = plan.table[arrays.pop("input_ids")].astype(np.float32)
-    return arrays
-
-
-def _measure(
-    plan: _Plan, length: int, outputs: NDArray[np.float32], graph: bytes
-) -> tuple[Fidelity, float]:
-    """The verdict on one length, and its largest error: of a logit, or 1 - cosine."""
-    source = plan.source
-    encodings = source.encode(plan.evaluation, length)
-    exact = fidelity.reference(graph, source.feeds(encodings))
-    threshold = plan.recipe.thresholds[source.kind]
-    if source.kind == "cross-encoder":
-        logits, exact = outputs.reshape(len(exact)), exact[:, 0]
-        judged = fidelity.of_cross_encoder(logits, exact, plan.evaluation.queries, threshold)
-        return judged, float(np.nan_to_num(np.abs(logits - exact), nan=np.inf).max())
-    if plan.output == "tokens":
-        tokens = outputs.reshape(len(exact), length, -1)
-        used = [tokens[row, : len(encoding)] for row, encoding in enumerate(encodings)]
-        outputs = np.stack([one.mean(0) if source.pooling == "mean" else one[0] for one in used])
-    judged = fidelity.of_embedder(outputs.reshape(exact.shape), exact, threshold)
-    return judged, 1 - (judged.min_cosine or 0.0)
-
-
 def _manifest(
-    plan: _Plan,
+    plan: Plan,
     staging: Path,
     graphs: Sequence[GraphFile],
     judged: Fidelity,
@@ -402,7 +242,7 @@ def _manifest(
 
 
 def _self_tests(
-    plan: _Plan, shortest: int, largest_gap: float, graph: bytes
+    plan: Plan, shortest: int, largest_gap: float, graph: bytes
 ) -> tuple[SelfTest, ...]:
     """Two short texts with their FP32 answers; twice the largest measured error is tolerated."""
     source = plan.source
