@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from tars_rag.convert.texts import sample
 from tars_rag.errors import ConversionError, InvalidInputError, ModelError, TarsRagError
 from tars_rag.models.catalog import CATALOG
 from tars_rag.models.embedder import Embedder
+from tars_rag.runtimes.bundle import read_model
 from tars_rag.runtimes.manifest import load_manifest, verify_bundle
 from tiny_models import write_model
 
@@ -173,6 +175,30 @@ def test_allow_degraded_keeps_it_and_records_it(
     assert fidelity.threshold == 0.9999
     assert fidelity.mean_cosine is not None
     assert fidelity.mean_cosine < 0.9999
+
+
+def test_a_degraded_bundle_says_so_when_it_is_loaded(
+    models: Path, tmp_path: Path, fake: FakeToolkit, caplog: pytest.LogCaptureFixture
+) -> None:
+    sound = run(models, tmp_path, out=tmp_path / "sound")
+    fake.behave(noise=0.1)
+    degraded = run(models, tmp_path, out=tmp_path / "poor", allow_degraded=True)
+    with caplog.at_level(logging.WARNING, "tars_rag"):
+        read_model(sound, "embedder")
+        assert caplog.text == ""
+        read_model(degraded, "embedder")
+    assert "degraded" in caplog.text
+    assert "0.9999" in caplog.text
+
+
+def test_a_directory_of_any_name_can_be_converted(
+    models: Path, tmp_path: Path, fake: FakeToolkit
+) -> None:
+    named = tmp_path / "mein Modell (ü)"
+    shutil.copytree(models / "embedder", named)
+    directory, manifest = convert(str(named), lengths=(16,), out=tmp_path / "out")
+    assert manifest.model == named.name
+    verify_bundle(directory)
 
 
 def test_what_a_device_answers_with_nan_is_never_good(

@@ -21,7 +21,7 @@ from tars_rag.convert.quantised import balance_table, prepare, set_constant
 from tars_rag.convert.recipes import Threshold
 from tars_rag.convert.rounding import round_weights
 from tars_rag.convert.statistics import observe
-from tars_rag.convert.texts import sample
+from tars_rag.convert.texts import Sample, check_disjoint, sample
 from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.models.bert_graph import LINEAR, build_graph, linear_input
 from tars_rag.models.weights import BertConfig, random_weights
@@ -268,7 +268,7 @@ def test_pairs_are_read_from_json_lines_tabs_and_made_from_texts(tmp_path: Path)
         (bytes(range(256)), "not UTF-8 text"),
         ("Grüße\n".encode("latin-1") * 80, "not UTF-8 text"),
         (b"a\0b\n" * 80, "binary"),
-        (b"only one\n", "has 1 texts.*64"),
+        (b"only one\n", "has 1 texts.*16"),
         (b'{"text": "a"}\n{"text": }\n', "line 2"),
         (b'{"text": "a"}\n{"body": "b"}\n', "line 2: lacks 'text'"),
         (b'{"text": 7}\n', "line 1: 7 is not a string"),
@@ -279,8 +279,7 @@ def test_a_file_that_holds_no_texts_is_refused(tmp_path: Path, content: bytes, s
     path = tmp_path / "given.txt"
     path.write_bytes(content)
     for purpose in ("calibration", "evaluation"):
-        expected = says if purpose == "evaluation" else says.replace("64", "16")
-        with pytest.raises(InvalidInputError, match=expected):
+        with pytest.raises(InvalidInputError, match=says):
             sample("embedder", purpose, path)
 
 
@@ -288,6 +287,23 @@ def test_a_missing_file_and_a_directory_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "no.txt", tmp_path):
         with pytest.raises(InvalidInputError, match="cannot be read"):
             sample("embedder", "calibration", path)
+
+
+def test_a_ranking_needs_several_passages_for_a_query(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tsv", "\n".join(f"q{n}\tpassage {n}" for n in range(80)))
+    with pytest.raises(InvalidInputError, match="one passage for each query"):
+        sample("cross-encoder", "evaluation", path)
+    assert len(sample("cross-encoder", "calibration", path)) == 80
+
+
+def test_what_is_calibrated_on_cannot_be_measured_on(tmp_path: Path) -> None:
+    for kind, line in (("embedder", "text {}"), ("cross-encoder", "q\tpassage {}")):
+        path = write(tmp_path / kind, "\n".join(line.format(n) for n in range(80)))
+        with pytest.raises(InvalidInputError, match=r"80 texts of .* --eval other"):
+            check_disjoint(sample(kind, "calibration", path), sample(kind, "evaluation", path))
+        check_disjoint(sample(kind, "calibration"), sample(kind, "evaluation", path))
+    # The same query with other passages is another pair.
+    check_disjoint(Sample(("a", "b"), ("q", "q"), "one"), Sample(("c", "d"), ("q", "q"), "other"))
 
 
 def test_a_long_calibration_file_is_thinned_evenly(tmp_path: Path) -> None:

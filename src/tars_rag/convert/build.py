@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from tars_rag.convert.recipes import Recipe
 from tars_rag.convert.recipes import recipe as recipe_named
 from tars_rag.convert.source import open_source
 from tars_rag.convert.staging import staged
-from tars_rag.convert.texts import sample
+from tars_rag.convert.texts import check_disjoint, sample
 from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.tokenizer import TOKENIZER_NAME
@@ -99,6 +100,8 @@ def convert(
         evaluation=sample(source.kind, "evaluation", evaluation),
         table=source.word_table() if row.table == "host" else None,
     )
+    if plan.calibration:
+        check_disjoint(plan.calibration, plan.evaluation)
     with termination_raises():
         python = environment.toolkit_python(progress=lambda what: progress(what, 0, 0))
         with staged(out) as staging:
@@ -140,6 +143,7 @@ def _bundle(
     judgements: list[Fidelity] = []
     measured: dict[int, object] = {}
     largest_gap = 0.0
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.source.name)
     for length in lengths:
         work = staging / "work"
         work.mkdir(exist_ok=True)
@@ -147,7 +151,7 @@ def _bundle(
         def tell(step: str, row: int, rows: int, length: int = length) -> None:
             progress(f"length {length}: {step}", row, rows)
 
-        output = staging / f"{plan.source.name}-{length}.rknn"
+        output = staging / f"{stem}-{length}.rknn"
         job = plan.job(length, prepared)
         built = toolkit.run(job, python, output, work, tell)
         tell("compare with FP32", 0, 0)

@@ -20,8 +20,8 @@ from tars_rag.runtimes.manifest import Kind
 
 Purpose = Literal["calibration", "evaluation"]
 
-LEAST: Final = {"calibration": 16, "evaluation": 64}
-"""Fewer texts or pairs than this say nothing."""
+LEAST: Final = 16
+"""Fewer texts or pairs than this say nothing; the bundled samples have more than 64."""
 
 _MOST_CALIBRATION: Final = 256
 _PARAGRAPH: Final = 40
@@ -70,14 +70,42 @@ def sample(kind: Kind, purpose: Purpose, path: Path | None = None) -> Sample:
         return _graded(lines, _bundled(f"{purpose}-queries.txt"), "bundled", purpose)
     lines = _read(path, purpose)
     found = _parse(path, lines, kind, purpose)
-    if len(found) < LEAST[purpose]:
+    if len(found) < LEAST:
         things = "texts" if kind == "embedder" else "pairs"
         msg = (
-            f"{path} has {len(found)} {things}; {purpose} needs {LEAST[purpose]} or more. Add some "
+            f"{path} has {len(found)} {things}; {purpose} needs {LEAST} or more. Add some "
             f"({_FORMATS[kind]}), or leave the option out to use the bundled ones."
         )
         raise InvalidInputError(msg)
+    if kind == "cross-encoder" and purpose == "evaluation" and _no_choice(found):
+        msg = (
+            f"{path} has one passage for each query; a ranking needs several. Give the same query "
+            "with two passages or more (ten say much more)."
+        )
+        raise InvalidInputError(msg)
     return _thinned(found) if purpose == "calibration" else found
+
+
+def check_disjoint(calibration: Sample, evaluation: Sample) -> None:
+    """Held-out texts must be held out.
+
+    Raises:
+        InvalidInputError: A text or pair is in both.
+    """
+
+    def entries(of: Sample) -> set[tuple[str, str]]:
+        return set(zip(of.queries or [""] * len(of), of.texts, strict=True))
+
+    if common := entries(calibration) & entries(evaluation):
+        msg = (
+            f"{len(common)} texts of {evaluation.source} are in {calibration.source} too. What is "
+            "calibrated on cannot be measured on: give --eval other texts than --calibration."
+        )
+        raise InvalidInputError(msg)
+
+
+def _no_choice(given: Sample) -> bool:
+    return len(set(given.queries)) == len(given)
 
 
 def _thinned(given: Sample) -> Sample:

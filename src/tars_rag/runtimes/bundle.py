@@ -6,6 +6,7 @@ Files are verified here, once; the cores get plain data (`session.NpuSpec`).
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from tars_rag.runtimes.manifest import (
     verify_bundle,
 )
 from tars_rag.runtimes.session import Graph, KnownAnswer, NpuSpec
+
+logger = logging.getLogger("tars_rag")
 
 DEFAULT_LENGTHS = (32, 64, 96, 128, 192, 256)
 """The buckets `convert` makes unless told otherwise."""
@@ -98,6 +101,15 @@ def _bundle(path: Path, kind: Kind) -> NpuModel:
     if manifest.kind != kind:
         msg = f"{path} is a bundle of kind {manifest.kind}, not {kind}. Give the other path."
         raise ModelError(msg)
+    if manifest.fidelity.degraded:
+        logger.warning(
+            "%s (%s) is degraded: when it was converted it was measured below the fidelity asked "
+            "of %s (%.4f), and kept with --allow-degraded.",
+            path,
+            manifest.model,
+            manifest.precision,
+            manifest.fidelity.threshold,
+        )
     table = manifest.word_table
     spec = NpuSpec(
         graphs=tuple(Graph(str(path / g.name), g.lengths) for g in manifest.graphs),
