@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from tars_rag.cli import app
 from tars_rag.convert import environment, toolkit
 from tars_rag.convert.build import convert
 from tars_rag.convert.recipes import RECIPES, recipe
@@ -241,6 +243,41 @@ def test_a_full_disk_on_this_side_is_told_as_well(
     with pytest.raises(ConversionError, match=r"disk is full.*--out"):
         run(models, tmp_path)
     assert nothing_left(tmp_path / "out")
+
+
+def command(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def test_the_command_prints_the_directory_and_what_was_measured(
+    models: Path, tmp_path: Path, fake: FakeToolkit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = tmp_path / "mine.txt"
+    texts.write_text("\n".join(f"some text about the number {n}" for n in range(65)))
+    done = command(models / "embedder", "--lengths", "32,16", "--eval", texts)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == "embedder-rk3588-fp16-host\n"
+    assert "length 16: cosine to FP32 over 65 held-out texts: mean 1.0000" in done.stderr
+    assert verify_bundle(tmp_path / done.stdout.strip()).lengths == (16, 32)
+
+    done = command(models / "embedder", "--lengths", "16", "--precision", "int8-host", "--json")
+    assert json.loads(done.stdout)["precision"] == "int8-host"
+
+
+def test_the_command_fails_in_one_line(models: Path, tmp_path: Path, fake: FakeToolkit) -> None:
+    fake.behave(noise=0.1)
+    for arguments, says in (
+        (("--lengths", "16"), "not faithful enough"),
+        (("--lengths", "16;32"), "--lengths 16;32 is not a list of numbers"),
+        (("--precision", "int2"), "No precision is called 'int2'"),
+        (("--eval", tmp_path / "none.txt"), "cannot be read"),
+    ):
+        done = command(models / "embedder", "--out", tmp_path / "b", *arguments)
+        assert done.exit_code == 1
+        assert done.stdout == ""
+        assert says in done.stderr.splitlines()[-1]
+        assert not (tmp_path / "b").exists()
 
 
 _CHILD = """

@@ -96,7 +96,7 @@ def toolkit_python(
         )
         raise ConversionError(msg)
     root = cache_dir or user_cache_path("tars-rag")
-    recipe = json.dumps([PINS, _STAND_INS], sort_keys=True)
+    recipe = json.dumps([PINS, _STAND_INS, _NOT_NEEDED], sort_keys=True)
     home = root / f"toolkit-{TOOLKIT_VERSION}-{sha256(recipe.encode()).hexdigest()[:8]}"
     try:
         root.mkdir(parents=True, exist_ok=True)
