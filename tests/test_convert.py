@@ -271,7 +271,7 @@ def test_the_command_fails_in_one_line(models: Path, tmp_path: Path, fake: FakeT
         (("--lengths", "16"), "not faithful enough"),
         (("--lengths", "16;32"), "--lengths 16;32 is not a list of numbers"),
         (("--precision", "int2"), "No precision is called 'int2'"),
-        (("--eval", tmp_path / "none.txt"), "cannot be read"),
+        (("--lengths", "16", "--eval", tmp_path / "none.txt"), "cannot be read"),
     ):
         done = command(models / "embedder", "--out", tmp_path / "b", *arguments)
         assert done.exit_code == 1
