@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.fusion import Ranking, check_weight, convex, ranked
 from tars_rag.retrieval.lexical import LexicalIndex
-from tars_rag.retrieval.passage import Passage, ScoredPassage
+from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.retrieval.vectors import VectorIndex, Where
 from tars_rag.settings import Strategy
@@ -86,10 +85,9 @@ def search(
     """Search; the caller sees to it that nothing is written meanwhile."""
     near: Ranking = []
     worded: Ranking = []
-    passages: dict[str, Passage] = {}
     if vector is not None:
         with watch.step("vectors") as notes:
-            near, passages = vectors.query(vector, request.candidates, request.where)
+            near = vectors.query(vector, request.candidates, request.where)
             notes.append(f"{len(near)} hits")
     if request.needs_lexical:
         with watch.step("lexical") as notes:
@@ -97,14 +95,14 @@ def search(
             notes.append(f"{len(worded)} hits")
     if request.strategy != "hybrid":
         ranking = (near if request.strategy == "naive" else worded)[: request.k]
-        return _scored(vectors, ranking, passages, dict(near), dict(worded), None)
+        return _scored(vectors, ranking, dict(near), dict(worded), fused=False)
     with watch.step("fuse") as notes:
         cosine, bm25 = dict(near), dict(worded)
         if vector is not None and request.needs_lexical and worded:
             _complete(vectors, lexical, request.query, vector, cosine, bm25)
         fused = convex(cosine, bm25, weight=request.weight) if bm25 else near
         notes.append(f"{len(fused)} candidates")
-        return _scored(vectors, fused[: request.k], passages, cosine, bm25, dict(fused))
+        return _scored(vectors, fused[: request.k], cosine, bm25, fused=True)
 
 
 def _complete(
@@ -145,21 +143,20 @@ def _lexical_hits(vectors: VectorIndex, lexical: LexicalIndex, request: Request)
 def _scored(
     vectors: VectorIndex,
     ranking: Ranking,
-    passages: dict[str, Passage],
     cosine: dict[str, float],
     bm25: dict[str, float],
-    fused: dict[str, float] | None,
+    *,
+    fused: bool,
 ) -> list[ScoredPassage]:
-    missing: Sequence[str] = [passage_id for passage_id, _ in ranking if passage_id not in passages]
-    if missing:
-        passages = passages | vectors.get(missing)
+    # Texts are read for what is returned, not for every candidate: that is half of the time.
+    passages = vectors.get([passage_id for passage_id, _ in ranking]) if ranking else {}
     return [
         ScoredPassage(
             passages[passage_id],
             score,
             vector_score=cosine.get(passage_id),
             lexical_score=bm25.get(passage_id),
-            fused_score=None if fused is None else score,
+            fused_score=score if fused else None,
         )
         for passage_id, score in ranking
     ]

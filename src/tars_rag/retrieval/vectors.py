@@ -52,22 +52,31 @@ class VectorIndex:
         self.name = name
         self.where_it_is = url or str(path)
         self._path, self._url = path, url
-        self._client = _connect(path, url)
+        self._client: Any = None
         self._piece = _PIECE_FIRST
+        self._connect(create=create)
+
+    def _connect(self, *, create: bool) -> None:
+        self._client = _client(self._path, self._url)
         try:
             with self._translated("opened"):
                 self._piece_max = min(_PIECE_MAX, int(self._client.get_max_batch_size()))
-                self._collection = self._open_collection(name, create=create)
+                if create:
+                    self._collection = self._client.get_or_create_collection(
+                        self.name, embedding_function=None, configuration={"hnsw": _HNSW}
+                    )
+                else:
+                    self._collection = self._client.get_collection(
+                        self.name, embedding_function=None
+                    )
         except BaseException:
             self.close()
             raise
 
-    def _open_collection(self, name: str, *, create: bool) -> Any:
-        if create:
-            return self._client.get_or_create_collection(
-                name, embedding_function=None, configuration={"hnsw": _HNSW}
-            )
-        return self._client.get_collection(name, embedding_function=None)
+    def reopen(self) -> None:
+        """Start afresh after a failure: embedded Chroma waits for itself for ever after one."""
+        self.close()
+        self._connect(create=False)
 
     def open_sibling(self, name: str, *, create: bool = False) -> VectorIndex:
         """Another collection of the same Chroma."""
@@ -120,10 +129,8 @@ class VectorIndex:
             self._pace(time.perf_counter() - began)
             start += len(piece)
 
-    def query(
-        self, vector: NDArray[np.float32], limit: int, where: Where | None = None
-    ) -> tuple[Ranking, dict[str, Passage]]:
-        """The nearest `limit` ids by cosine similarity, and their passages.
+    def query(self, vector: NDArray[np.float32], limit: int, where: Where | None = None) -> Ranking:
+        """The nearest `limit` ids by cosine similarity.
 
         Raises:
             InvalidInputError: Chroma refuses the filter.
@@ -134,11 +141,10 @@ class VectorIndex:
                 query_embeddings=[vector],
                 n_results=limit,
                 where=codec.encode_where(where),
-                include=["distances", "documents", "metadatas"],
+                include=["distances"],
             )
-        passages = self._unpack_all(found["ids"][0], found["documents"][0], found["metadatas"][0])
-        scores = (1.0 - float(distance) for distance in found["distances"][0])
-        return ranked(zip(passages, scores, strict=True)), passages
+        hits = zip(found["ids"][0], found["distances"][0], strict=True)
+        return ranked((codec.decode(key), 1.0 - float(distance)) for key, distance in hits)
 
     def get(
         self,
@@ -224,8 +230,7 @@ class VectorIndex:
     def close(self) -> None:
         """Close files and threads. May be called twice."""
         if self._client is not None:
-            client, self._client = self._client, None
-            self._collection = None
+            client, self._client, self._collection = self._client, None, None
             client.close()
 
     def _read(
@@ -315,7 +320,7 @@ def records(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> list[R
     ]
 
 
-def _connect(path: Path | None, url: str | None) -> Any:
+def _client(path: Path | None, url: str | None) -> Any:
     import chromadb
     from chromadb.config import Settings
 
