@@ -16,7 +16,7 @@ import pytest
 from tars_rag.convert import environment
 from tars_rag.convert.build import convert
 from tars_rag.errors import ConversionError
-from tars_rag.runtimes.manifest import Manifest, load_manifest, verify_bundle
+from tars_rag.runtimes.manifest import Manifest, verify_bundle
 from tiny_models import write_model
 
 pytestmark = [pytest.mark.convert, pytest.mark.timeout(900)]
@@ -106,7 +106,7 @@ def peak(manifest: Manifest) -> int:
     return max(length["peak_mb"] for length in manifest.recipe["lengths"].values())  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp16-host", 22.0), ("hq", 28.0), ("int8", 24.0)])
+@pytest.mark.parametrize(("precision", "most"), [("fp16-host", 22.0), ("int8", 24.0)])
 def test_a_trained_cross_encoder_keeps_its_ranking(
     trained: Path, tmp_path: Path, precision: str, most: float
 ) -> None:
@@ -126,15 +126,6 @@ def test_the_gate_refuses_what_the_toolkit_makes_when_left_alone(
     ):
         convert(str(trained), precision="naive-int8", lengths=(32,), out=tmp_path / "out" / "b")
     assert not list((tmp_path / "out").iterdir())
-    _, manifest = convert(
-        str(trained),
-        precision="naive-int8",
-        lengths=(32,),
-        out=tmp_path / "kept",
-        allow_degraded=True,
-    )
-    assert load_manifest(tmp_path / "kept").fidelity.degraded
-    assert (manifest.fidelity.mean_spearman or 0) < 0.9
 
 
 def test_the_toolkit_dies_with_the_one_who_waits_for_it(tiny: Path, tmp_path: Path) -> None:
