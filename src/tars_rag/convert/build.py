@@ -36,7 +36,6 @@ from tars_rag.runtimes.manifest import (
 TARGETS: Final = ("rk3588", "rk3576", "rk3568", "rk3566", "rk3562")
 LENGTHS: Final = (32, 64, 96, 128, 192, 256)
 WORD_TABLE: Final = "word_embeddings.npy"
-_ROWS_TO_TRACE: Final = 4
 
 
 def convert(

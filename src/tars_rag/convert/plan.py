@@ -101,13 +101,11 @@ class Plan:
             int8_nodes=rf"^l\d+\.({'|'.join(self.recipe.int8)})\.mm" if self.recipe.int8 else None,
             int8_table=self.recipe.table == "int8",
             ranges=prepared.ranges if prepared else {},
-            calibration=self._calibration(length, prepared),
+            calibration=self._calibration(length),
             evaluation=self._arrays(self.evaluation, length),
         )
 
-    def _calibration(
-        self, length: int, prepared: Preparation | None
-    ) -> dict[str, NDArray[Any]] | None:
+    def _calibration(self, length: int) -> dict[str, NDArray[Any]] | None:
         """What the toolkit runs to find ranges by itself; few rows where it is told the ranges."""
         if self.calibration is None:
             return None

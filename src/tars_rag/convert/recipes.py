@@ -6,7 +6,7 @@ A new precision is a new row; nothing else in the converter knows their names.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from tars_rag.errors import InvalidInputError
@@ -54,7 +54,6 @@ class Recipe:
     table: Table = "float16"
     equalise: bool = True
     mask: float | None = None
-    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def calibrated(self) -> bool:
