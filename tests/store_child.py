@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import random
+import resource
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from conftest import HashEmbedder
+from tars_rag.errors import StoreError
 from tars_rag.retrieval import vectors as vectors_module
 from tars_rag.retrieval.journal import Journal
 from tars_rag.retrieval.passage import Passage
@@ -74,5 +77,49 @@ def open_and_report(path: Path, pipe: Connection, read_only: bool) -> None:
         with HybridStore(path, HashEmbedder(), read_only=read_only) as store:
             pipe.send(("open", store.count()))
             pipe.recv()
+    except Exception as error:
+        pipe.send((type(error).__name__, str(error)))
+
+
+def write_until_full(path: Path, pipe: Connection, room: int) -> None:
+    """Write with no file allowed to grow more than `room` bytes past the largest; then search."""
+    with HybridStore(path, HashEmbedder()) as store:
+        largest = max(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest + room, resource.RLIM_INFINITY))
+        version = 1
+        try:
+            for version in range(1, 400):
+                batch = [passage(f"p{n}", version) for n in range(version % 7, 60, 2)]
+                pipe.send({p.id: version for p in batch})
+                store.upsert(batch)
+                pipe.send("done")
+            pipe.send("never full")
+        except StoreError as error:
+            pipe.send(str(error))
+        try:
+            hits = store.search("filler passage", 100)
+            pipe.send({hit.id: hit.passage.metadata["version"] for hit in hits})
+        except StoreError:
+            pipe.send("refused")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        pipe.send({p.id: p.metadata["version"] for p in store.get()})
+        pipe.send(len(store.search("filler passage", 100, "lexical")))
+
+
+def open_as_nobody(path: Path, pipe: Connection, read_only: bool) -> None:
+    """Open a store without the right to write in its directory."""
+    with HybridStore(path, HashEmbedder()) as store:  # everything is imported while we may read it
+        store.search("filler", 1)
+    if os.getuid() == 0:
+        for directory in [path, *path.rglob("*")]:
+            directory.chmod(0o555 if directory.is_dir() else 0o444)
+        os.setgid(65534)
+        os.setuid(65534)
+    try:
+        with HybridStore(path, HashEmbedder(), read_only=read_only) as store:
+            pipe.send(("open", [hit.id for hit in store.search("filler", 5)]))
+            if not read_only:
+                store.upsert([passage("new", 1)])
+                pipe.send(("written", store.count()))
     except Exception as error:
         pipe.send((type(error).__name__, str(error)))

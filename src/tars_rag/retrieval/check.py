@@ -144,7 +144,7 @@ def _open_vectors(
 ) -> VectorIndex | None:
     """Chroma, if opening it is safe: it does not survive truncated vector files."""
     if manifest.chroma_url is None:
-        damaged = Seal(directory / layout.SEAL, directory / layout.CHROMA).problem()
+        damaged = Seal(directory / layout.SEAL, directory / layout.CHROMA).damage()
         problem = _database_problem(directory / layout.CHROMA / "chroma.sqlite3")
         if problem:
             report.problems.append(
@@ -153,7 +153,7 @@ def _open_vectors(
             )
         if damaged:
             report.problems.append(
-                f"The vectors are damaged ({damaged}), the texts are kept apart: make the vectors "
+                f"The vectors are damaged ({damaged.problem}), the texts are kept apart: make them "
                 f"anew: tars-rag store reembed {directory} --model MODEL"
             )
         if problem or damaged:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import StoreError
+from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval import segments
 from tars_rag.retrieval.codec import decode
 from tars_rag.retrieval.journal import Journal
@@ -75,6 +75,7 @@ class Engine:
     ) -> None:
         self.path = path
         self.rebuilt = 0
+        self._chroma_failed = False
         self._embed = embed
         self._embed_fingerprint = embed_fingerprint or fingerprint
         self.read_only = read_only
@@ -91,6 +92,7 @@ class Engine:
             # With a server the lock is held for each operation, otherwise until close().
             known = read_manifest(path)
             url = known.chroma_url if known and fingerprint is None else chroma_url
+            self._url = url
             self.shared_by_processes = url is not None
             self._lock.acquire(shared=read_only and url is None, wait=url is not None)
             self.manifest = open_manifest(path, fingerprint, url)
@@ -126,7 +128,7 @@ class Engine:
             raise StoreError(msg) from error
 
     def _open_vectors(self, *, create: bool = False) -> None:
-        url = self.manifest.chroma_url
+        url = self._url
         path = None if url else self.path / CHROMA
         if path and not create and not (path / "chroma.sqlite3").is_file():
             msg = (
@@ -148,11 +150,14 @@ class Engine:
 
     def _open(self, progress: Progress | None) -> None:
         if self._vectors is None:
-            rebuild = self._vectors_to_rebuild()
+            rebuild = self._set_damaged_vectors_aside()
             self._open_vectors()
-            if rebuild and self._embed and self._seal:
+            if rebuild and self._embed:
                 fingerprint = self._embed_fingerprint or self.manifest.fingerprint
                 self.rebuilt = rebuild_vectors(self, self._embed, fingerprint, progress)
+            if self._seal and not self.read_only:
+                attempt = self.manifest.reembedding
+                self.vectors.drop_others([attempt["collection"]] if attempt else [])
                 self._seal.discard()
         if self._lexical is None:
             self._open_lexical(progress)
@@ -161,21 +166,32 @@ class Engine:
             self._refuse_if_read_only("its two indexes do not hold the same number of passages")
             self.reconcile_all(progress)
 
-    def _vectors_to_rebuild(self) -> bool:
-        """Whether Chroma's vector files are damaged; they are then out of its way."""
-        problem = self._seal.problem() if self._seal else None
-        if self._seal is None or problem is None:
+    def _set_damaged_vectors_aside(self) -> bool:
+        """Get damaged vector files out of Chroma's way; whether they were this store's own.
+
+        Otherwise they are the half-made ones of a change of embedder, which then starts again.
+        """
+        damage = self._seal.damage() if self._seal else None
+        if self._seal is None or damage is None:
             return False
-        if self._embed is None:
-            msg = (
-                f"The vectors in {self.path} are damaged ({problem}). Texts and metadata are kept "
-                f"apart: make the vectors anew: tars-rag store reembed {self.path} --model MODEL"
+        own = self._seal.directory_of(self.manifest.collection)
+        hurt = own is None or own in damage.directories
+        if hurt:
+            if self._embed is None:
+                msg = (
+                    f"The vectors in {self.path} are damaged ({damage.problem}). Texts and "
+                    "metadata are kept apart: make the vectors anew: "
+                    f"tars-rag store reembed {self.path} --model MODEL"
+                )
+                raise StoreError(msg)
+            self._refuse_if_read_only(f"its vectors are damaged ({damage.problem})")
+            _log.warning(
+                "%s: vectors are damaged (%s): making them anew", self.path, damage.problem
             )
-            raise StoreError(msg)
-        self._refuse_if_read_only(f"its vectors are damaged ({problem})")
-        _log.warning("%s: vectors are damaged (%s); embedding all texts anew", self.path, problem)
-        self._seal.set_aside()
-        return True
+        if not self.read_only:
+            self._seal.set_aside(damage.directories)
+            self.update_manifest(reembedding=None)
+        return hurt
 
     def _open_lexical(self, progress: Progress | None) -> None:
         path = self.path / LEXICAL
@@ -262,6 +278,7 @@ class Engine:
         lock = StoreLock(self.path / LOCK, read_only=self.read_only)
         try:
             lock.acquire(shared=shared, wait=True)
+            self._follow_manifest()
             stamp = self.lexical.stamp()
             if stamp != self._lexical_stamp:
                 self.lexical.refresh()
@@ -271,6 +288,17 @@ class Engine:
             if not shared and self._lexical is not None:
                 self._lexical.release_writer()
             lock.close()
+
+    def _follow_manifest(self) -> None:
+        """Another process may have changed the embedder, or stored the first passage."""
+        manifest = open_manifest(self.path, None, self._url)
+        if manifest.collection != self.manifest.collection:
+            msg = (
+                f"The store {self.path} was embedded anew by another process, with the embedder "
+                f"{manifest.fingerprint!r}. Open it again with that one."
+            )
+            raise FingerprintError(msg)
+        self.manifest = manifest
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -312,7 +340,10 @@ class Engine:
             yield
             self.seal_vectors()
             self._journal.clear()
-        except OSError as error:
+        except BaseException as error:
+            self._chroma_failed = True
+            if not isinstance(error, OSError):
+                raise
             msg = f"Writing to the store {self.path} failed: {error}. Check space and permissions."
             raise StoreError(msg) from error
 
@@ -344,6 +375,9 @@ class Engine:
         if intent is None:
             return
         self._refuse_if_read_only("a write was interrupted")
+        if self._chroma_failed:
+            self.vectors.reopen()
+        self._chroma_failed = True  # until this has worked
         if intent.ids is None:
             self.reconcile_all(progress)
         else:
@@ -351,6 +385,7 @@ class Engine:
             reconcile(self.vectors, self.lexical, intent.ids)
         self.seal_vectors()
         self._journal.clear()
+        self._chroma_failed = False
 
     def reconcile_all(self, progress: Progress | None) -> int:
         """Compare every passage and mend the lexical index; the number of ids mended."""

@@ -9,18 +9,33 @@ here, and compares them before Chroma touches them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import sqlite3
 import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
 from tars_rag.retrieval.journal import sync_directory, write_atomically
 
 _PIECE = 1 << 20
 _SAVED = "index_metadata.pickle"
 _ASIDE = "damaged-"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _Marks = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Directories of vectors that are not as they were sealed, and what is wrong with one."""
+
+    directories: frozenset[str]
+    problem: str
 
 
 class Seal:
@@ -29,70 +44,130 @@ class Seal:
     def __init__(self, path: Path, chroma: Path) -> None:
         self.path = path
         self._chroma = chroma
-        self._seen: _Marks | None = None
+        self._database = chroma / "chroma.sqlite3"
+        self._seen: _Marks | None = None  # the state that the file is of, where that is known
 
-    def problem(self) -> str | None:
-        """Which file is not as it was sealed; None: all are, or nothing was sealed yet."""
-        try:
-            sealed = json.loads(self.path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError):
-            return f"{self.path.name} cannot be read"
-        if not self._chroma.is_dir():
+    def damage(self) -> Damage | None:
+        """What is not as it was sealed; None: all is, or nothing was sealed yet."""
+        if not self._database.is_file():
             return None  # there is worse to report
-        if self.is_set_aside():
-            return "an earlier repair was cut short"
-        self._seen = self._stamps()
-        found = {name: list(_measure(self._chroma / name)) for name in self._seen}
-        for name in sorted(found.keys() | sealed):
-            if found.get(name) != sealed.get(name):
-                return f"{name} is {'not as it was written' if name in found else 'missing'}"
-        return None
+        aside = {entry.name.removeprefix(_ASIDE) for entry in self._chroma.glob(_ASIDE + "*")}
+        stamps = self._stamps()
+        try:
+            content = json.loads(self.path.read_bytes())
+            sealed, boot, saves = content["files"], content["boot"], content["saves"]
+        except FileNotFoundError:
+            if not aside:
+                return None
+            sealed, boot, saves = {}, "", {}
+        except (OSError, ValueError, KeyError, TypeError):
+            everything = {Path(name).parent.name for name in stamps} | aside
+            return Damage(frozenset(everything), f"{self.path.name} cannot be read")
+        found = {name: list(_measure(self._chroma / name)) for name in stamps}
+        wrong = {name for name in found.keys() | sealed if found.get(name) != sealed.get(name)}
+        if boot and boot == _boot():
+            wrong -= self._saved_since(wrong, stamps, saves)
+        directories = frozenset({Path(name).parent.name for name in wrong} | aside)
+        if not directories:
+            self._seen = stamps if found == sealed else None
+            return None
+        problem = "an earlier repair was cut short"
+        if wrong:
+            name = min(wrong)
+            problem = f"{name} is {'not as it was written' if name in found else 'missing'}"
+        return Damage(directories, problem)
 
     def renew(self) -> None:
         """Seal the files as they are, if Chroma wrote to them since; durable on return."""
         stamps = self._stamps()
-        if stamps == (self._seen or {}):
+        if stamps == self._seen or not (stamps or self.path.exists()):
             return
         for name in stamps:
             _sync(self._chroma / name)
         for directory in {(self._chroma / name).parent for name in stamps}:
             sync_directory(directory)
-        marks = {name: _measure(self._chroma / name) for name in stamps}
-        write_atomically(self.path, json.dumps(marks).encode("ascii"))
+        files = {name: _measure(self._chroma / name) for name in stamps}
+        content = {"boot": _boot(), "saves": self._saves(), "files": files}
+        write_atomically(self.path, json.dumps(content).encode("ascii"))
         self._seen = stamps
 
-    def _stamps(self) -> _Marks:
-        """Size and time of change of each file, to see cheaply whether anything was written."""
-        stamps = {}
-        for directory in self._directories():
-            if directory.name.startswith(_ASIDE):
-                continue
-            for file in directory.iterdir():
-                status = file.stat()
-                stamps[f"{directory.name}/{file.name}"] = (status.st_size, status.st_mtime_ns)
-        return stamps
+    def directory_of(self, collection: str) -> str | None:
+        """The directory that holds a collection's vectors; None if the database cannot say."""
+        rows = self._ask(
+            "SELECT s.id FROM segments s JOIN collections c ON s.collection = c.id "
+            "WHERE s.scope = 'VECTOR' AND c.name = ?",
+            collection,
+        )
+        return str(rows[0][0]) if rows else None
 
-    def _directories(self) -> list[Path]:
-        """Those Chroma saved to. Before the first save the vectors are in SQLite alone."""
-        return [entry.parent for entry in self._chroma.glob(f"*/{_SAVED}")]
-
-    def set_aside(self) -> None:
-        """Rename every directory of vectors, so that Chroma does not load it."""
-        for entry in list(self._chroma.iterdir()):
-            if entry.is_dir() and not entry.name.startswith(_ASIDE):
-                entry.rename(entry.with_name(_ASIDE + entry.name))
+    def set_aside(self, directories: Iterable[str]) -> None:
+        """Rename directories of vectors, so that Chroma does not load them."""
+        for name in directories:
+            damaged, target = self._chroma / name, self._chroma / (_ASIDE + name)
+            if target.exists():  # an earlier repair was cut short
+                shutil.rmtree(damaged, ignore_errors=True)
+            elif damaged.exists():
+                damaged.rename(target)
+            else:
+                target.mkdir()
         sync_directory(self._chroma)
-
-    def is_set_aside(self) -> bool:
-        """Whether a repair was begun and not finished."""
-        return any(self._chroma.glob(_ASIDE + "*"))
 
     def discard(self) -> None:
         """Delete what was set aside: the repair is done."""
         for entry in self._chroma.glob(_ASIDE + "*"):
             shutil.rmtree(entry)
+
+    def _stamps(self) -> _Marks:
+        """Size and time of change of each file, to see cheaply whether anything was written.
+
+        Only where Chroma has saved: before that the vectors are in SQLite alone.
+        """
+        stamps = {}
+        for saved in self._chroma.glob(f"*/{_SAVED}"):
+            directory = saved.parent
+            if not directory.name.startswith(_ASIDE):
+                for file in directory.iterdir():
+                    status = file.stat()
+                    stamps[f"{directory.name}/{file.name}"] = (status.st_size, status.st_mtime_ns)
+        return stamps
+
+    def _saved_since(self, names: Iterable[str], stamps: _Marks, saves: dict[str, int]) -> set[str]:
+        """Files that Chroma saved whole after the last seal, the process dying before the next.
+
+        Chroma notes a save in SQLite when its files are written. So the save is whole if the note
+        is newer than the sealed one and nothing was written to the files after SQLite. (Only
+        without a power cut in between: what was not fsync'd survives a process, not the power.)
+        """
+        noted = self._saves()
+        written = self._database.stat().st_mtime_ns
+        whole = set()
+        for name in names:
+            directory = Path(name).parent.name
+            times = [stamp[1] for key, stamp in stamps.items() if key.startswith(directory)]
+            if noted.get(directory, 0) > saves.get(directory, 0) and written > max(
+                times, default=0
+            ):
+                whole.add(name)
+        return whole
+
+    def _saves(self) -> dict[str, int]:
+        """How far into its log Chroma had saved each directory."""
+        return {str(key): int(value) for key, value in self._ask("SELECT * FROM max_seq_id")}
+
+    def _ask(self, query: str, *values: str) -> list[Any]:
+        try:
+            uri = f"file:{quote(str(self._database))}?mode=ro"
+            with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+                return connection.execute(query, values).fetchall()
+        except (sqlite3.Error, ValueError):
+            return []  # the database is damaged, or waits to be rolled back: assume the worst
+
+
+def _boot() -> str:
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def _measure(path: Path) -> tuple[int, int]:
