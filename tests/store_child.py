@@ -123,3 +123,11 @@ def open_as_nobody(path: Path, pipe: Connection, read_only: bool) -> None:
                 pipe.send(("written", store.count()))
     except Exception as error:
         pipe.send((type(error).__name__, str(error)))
+
+
+def write_some(path: Path, url: str, name: str) -> None:
+    """Ten passages through a Chroma server, and one that all processes write."""
+    with HybridStore(path, HashEmbedder(), chroma_url=url) as store:
+        for number in range(10):
+            store.upsert([passage(f"{name}{number}", 1), passage("common", 100 + number)])
+            assert store.search(word(f"{name}{number}", 1), 1)[0].id == f"{name}{number}"

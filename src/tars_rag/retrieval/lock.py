@@ -39,7 +39,7 @@ class StoreLock:
         try:
             fcntl.flock(self._descriptor, operation | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            raise StoreLockedError(self._locked_message(shared)) from None
+            raise StoreLockedError(self._locked_message()) from None
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
             raise StoreError(msg) from error
@@ -57,19 +57,30 @@ class StoreLock:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
 
-    def _locked_message(self, shared: bool) -> str:
-        pid = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+    def _locked_message(self) -> str:
         where = self.path.parent
+        share = (
+            "or let several processes share one Chroma server: start `chroma run --path DIR` and "
+            "pass chroma_url='http://localhost:8000'."
+        )
+        if self._only_read():
+            return f"The store {where} is being read by another process. Close it there, {share}"
+        pid = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
         if pid == str(os.getpid()):
             return (
                 f"The store {where} is already open in this process (pid {pid}). "
                 "Use that object, or close() it first."
             )
-        return (
-            f"The store {where} is open in another process (last writer: pid {pid or 'none'}). "
-            "Close it there, or let several processes share one Chroma server: start "
-            "`chroma run --path DIR` and pass chroma_url='http://localhost:8000'."
-        )
+        return f"The store {where} is open in another process (pid {pid}). Close it there, {share}"
+
+    def _only_read(self) -> bool:
+        """Whether all who hold the lock share it."""
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        return True
 
 
 class ReadWriteLock:
