@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval import layout, segments
+from tars_rag.retrieval import layout
 from tars_rag.retrieval.codec import matches
 from tars_rag.retrieval.engine import Engine
 from tars_rag.retrieval.journal import Journal
 from tars_rag.retrieval.lexical import LexicalIndex
 from tars_rag.retrieval.lock import StoreLock
 from tars_rag.retrieval.manifest import StoreManifest
+from tars_rag.retrieval.opening import lexical_damage
 from tars_rag.retrieval.rebuild import Progress
 from tars_rag.retrieval.repair import differences
 from tars_rag.retrieval.seal import Seal
@@ -199,12 +200,9 @@ def _check_vectors(vectors: VectorIndex, report: StoreReport) -> None:
 
 
 def _open_lexical(directory: Path, report: StoreReport) -> LexicalIndex | None:
-    problem = segments.damage(directory / layout.LEXICAL)
+    problem = lexical_damage(directory)
     if problem is None:
-        try:
-            return LexicalIndex(directory / layout.LEXICAL, read_only=True)
-        except StoreError as error:
-            problem = str(error)
+        return LexicalIndex(directory / layout.LEXICAL, read_only=True)
     report.problems.append(
         f"The lexical index is damaged ({problem}): open the store for writing, or --repair."
     )

@@ -19,7 +19,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import FingerprintError, StoreError
-from tars_rag.retrieval import segments
 from tars_rag.retrieval.codec import decode
 from tars_rag.retrieval.journal import Journal
 from tars_rag.retrieval.layout import (
@@ -34,6 +33,7 @@ from tars_rag.retrieval.layout import (
 from tars_rag.retrieval.lexical import LexicalIndex
 from tars_rag.retrieval.lock import ReadWriteLock, StoreLock
 from tars_rag.retrieval.manifest import read_manifest
+from tars_rag.retrieval.opening import lexical_damage, open_vectors
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.rebuild import Embed, Progress, rebuild_vectors
 from tars_rag.retrieval.repair import differences, reconcile
@@ -119,7 +119,7 @@ class Engine:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self._journal.clear()
             (self.path / SEAL).unlink(missing_ok=True)
-            self._open_vectors(create=True)
+            self.vectors = open_vectors(self.path, self.manifest, self._url, create=True)
             self.seal_vectors()
             self.lexical = LexicalIndex(self.path / LEXICAL)
             self.manifest = self.manifest.write(self.path, ready=True)
@@ -127,31 +127,10 @@ class Engine:
             msg = f"The store {self.path} cannot be written: {error}. Check permissions and space."
             raise StoreError(msg) from error
 
-    def _open_vectors(self, *, create: bool = False) -> None:
-        url = self._url
-        path = None if url else self.path / CHROMA
-        if path and not create and not (path / "chroma.sqlite3").is_file():
-            msg = (
-                f"The store {self.path} has lost its texts and vectors: {path}/chroma.sqlite3 is "
-                "missing. Restore the directory from a backup, or index the sources again."
-            )
-            raise StoreError(msg)
-        try:
-            self.vectors = VectorIndex(path, self.manifest.collection, url=url, create=create)
-        except StoreError as error:
-            if url:
-                raise
-            msg = (
-                f"The texts and vectors of the store {self.path} cannot be opened: {error}. If "
-                "the disk is full or read-only, mend that; otherwise the database is damaged: "
-                "restore the directory from a backup, or index the sources again."
-            )
-            raise StoreError(msg) from error
-
     def _open(self, progress: Progress | None) -> None:
         if self._vectors is None:
             rebuild = self._set_damaged_vectors_aside()
-            self._open_vectors()
+            self.vectors = open_vectors(self.path, self.manifest, self._url)
             if rebuild and self._embed:
                 fingerprint = self._embed_fingerprint or self.manifest.fingerprint
                 self.rebuilt = rebuild_vectors(self, self._embed, fingerprint, progress)
@@ -160,7 +139,11 @@ class Engine:
                 self.vectors.drop_others([attempt["collection"]] if attempt else [])
                 self._seal.discard()
         if self._lexical is None:
-            self._open_lexical(progress)
+            damaged = lexical_damage(self.path)
+            if damaged:
+                self._refuse_if_read_only(f"its lexical index is damaged ({damaged})")
+                shutil.rmtree(self.path / LEXICAL, ignore_errors=True)
+            self.lexical = LexicalIndex(self.path / LEXICAL, read_only=self.read_only)
         self.recover(progress)
         if self.lexical.count() != self.vectors.count():
             self._refuse_if_read_only("its two indexes do not hold the same number of passages")
@@ -192,20 +175,6 @@ class Engine:
             self._seal.set_aside(damage.directories)
             self.update_manifest(reembedding=None)
         return hurt
-
-    def _open_lexical(self, progress: Progress | None) -> None:
-        path = self.path / LEXICAL
-        problem = segments.damage(path)
-        if problem is None:
-            try:
-                self.lexical = LexicalIndex(path, read_only=self.read_only)
-            except StoreError as error:
-                problem = str(error)
-        if problem is not None:
-            self._refuse_if_read_only(f"its lexical index is damaged ({problem})")
-            shutil.rmtree(path, ignore_errors=True)
-            self.lexical = LexicalIndex(path)
-            self.reconcile_all(progress)
 
     def _refuse_if_read_only(self, problem: str) -> None:
         if self.read_only:

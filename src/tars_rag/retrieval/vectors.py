@@ -19,7 +19,7 @@ from tars_rag.retrieval import codec
 from tars_rag.retrieval.fusion import Ranking, ranked
 from tars_rag.retrieval.passage import Passage
 
-_HNSW = {"space": "cosine", "ef_construction": 200, "ef_search": 200, "max_neighbors": 16}
+_HNSW = {"space": "cosine", "ef_construction": 100, "ef_search": 200, "max_neighbors": 16}
 _READ_BATCH = 1000
 # Embedded Chroma holds the interpreter's lock for the whole of a write: so write in pieces that
 # take about this long, or an event loop in the main thread stands still. A writer in the main
