@@ -16,6 +16,7 @@ from typing import Any
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.codec import decode, encode
 from tars_rag.retrieval.fusion import Ranking, ranked
+from tars_rag.retrieval.journal import sync_directory
 from tars_rag.retrieval.segments import text_digest
 
 _ANALYZER = "tars_en"
@@ -161,6 +162,7 @@ class LexicalIndex:
                 self._writer.garbage_collect_files()
             yield self._writer
             self._writer.commit()
+            sync_directory(self.path)  # tantivy renames meta.json and leaves it at that
         except BaseException as error:
             self._writer = None  # whatever it holds is not to be committed later
             if isinstance(error, OSError | ValueError):
