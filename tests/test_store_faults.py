@@ -171,8 +171,9 @@ def crash_between_the_indexes(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     """As a kill after Chroma's commit and before tantivy's, for the passages p10 to p19."""
     store = HybridStore(path, HashEmbedder())
     monkeypatch.setattr(store._engine.lexical, "apply", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        store.upsert([passage(f"p{n}", 1) for n in range(10, 20)])
+    same = [passage(f"p{n}", 1) for n in range(10, 20)]
+    with pytest.raises(ZeroDivisionError):  # given vectors are written whether or not they are new
+        store.upsert(same, vectors=HashEmbedder().embed([p.text for p in same]))
     monkeypatch.setattr(store._engine, "recover", lambda _: None)
     store.close()
 
@@ -516,3 +517,41 @@ def test_a_writer_killed_leaves_no_lock(path: Path) -> None:
     child.wait()
     child.stdout.close()
     assert_whole(path)
+
+
+# -- bulk ingest that was cut short ---------------------------------------------------------------
+
+
+def test_a_long_upsert_that_was_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+    """Repeated, it embeds only what is not there yet, or not the same."""
+
+    class Counting(HashEmbedder):
+        embedded = 0
+        most = 600
+
+        def embed(self, texts: Any) -> Any:
+            self.embedded += len(texts)
+            if self.embedded > self.most:
+                raise KeyboardInterrupt
+            return super().embed(texts)
+
+    def passages() -> Any:
+        return (passage(f"p{n}", 1) for n in range(1000))
+
+    with HybridStore(tmp_path, Counting()) as store, pytest.raises(KeyboardInterrupt):
+        store.upsert(passages())
+    again = Counting()
+    with HybridStore(tmp_path, again) as store:
+        assert store.count() == 512
+        assert store.upsert(passages()) == 1000
+        assert again.embedded == 1000 - 512
+        again.embedded = 0
+        one = passage("p7", 1)
+        for metadata in ({**one.metadata, "version": 1.0}, {**one.metadata, "version": True}, {}):
+            changed = type(one)(one.id, one.text, metadata)
+            store.upsert([changed, passage("p8", 1)])
+            held = store.get(["p7"])[0].metadata
+            assert repr(held) == repr(metadata)
+        assert again.embedded == 3
+        assert store.count() == 1000
+    assert check_store(tmp_path).ok

@@ -118,8 +118,13 @@ def pack_metadata(passage: Passage, vector: NDArray[np.float32]) -> dict[str, An
         for key, value in passage.metadata.items()
         if _filterable(key, value)
     }
-    packed[ENVELOPE] = encode(json.dumps(envelope, ensure_ascii=False, separators=(",", ":")))
+    packed[ENVELOPE] = encode(_json(envelope))
     return packed
+
+
+def same_content(one: Passage, other: Passage) -> bool:
+    """Whether text and metadata are the same, type for type (1 is not 1.0, nor True)."""
+    return one.text == other.text and _json(one.metadata) == _json(other.metadata)
 
 
 def unpack(passage_id: str, text: str | None, metadata: Mapping[str, Any] | None) -> Passage:
@@ -147,6 +152,10 @@ def encode_where(where: Any) -> Any:
     if isinstance(where, list | tuple):
         return [encode_where(value) for value in where]
     return where
+
+
+def _json(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), ensure_ascii=False, separators=(",", ":"))
 
 
 def _envelope(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -228,13 +228,14 @@ class Engine:
     def writing(self) -> Iterator[None]:
         """Hold while writing; what an earlier write left undone is repaired first."""
         self._check_usable()
-        self._refuse_if_read_only_write()
+        self.check_writable()
         with self._threads.write(), self._between_processes(shared=False):
             self._check_usable()
             self.recover(None)
             yield
 
-    def _refuse_if_read_only_write(self) -> None:
+    def check_writable(self) -> None:
+        """Raise a `StoreError` if the store was opened read-only."""
         if self.read_only:
             msg = f"The store {self.path} is open read-only. Open it without read_only=True."
             raise StoreError(msg)

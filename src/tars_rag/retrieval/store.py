@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.codec import check_id, check_passage
+from tars_rag.retrieval.codec import check_id, check_passage, same_content
 from tars_rag.retrieval.engine import Engine
 from tars_rag.retrieval.passage import Passage, ScoredPassage
 from tars_rag.retrieval.rebuild import Progress
@@ -105,7 +105,9 @@ class HybridStore:
 
         Anything iterable is taken, and read in batches of 256, so that memory does not grow with
         it. Each batch is in both indexes, on disk, before the next is read. A list or tuple is
-        checked whole before anything is written.
+        checked whole before anything is written. Passages that are there already, the same in text
+        and metadata, are not embedded again, so that a long upsert that was killed can simply be
+        repeated.
 
         Args:
             passages: What to store; left as it is.
@@ -114,7 +116,7 @@ class HybridStore:
             progress: Called with (done, total or None) after each batch.
 
         Returns:
-            How many passages were stored.
+            How many passages are stored, those that were there already included.
 
         Raises:
             InvalidInputError: An id that is empty or occurs twice, metadata that is not JSON, a
@@ -122,6 +124,7 @@ class HybridStore:
                 passage. Batches before it are stored if `passages` was not a list or tuple.
             StoreError: Writing failed; the message says what to do.
         """
+        self._engine.check_writable()
         total = len(passages) if isinstance(passages, list | tuple) else None
         if isinstance(passages, list | tuple):
             _check_all(passages, set())
@@ -131,7 +134,9 @@ class HybridStore:
         source = iter(passages)
         while batch := list(islice(source, _BATCH)):
             _check_all(batch, seen)
-            self._engine.upsert(batch, self._vectors_of(batch, rows))
+            changed = batch if rows is not None else self._changed(batch)
+            if changed:
+                self._engine.upsert(changed, self._vectors_of(changed, rows))
             done += len(batch)
             if progress is not None:
                 progress(done, total)
@@ -277,6 +282,11 @@ class HybridStore:
 
     def __repr__(self) -> str:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
+
+    def _changed(self, batch: Sequence[Passage]) -> list[Passage]:
+        with self._engine.reading():
+            held = self._engine.vectors.get([passage.id for passage in batch])
+        return [p for p in batch if p.id not in held or not same_content(p, held[p.id])]
 
     def _vectors_of(
         self, batch: Sequence[Passage], rows: Iterator[ArrayLike] | None
