@@ -22,7 +22,7 @@ from tars_rag.retrieval.segments import text_digest
 _ANALYZER = "tars_en"
 _HEAP_BYTES = 32_000_000
 _MAX_TERMS = 1024
-_MAX_TIES = 4096
+_TIES, _MAX_TIES = 100, 4096
 _SURROGATES = re.compile("[\ud800-\udfff]")
 
 # The Snowball project's English list, with the pieces an apostrophe leaves ("don't": don, t).
@@ -121,7 +121,8 @@ class LexicalIndex:
                 (tantivy.Occur.Must, parsed),
             ]
         )
-        return dict(self._hits(both, len(ids)))
+        searcher = self._searcher
+        return dict(self._read(searcher, searcher.search(both, len(ids), count=False).hits))
 
     def count(self) -> int:
         """Number of passages."""
@@ -191,21 +192,21 @@ class LexicalIndex:
         return dict(Counter(terms).most_common(_MAX_TERMS))
 
     def _top(self, query: Any, limit: int) -> Ranking:
-        fetch = limit + 16
+        """The best `limit`; all that tie with the last one are read, to be cut by id."""
+        searcher, fetch = self._searcher, limit + _TIES
         while True:
-            hits = self._hits(query, fetch)
-            ties_complete = len(hits) < fetch or hits[-1][1] < hits[limit - 1][1]
-            if ties_complete or fetch >= limit + _MAX_TIES:
-                return ranked(hits)[:limit]
+            hits = searcher.search(query, fetch, count=False).hits
+            last = hits[limit - 1][0] if len(hits) >= limit else 0.0
+            if len(hits) < fetch or hits[-1][0] < last or fetch >= limit + _MAX_TIES:
+                return ranked(self._read(searcher, [hit for hit in hits if hit[0] >= last]))[:limit]
             fetch *= 4
 
-    def _hits(self, query: Any, limit: int) -> Ranking:
-        searcher = self._searcher
-        return [
-            (decode(searcher.doc(address)["id"][0]), float(score))
-            for score, address in searcher.search(query, limit, count=False).hits
-            if score > 0
-        ]
+    @staticmethod
+    def _read(searcher: Any, hits: Iterable[tuple[float, Any]]) -> Iterator[tuple[str, float]]:
+        """Ids and scores of hits, which are of this searcher."""
+        for score, address in hits:
+            if score > 0:
+                yield decode(searcher.doc(address)["id"][0]), float(score)
 
 
 def _schema() -> Any:

@@ -17,7 +17,7 @@ from tars_rag.retrieval.vectors import VectorIndex, Where
 from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5
-_LEAST_CANDIDATES = 50
+_LEAST_CANDIDATES = 30
 
 
 @dataclass(frozen=True, slots=True)
