@@ -292,7 +292,9 @@ def plot(_: argparse.Namespace) -> None:
     for name, row in chosen.items():
         loss = max(1 - row["mean_cosine"], 1e-6)
         axes.plot(row["mib"] + row["table_mib"], loss, "o", color="tab:blue")
-        axes.annotate(name, (row["mib"] + row["table_mib"], loss), (4, 4), None, "offset points")
+        place = (row["mib"] + row["table_mib"], loss)
+        below = -12 if name == "fp16" else 5
+        axes.annotate(name, place, xytext=(-8, below), textcoords="offset points")
     axes.set(
         yscale="log",
         xlabel="MiB, word table included",
@@ -320,8 +322,7 @@ def plot(_: argparse.Namespace) -> None:
         panel.annotate(
             f"channel {top}: {values[0]:.0f}\nmedian {np.median(values):.2f}",
             (0.35, 0.8),
-            None,
-            "axes fraction",
+            xycoords="axes fraction",
         )
         panel.grid(alpha=0.3)
     save(figure, "quantisation-activations.svg")
