@@ -148,6 +148,8 @@ class Engine:
         if self.lexical.count() != self.vectors.count():
             self._refuse_if_read_only("its two indexes do not hold the same number of passages")
             self.reconcile_all(progress)
+        if not self.read_only:
+            self.seal_vectors()  # Chroma may have saved what it had in its log
 
     def _set_damaged_vectors_aside(self) -> bool:
         """Get damaged vector files out of Chroma's way; whether they were this store's own.

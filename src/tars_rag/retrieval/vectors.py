@@ -240,24 +240,25 @@ class VectorIndex:
         limit: int | None,
         include: list[str],
     ) -> Iterator[Any]:
-        """Chroma's answers, piece by piece where there are many ids."""
+        """Chroma's answers, in pieces; with a filter and no ids in one (each would filter all)."""
         condition = codec.encode_where(where)
-        if ids is None:
+        if ids is None and where is not None:
+            pieces = [{"where": condition, "limit": limit}]
+        elif ids is None:
+            total = self.count() if limit is None else limit
+            pieces = [
+                {"limit": min(_READ_BATCH, total - start), "offset": start}
+                for start in range(0, total, _READ_BATCH)
+            ]
+        else:
+            keys = [codec.encode(key) for key in ids]
+            pieces = [
+                {"ids": keys[start : start + _READ_BATCH], "where": condition}
+                for start in range(0, len(keys), _READ_BATCH)
+            ]
+        for piece in pieces:
             with self._translated("read"):
-                yield self._collection.get(where=condition, limit=limit, include=include)
-            return
-        keys = [codec.encode(i) for i in ids]
-        for start in range(0, len(keys), _READ_BATCH):
-            if limit is not None and limit <= 0:
-                return
-            with self._translated("read"):
-                rows = self._collection.get(
-                    ids=keys[start : start + _READ_BATCH],
-                    where=condition,
-                    limit=limit,
-                    include=include,
-                )
-            limit = None if limit is None else limit - len(rows["ids"])
+                rows = self._collection.get(**piece, include=include)
             yield rows
 
     def _unpack_all(
