@@ -19,7 +19,9 @@ from tars_rag.retrieval import codec
 from tars_rag.retrieval.fusion import Ranking, ranked
 from tars_rag.retrieval.passage import Passage
 
-_HNSW = {"space": "cosine", "ef_construction": 100, "ef_search": 200, "max_neighbors": 16}
+_HNSW: dict[str, Any] = {"space": "cosine"}
+# Chroma visits max(100, n_results) candidates; near that number it begins to miss some.
+_SURE = 50
 _READ_BATCH = 1000
 # Embedded Chroma holds the interpreter's lock for the whole of a write: so write in pieces that
 # take about this long, or an event loop in the main thread stands still. A writer in the main
@@ -139,12 +141,13 @@ class VectorIndex:
         with self._translated("searched"):
             found = self._collection.query(
                 query_embeddings=[vector],
-                n_results=limit,
+                n_results=limit if limit <= _SURE else 2 * limit,
                 where=codec.encode_where(where),
                 include=["distances"],
             )
         hits = zip(found["ids"][0], found["distances"][0], strict=True)
-        return ranked((codec.decode(key), 1.0 - float(distance)) for key, distance in hits)
+        scores = ((codec.decode(key), 1.0 - float(distance)) for key, distance in hits)
+        return ranked(scores)[:limit]
 
     def get(
         self,
