@@ -175,12 +175,15 @@ def sizes(options: argparse.Namespace) -> None:
     for name, config in (("TinyBERT-L-2 (128 wide)", small), ("MiniLM-L-12 (384 wide)", large)):
         with tempfile.TemporaryDirectory(dir=".") as folder:
             model = _write_model(random_weights(config, seed=0), Path(folder) / "model")
+            few = Path(folder) / "pairs.tsv"  # random weights: there is no fidelity to measure
+            few.write_text("\n".join(f"query {n % 2}\tpassage {n}" for n in range(16)))
             for precision in options.precisions.split(","):
                 for length in map(int, options.lengths.split(",")):
                     _, made = convert(
                         str(model),
                         precision=precision,
                         lengths=[length],
+                        evaluation=few,
                         out=Path(folder) / f"{precision}-{length}",
                         allow_degraded=True,
                     )
