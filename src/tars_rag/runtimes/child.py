@@ -1,0 +1,197 @@
+"""A child process of this package: how it is started, spoken to, and what it said when it died.
+
+For code that must not take the program down with it or keep its threads waiting: the vendor's NPU
+library, embedded Chroma. A message is a JSON header and arrays, unpickled by nobody. What the
+child prints goes to a file without a name, and its last lines are quoted when it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import weakref
+from collections.abc import Mapping
+from importlib import import_module
+from multiprocessing import spawn
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_BOOT: Final = (
+    "import json, sys; entry, fds, sys.path[:] = json.loads(sys.argv[1]);"
+    "from tars_rag.runtimes.child import live; live(entry, fds)"
+)
+_LOG_LIMIT = 1 << 20
+_LAST_WORDS = 800
+_NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
+
+
+class Link:
+    """One end of a connection between parent and child; one thread at a time uses it."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.connection: Connection[Any, Any] = Connection(descriptor)
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLIN)
+
+    def send(self, header: Any, arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> None:
+        """Send a message.
+
+        Raises:
+            OSError: The other end is gone.
+            TypeError, ValueError: The header is not JSON; nothing was sent.
+        """
+        self.connection.send_bytes(_pack(header, arrays))
+
+    def receive(self) -> tuple[Any, dict[str, NDArray[Any]]]:
+        """The next message: its header, and its arrays (read-only).
+
+        Raises:
+            EOFError, OSError: The other end is gone.
+        """
+        return _unpack(self.connection.recv_bytes())
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until something, or the end, can be received; false if nothing came in time."""
+        return bool(self._poll.poll(None if seconds is None else 1e3 * seconds))
+
+    def close(self) -> None:
+        """Close this end. May be called twice."""
+        self.connection.close()
+
+
+class Child:
+    """A Python process that runs one function of this package until its links are closed.
+
+    Args:
+        entry: ``module:function``; called in the child with the list of its links.
+        links: How many connections to make.
+
+    Attributes:
+        links: The parent's ends.
+    """
+
+    def __init__(self, entry: str, links: int = 1) -> None:
+        # The child appends its output; the file has no name and vanishes with us.
+        self._log = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115
+        with contextlib.ExitStack() as stack:
+            pairs = [socket.socketpair() for _ in range(links)]
+            theirs = [stack.enter_context(end).fileno() for _, end in pairs]
+            self.links = [Link(end.detach()) for end, _ in pairs]
+            argument = json.dumps([entry, theirs, sys.path])
+            try:
+                self._process = subprocess.Popen(
+                    [os.fsdecode(spawn.get_executable() or sys.executable), "-c", _BOOT, argument],
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._log,
+                    stderr=self._log,
+                    pass_fds=theirs,
+                    # It computes next to nothing in numpy; more threads cost memory.
+                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                )
+            except BaseException:
+                self._release()
+                raise
+        _children.add(self)
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def kill(self) -> None:
+        """Kill the process; whoever waits for a message of it gets an `EOFError`."""
+        self._process.kill()
+
+    def close(self, seconds: float = 5) -> None:
+        """Close the links, wait for the process to leave, and kill it if it does not."""
+        for link in self.links:
+            link.close()
+        try:
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            # A process stuck in a driver cannot be killed and must not hold us up.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+        self._release()
+
+    def obituary(self) -> str:
+        """How the process died, and its last words. Call when a link of it broke."""
+        try:
+            code: int | None = self._process.wait(5)
+        except subprocess.TimeoutExpired:
+            code = None
+        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        return f"died ({how}). {self.last_words()}"
+
+    def last_words(self) -> str:
+        """What it printed last, in one line."""
+        if self._log.closed:
+            return ""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _LAST_WORDS))
+        words = " ".join(self._log.read().decode("utf-8", "replace").split())
+        return f"It said: {words}" if words else "It said nothing."
+
+    def _release(self) -> None:
+        for link in self.links:
+            link.close()
+        self._log.close()
+
+
+# A fork of the parent must not keep a link open: the child leaves when the last one is closed.
+_children: weakref.WeakSet[Child] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for child in list(_children):
+        child._release()
+
+
+os.register_at_fork(after_in_child=_forked)
+
+
+def live(entry: str, descriptors: list[int]) -> None:
+    """The child's whole life."""
+    import faulthandler
+
+    faulthandler.enable(all_threads=False)
+    # Ctrl-C goes to the whole group; the parent decides what becomes of us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    module, function = entry.split(":")
+    getattr(import_module(module), function)([Link(descriptor) for descriptor in descriptors])
+
+
+def trim_log() -> None:
+    """In the child: forget what was printed, if it has become long."""
+    if os.fstat(2).st_size > _LOG_LIMIT:
+        os.ftruncate(2, 0)
+
+
+def _pack(header: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+    described = {name: [a.dtype.str, a.shape] for name, a in arrays.items()}
+    content = {"header": header, "arrays": described}
+    head = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    body = [np.ascontiguousarray(a).tobytes() for a in arrays.values()]
+    return b"".join((len(head).to_bytes(4, "little"), head, *body))
+
+
+def _unpack(message: bytes) -> tuple[Any, dict[str, NDArray[Any]]]:
+    start = 4 + int.from_bytes(message[:4], "little")
+    head = json.loads(message[4:start].decode("utf-8", "surrogatepass"))
+    arrays = {}
+    for name, (dtype, shape) in head["arrays"].items():
+        count = int(np.prod(shape))
+        arrays[name] = np.frombuffer(message, dtype, count, start).reshape(shape)
+        start += arrays[name].nbytes
+    return head["header"], arrays
