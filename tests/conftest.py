@@ -11,6 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from tars_rag.retrieval import embedded
+
+embedded.KEEP_IDLE = 1  # hundreds of stores are opened: a process for each would take minutes
+
 
 def shared_dir() -> Path:
     """../shared beside the checkout, or TARS_RAG_SHARED."""

@@ -632,11 +632,14 @@ def test_a_damaged_manifest_is_named(store: HybridStore, tmp_path: Path, content
         HybridStore(tmp_path / "store", HashEmbedder())
 
 
-def test_a_store_of_a_later_version_is_refused(store: HybridStore, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("version", "step"), [(1, "index the sources"), (3, "Update tars-rag")])
+def test_a_store_of_another_version_is_refused(
+    store: HybridStore, tmp_path: Path, version: int, step: str
+) -> None:
     store.close()
     manifest = tmp_path / "store" / "store.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(StoreError, match=r"version 2.*Update tars-rag"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', f'"version": {version}'))
+    with pytest.raises(StoreError, match=f"version {version}.*{step}"):
         HybridStore(tmp_path / "store", HashEmbedder())
 
 

@@ -16,7 +16,7 @@ from tars_rag.retrieval.journal import Journal
 from tars_rag.retrieval.lexical import LexicalIndex
 from tars_rag.retrieval.lock import StoreLock
 from tars_rag.retrieval.manifest import StoreManifest
-from tars_rag.retrieval.opening import lexical_damage
+from tars_rag.retrieval.opening import lexical_damage, open_vectors
 from tars_rag.retrieval.rebuild import Progress
 from tars_rag.retrieval.repair import differences
 from tars_rag.retrieval.seal import Seal
@@ -100,7 +100,7 @@ def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
         lock.acquire(shared=True, wait=manifest.chroma_url is not None)
         report.fingerprint, report.dimension = manifest.fingerprint, manifest.dimension
         if manifest.ready:
-            _inspect_indexes(directory, manifest, report, progress)
+            _inspect_indexes(directory, manifest, lock, report, progress)
         else:
             report.problems.append("The store was never finished: open it once for writing.")
         if manifest.reembedding:
@@ -114,7 +114,11 @@ def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
 
 
 def _inspect_indexes(
-    directory: Path, manifest: StoreManifest, report: StoreReport, progress: Progress | None
+    directory: Path,
+    manifest: StoreManifest,
+    lock: StoreLock,
+    report: StoreReport,
+    progress: Progress | None,
 ) -> None:
     say = report.problems.append
     intent = Journal(directory / layout.JOURNAL).pending()
@@ -122,7 +126,7 @@ def _inspect_indexes(
         what = "its journal is torn" if intent.ids is None else f"{len(intent.ids)} ids in flight"
         say(f"A write was interrupted ({what}): open the store for writing, or --repair.")
     with contextlib.ExitStack() as stack:
-        vectors = _open_vectors(directory, manifest, report)
+        vectors = _open_vectors(directory, manifest, lock, report)
         if vectors is not None:
             stack.callback(vectors.close)
             _check_vectors(vectors, report)
@@ -141,7 +145,7 @@ def _inspect_indexes(
 
 
 def _open_vectors(
-    directory: Path, manifest: StoreManifest, report: StoreReport
+    directory: Path, manifest: StoreManifest, lock: StoreLock, report: StoreReport
 ) -> VectorIndex | None:
     """Chroma, if opening it is safe: it does not survive truncated vector files."""
     if manifest.chroma_url is None:
@@ -159,14 +163,11 @@ def _open_vectors(
             )
         if problem or damaged:
             return None
-    path = None if manifest.chroma_url else directory / layout.CHROMA
     try:
-        index = VectorIndex(path, manifest.collection, url=manifest.chroma_url)
-        report.passages = index.count()
+        return open_vectors(directory, manifest, manifest.chroma_url, lock)
     except StoreError as error:
         report.problems.append(str(error))
         return None
-    return index
 
 
 def _database_problem(path: Path) -> str | None:
@@ -183,6 +184,7 @@ def _database_problem(path: Path) -> str | None:
 
 def _check_vectors(vectors: VectorIndex, report: StoreReport) -> None:
     try:
+        report.passages = vectors.count()
         wrong = [
             passage.id
             for batch in vectors.scan(vectors=True)

@@ -119,7 +119,9 @@ class Engine:
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self._journal.clear()
             (self.path / SEAL).unlink(missing_ok=True)
-            self.vectors = open_vectors(self.path, self.manifest, self._url, create=True)
+            self.vectors = open_vectors(
+                self.path, self.manifest, self._url, self._lock, create=True
+            )
             self.seal_vectors()
             self.lexical = LexicalIndex(self.path / LEXICAL)
             self.manifest = self.manifest.write(self.path, ready=True)
@@ -129,15 +131,7 @@ class Engine:
 
     def _open(self, progress: Progress | None) -> None:
         if self._vectors is None:
-            rebuild = self._set_damaged_vectors_aside()
-            self.vectors = open_vectors(self.path, self.manifest, self._url)
-            if rebuild and self._embed:
-                fingerprint = self._embed_fingerprint or self.manifest.fingerprint
-                self.rebuilt = rebuild_vectors(self, self._embed, fingerprint, progress)
-            if self._seal and not self.read_only:
-                attempt = self.manifest.reembedding
-                self.vectors.drop_others([attempt["collection"]] if attempt else [])
-                self._seal.discard()
+            self._open_vectors(progress)
         if self._lexical is None:
             damaged = lexical_damage(self.path)
             if damaged:
@@ -150,6 +144,18 @@ class Engine:
             self.reconcile_all(progress)
         if not self.read_only:
             self.seal_vectors()  # Chroma may have saved what it had in its log
+
+    def _open_vectors(self, progress: Progress | None) -> None:
+        """Open Chroma, whose files are compared with their seal before it may load them."""
+        rebuild = self._set_damaged_vectors_aside()
+        self.vectors = open_vectors(self.path, self.manifest, self._url, self._lock)
+        if rebuild and self._embed:
+            fingerprint = self._embed_fingerprint or self.manifest.fingerprint
+            self.rebuilt = rebuild_vectors(self, self._embed, fingerprint, progress)
+        if self._seal and not self.read_only:
+            attempt = self.manifest.reembedding
+            self.vectors.drop_others([attempt["collection"]] if attempt else [])
+            self._seal.discard()
 
     def _set_damaged_vectors_aside(self) -> bool:
         """Get damaged vector files out of Chroma's way; whether they were this store's own.
@@ -219,12 +225,14 @@ class Engine:
         while True:
             with self._threads.read(), self._between_processes(shared=True):
                 self._check_usable()
-                if not self._journal.path.exists():
+                if self.vectors.alive and not self._journal.path.exists():
                     yield
                     return
-            # A write failed half-way, here or in another process: mend before anyone looks.
-            with self.writing():
-                pass
+            # A write failed half-way, here or in another process, or Chroma's process died: mend
+            # before anyone looks.
+            with self._threads.write(), self._between_processes(shared=self.read_only):
+                self._check_usable()
+                self.recover(None)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
@@ -296,7 +304,7 @@ class Engine:
             redo = [record for key, record in zip(ids, made, strict=True) if key in replaced]
             with self._intent(ids, redo):
                 self.vectors.write(made, replaced)
-                self.lexical.apply((), ((passage.id, passage.text) for passage in passages))
+                self.lexical.apply((), passages)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete one batch from both indexes; durable in both on return. Call within `writing`."""
@@ -336,19 +344,20 @@ class Engine:
             dimension=vectors.dimension(),
             reembedding=None,
         )
-        old, self.vectors = self.vectors, vectors
-        old.close()
+        self.vectors = vectors
 
     # -- repair -----------------------------------------------------------------------------
 
     def recover(self, progress: Progress | None) -> None:
         """Finish what a crash or a failed write left: redo it, and let the lexical index follow."""
+        if self._chroma_failed or not self.vectors.alive:
+            self.vectors.abandon()
+            self._open_vectors(progress)
+            self._chroma_failed = False
         intent = self._journal.pending()
         if intent is None:
             return
         self._refuse_if_read_only("a write was interrupted")
-        if self._chroma_failed:
-            self.vectors.reopen()
         self._chroma_failed = True  # until this has worked
         if intent.ids is None:
             self.reconcile_all(progress)

@@ -1,7 +1,8 @@
 """BM25 on tantivy: incremental, persistent, English.
 
-A passage is one document: its id (to delete and find it by), a digest of its text (so that the
-two indexes can be compared without storing the text twice), and the indexed terms.
+A passage is one document: its id (to delete and find it by), the indexed terms, and its content
+whole: reading what a search returns takes tantivy a tenth of the time it takes Chroma, and the two
+indexes can be compared.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.codec import decode, encode
+from tars_rag.retrieval.codec import decode, encode, pack_content, unpack_content
 from tars_rag.retrieval.fusion import Ranking, ranked
 from tars_rag.retrieval.journal import sync_directory
-from tars_rag.retrieval.segments import text_digest
+from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.segments import digest
 
 _ANALYZER = "tars_en"
 _HEAP_BYTES = 32_000_000
@@ -73,18 +75,18 @@ class LexicalIndex:
             raise StoreError(msg) from error
         self._writer: Any = None
 
-    def apply(self, delete: Iterable[str], add: Iterable[tuple[str, str]]) -> None:
-        """Delete ids, add (id, text) pairs (replacing those ids), and commit. Durable on return."""
+    def apply(self, delete: Iterable[str], add: Iterable[Passage]) -> None:
+        """Delete ids, add passages (replacing their ids), and commit. Durable on return."""
         with self._writing() as writer:
             for passage_id in delete:
                 writer.delete_documents_by_term("id", encode(passage_id))
-            for passage_id, text in add:
-                key = encode(passage_id)
+            for passage in add:
+                key = encode(passage.id)
                 writer.delete_documents_by_term("id", key)
                 document = self._tantivy.Document()
                 document.add_text("id", key)
-                document.add_text("digest", text_digest(text))
-                document.add_text("text", _SURROGATES.sub(" ", text))
+                document.add_bytes("content", pack_content(passage))
+                document.add_text("text", _SURROGATES.sub(" ", passage.text))
                 writer.add_document(document)
 
     def refresh(self) -> None:
@@ -114,7 +116,7 @@ class LexicalIndex:
         if parsed is None or not ids:
             return {}
         tantivy = self._tantivy
-        wanted = tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
+        wanted = self._with_ids(ids)
         both = tantivy.Query.boolean_query(
             [
                 (tantivy.Occur.Must, tantivy.Query.const_score_query(wanted, 0.0)),
@@ -124,18 +126,27 @@ class LexicalIndex:
         searcher = self._searcher
         return dict(self._read(searcher, searcher.search(both, len(ids), count=False).hits))
 
+    def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
+        """Passages by id, as they were added; unknown ids left out."""
+        if not ids:
+            return {}
+        searcher = self._searcher
+        found = searcher.search(self._with_ids(ids), len(ids), count=False).hits
+        passages = (_passage(searcher.doc(address)) for _, address in found)
+        return {passage.id: passage for passage in passages}
+
     def count(self) -> int:
         """Number of passages."""
         return int(self._searcher.num_docs)
 
     def digests(self) -> Iterator[tuple[str, str]]:
-        """Every (id, digest of the text), in batches underneath, in no particular order."""
+        """Every (id, digest of the content), in batches underneath, in no particular order."""
         searcher, step = self._searcher, 10_000
         everything = self._tantivy.Query.all_query()
         for offset in range(0, searcher.num_docs, step):
             for _, address in searcher.search(everything, step, count=False, offset=offset).hits:
                 document = searcher.doc(address)
-                yield decode(document["id"][0]), document["digest"][0]
+                yield decode(document["id"][0]), digest(document["content"][0])
 
     def release_writer(self) -> None:
         """Let another process write."""
@@ -171,6 +182,9 @@ class LexicalIndex:
                 raise StoreError(msg) from error
             raise
         self.refresh()
+
+    def _with_ids(self, ids: Sequence[str]) -> Any:
+        return self._tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
 
     def _query(self, text: str) -> Any:
         terms = self._terms(text)
@@ -209,12 +223,16 @@ class LexicalIndex:
                 yield decode(searcher.doc(address)["id"][0]), float(score)
 
 
+def _passage(document: Any) -> Passage:
+    return unpack_content(document["id"][0], document["content"][0])
+
+
 def _schema() -> Any:
     import tantivy
 
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
-    builder.add_text_field("digest", stored=True, tokenizer_name="raw", index_option="basic")
+    builder.add_bytes_field("content", stored=True, indexed=False)
     builder.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
     return builder.build()
 

@@ -6,11 +6,16 @@ import contextlib
 import fcntl
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 from tars_rag.errors import StoreError, StoreLockedError
+
+# How long the process of a Chroma may outlive a killed parent: one that writes may be saving a
+# large index to a slow disk, one that reads leaves at once.
+_ORPHAN_SECONDS, _READER_SECONDS = 60.0, 1.0
 
 
 class StoreLock:
@@ -24,7 +29,7 @@ class StoreLock:
         self.path = path
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
-            self._descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+            self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
         except OSError as error:
             msg = f"The store's lock {path} cannot be opened: {error}. Check path and permissions."
             raise StoreError(msg) from error
@@ -32,30 +37,52 @@ class StoreLock:
     def acquire(self, *, shared: bool = False, wait: bool = False) -> None:
         """Take the lock.
 
+        A writer that was killed leaves its Chroma process, which holds the lock until it has
+        finished what it was told to write: that is waited for.
+
         Raises:
             StoreLockedError: Another holds it (and `wait` is false); the message names its pid.
         """
-        operation = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        began = time.monotonic()
         try:
-            fcntl.flock(self._descriptor, operation | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            raise StoreLockedError(self._locked_message()) from None
+            while not self._try(operation):
+                if time.monotonic() - began > self._patience():
+                    raise StoreLockedError(self._locked_message())
+                time.sleep(0.02)
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
             raise StoreError(msg) from error
         if not shared and not wait:
-            os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, b"%d\n" % os.getpid(), 0)
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, b"%d\n" % os.getpid(), 0)
 
     def release(self) -> None:
         """Give the lock back; the file stays open."""
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Release and close. May be called twice."""
-        if self._descriptor >= 0:
-            descriptor, self._descriptor = self._descriptor, -1
+        if self.descriptor >= 0:
+            descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)
+
+    def _try(self, operation: int) -> bool:
+        try:
+            fcntl.flock(self.descriptor, operation)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _patience(self) -> float:
+        """Seconds to wait for whoever holds the lock."""
+        if self._only_read():
+            return _READER_SECONDS
+        pid = self._writer()
+        return _ORPHAN_SECONDS if pid.isdecimal() and not _exists(int(pid)) else 0
+
+    def _writer(self) -> str:
+        return os.pread(self.descriptor, 32, 0).decode("ascii", "replace").strip()
 
     def _locked_message(self) -> str:
         where = self.path.parent
@@ -65,7 +92,7 @@ class StoreLock:
         )
         if self._only_read():
             return f"The store {where} is being read by another process. Close it there, {share}"
-        pid = os.pread(self._descriptor, 32, 0).decode("ascii", "replace").strip()
+        pid = self._writer()
         if pid == str(os.getpid()):
             return (
                 f"The store {where} is already open in this process (pid {pid}). "
@@ -75,12 +102,20 @@ class StoreLock:
 
     def _only_read(self) -> bool:
         """Whether all who hold the lock share it."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not self._try(fcntl.LOCK_SH | fcntl.LOCK_NB):
             return False
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         return True
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 class ReadWriteLock:

@@ -13,7 +13,7 @@ from tars_rag.retrieval.journal import write_atomically
 
 NAME = "store.json"
 FORMAT = "tars-rag-store"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +78,12 @@ def read_manifest(directory: Path) -> StoreManifest | None:
         msg = f"{path} is not the manifest of a tars-rag store. Give the directory of a store."
         raise StoreError(msg)
     if raw.get("version") != VERSION or not raw.keys() <= known:
+        step = "Update tars-rag."
+        if raw.get("version") == 1:
+            step = "That one was never released: index the sources into another directory."
         msg = (
             f"{path} is of version {raw.get('version')}, this tars-rag reads version {VERSION}. "
-            "Update tars-rag."
+            f"{step}"
         )
         raise StoreError(msg)
     return StoreManifest(**raw)

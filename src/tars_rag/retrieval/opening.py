@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval import segments
+from tars_rag.retrieval.chroma import ChromaError, Client, ServerClient
+from tars_rag.retrieval.embedded import ChromaProcess
 from tars_rag.retrieval.layout import CHROMA, LEXICAL
 from tars_rag.retrieval.lexical import LexicalIndex
+from tars_rag.retrieval.lock import StoreLock
 from tars_rag.retrieval.manifest import StoreManifest
 from tars_rag.retrieval.vectors import VectorIndex
 
+READERS = max(2, os.cpu_count() or 2)
+"""How many threads may read a store at once; each asks Chroma two things at a time at most."""
+
 
 def open_vectors(
-    path: Path, manifest: StoreManifest, url: str | None, *, create: bool = False
+    path: Path, manifest: StoreManifest, url: str | None, lock: StoreLock, *, create: bool = False
 ) -> VectorIndex:
     """Chroma, in the store's directory or behind `url`.
+
+    Args:
+        path: The store's directory.
+        manifest: Of the store.
+        url: Of the Chroma server; None: embedded, in a process that holds `lock` too.
+        lock: The store's.
+        create: Make the collection if it is missing.
 
     Raises:
         StoreError: It cannot be opened; the message says whether the texts are lost.
     """
     if url is not None:
-        return VectorIndex(None, manifest.collection, url=url, create=create)
+        return _open(ServerClient(url), manifest, create=create)
     database = path / CHROMA / "chroma.sqlite3"
     if not create and not database.is_file():
         msg = (
@@ -30,14 +44,23 @@ def open_vectors(
         )
         raise StoreError(msg)
     try:
-        return VectorIndex(path / CHROMA, manifest.collection, create=create)
-    except StoreError as error:
+        client = ChromaProcess(path / CHROMA, lock.descriptor, READERS + 1)
+        return _open(client, manifest, create=create)
+    except (StoreError, ChromaError) as error:
         msg = (
             f"The texts and vectors of the store {path} cannot be opened: {error} If the disk is "
             "full or read-only, mend that; otherwise the database is damaged: restore the "
             "directory from a backup, or index the sources again."
         )
         raise StoreError(msg) from error
+
+
+def _open(client: Client, manifest: StoreManifest, *, create: bool) -> VectorIndex:
+    try:
+        return VectorIndex(client, manifest.collection, create=create)
+    except BaseException:
+        client.close()
+        raise
 
 
 def lexical_damage(path: Path) -> str | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from tars_rag.retrieval.codec import pack_content
 from tars_rag.retrieval.lexical import LexicalIndex
 from tars_rag.retrieval.rebuild import Progress
-from tars_rag.retrieval.segments import text_digest
+from tars_rag.retrieval.segments import digest
 from tars_rag.retrieval.vectors import VectorIndex
 
 _BATCH = 1000
@@ -18,20 +19,20 @@ def reconcile(vectors: VectorIndex, lexical: LexicalIndex, ids: Sequence[str]) -
         batch = ids[start : start + _BATCH]
         held = vectors.get(batch)
         gone = [passage_id for passage_id in batch if passage_id not in held]
-        lexical.apply(gone, ((p.id, p.text) for p in held.values()))
+        lexical.apply(gone, held.values())
 
 
 def differences(
     vectors: VectorIndex, lexical: LexicalIndex, progress: Progress | None = None
 ) -> Iterator[str]:
-    """Ids that one index lacks, or whose text the lexical index has otherwise or twice."""
+    """Ids that one index lacks, or whose content the lexical index has otherwise or twice."""
     digests: dict[str, list[str]] = {}
-    for passage_id, digest in lexical.digests():
-        digests.setdefault(passage_id, []).append(digest)
+    for passage_id, found in lexical.digests():
+        digests.setdefault(passage_id, []).append(found)
     done, total = 0, vectors.count()
     for batch in vectors.scan():
         for passage, _, _ in batch:
-            if digests.pop(passage.id, None) != [text_digest(passage.text)]:
+            if digests.pop(passage.id, None) != [digest(pack_content(passage))]:
                 yield passage.id
         done += len(batch)
         if progress is not None:

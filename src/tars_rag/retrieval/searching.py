@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.fusion import Ranking, check_weight, convex, ranked
 from tars_rag.retrieval.lexical import LexicalIndex
 from tars_rag.retrieval.passage import ScoredPassage
@@ -18,6 +21,7 @@ from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5
 _LEAST_CANDIDATES = 30
+_NO_SCORES: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,44 +87,58 @@ def search(
     watch: Stopwatch,
 ) -> list[ScoredPassage]:
     """Search; the caller sees to it that nothing is written meanwhile."""
-    near: Ranking = []
-    worded: Ranking = []
+    if vector is not None and request.needs_lexical:
+        return _search_both(vectors, lexical, request, vector, watch)
+    fused = request.strategy == "hybrid"  # with a weight that leaves one side out
     if vector is not None:
         with watch.step("vectors") as notes:
-            near = vectors.query(vector, request.candidates, request.where)
-            notes.append(f"{len(near)} hits")
-    if request.needs_lexical:
-        with watch.step("lexical") as notes:
-            worded = _lexical_hits(vectors, lexical, request)
-            notes.append(f"{len(worded)} hits")
-    if request.strategy != "hybrid":
-        ranking = (near if request.strategy == "naive" else worded)[: request.k]
-        return _scored(vectors, ranking, dict(near), dict(worded), fused=False)
-    with watch.step("fuse") as notes:
-        cosine, bm25 = dict(near), dict(worded)
-        if vector is not None and request.needs_lexical and worded:
-            _complete(vectors, lexical, request.query, vector, cosine, bm25)
-        fused = convex(cosine, bm25, weight=request.weight) if bm25 else near
-        notes.append(f"{len(fused)} candidates")
-        return _scored(vectors, fused[: request.k], cosine, bm25, fused=True)
+            ranking = vectors.query(vector, request.candidates, request.where)
+            notes.append(f"{len(ranking)} hits")
+        return _scored(lexical, ranking[: request.k], cosine=dict(ranking), fused=fused)
+    with watch.step("lexical") as notes:
+        ranking = _lexical_hits(vectors, lexical, request)
+        notes.append(f"{len(ranking)} hits")
+    bm25 = dict(ranking)
+    if fused:
+        ranking = convex({}, bm25, weight=request.weight)
+    return _scored(lexical, ranking[: request.k], bm25=bm25, fused=fused)
 
 
-def _complete(
+def _search_both(
     vectors: VectorIndex,
     lexical: LexicalIndex,
-    query: str,
+    request: Request,
     vector: NDArray[np.float32],
-    cosine: dict[str, float],
-    bm25: dict[str, float],
-) -> None:
-    """Give every candidate its true score on the side that did not return it."""
-    unseen = [passage_id for passage_id in bm25 if passage_id not in cosine]
-    unit = vector / np.linalg.norm(vector)
-    for passage_id, stored in vectors.vectors(unseen).items() if unseen else ():
-        cosine[passage_id] = float(stored @ unit / np.linalg.norm(stored))
-    unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
-    true = lexical.scores(query, unmatched)
-    bm25.update({passage_id: true.get(passage_id, 0.0) for passage_id in unmatched})
+    watch: Stopwatch,
+) -> list[ScoredPassage]:
+    """Both sides at once: embedded Chroma works in a process of its own.
+
+    What Chroma will be asked next is known before its first answer is needed: the stored vectors
+    of the lexical hits, for their true cosines.
+    """
+    with contextlib.ExitStack() as stack:
+        ranking = stack.enter_context(vectors.querying(vector, request.candidates, request.where))
+        with watch.step("lexical") as notes:
+            bm25 = dict(_lexical_hits(vectors, lexical, request))
+            notes.append(f"{len(bm25)} hits")
+        stored = stack.enter_context(vectors.reading_vectors(list(bm25))) if bm25 else dict
+        with watch.step("vectors", note="beside lexical") as notes:
+            near = ranking()
+            notes.append(f"{len(near)} hits")
+        with watch.step("fuse") as notes:
+            cosine = dict(near)
+            # Every candidate gets its true score on the side that did not return it.
+            if bm25:
+                unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
+                scores = lexical.scores(request.query, unmatched)
+                bm25.update({key: scores.get(key, 0.0) for key in unmatched})
+            unit = vector / np.linalg.norm(vector)
+            for passage_id, row in stored().items():
+                if passage_id not in cosine:
+                    cosine[passage_id] = float(row @ unit / np.linalg.norm(row))
+            fused = convex(cosine, bm25, weight=request.weight) if bm25 else near
+            notes.append(f"{len(fused)} candidates")
+            return _scored(lexical, fused[: request.k], cosine, bm25, fused=True)
 
 
 def _lexical_hits(vectors: VectorIndex, lexical: LexicalIndex, request: Request) -> Ranking:
@@ -141,15 +159,22 @@ def _lexical_hits(vectors: VectorIndex, lexical: LexicalIndex, request: Request)
 
 
 def _scored(
-    vectors: VectorIndex,
+    lexical: LexicalIndex,
     ranking: Ranking,
-    cosine: dict[str, float],
-    bm25: dict[str, float],
+    cosine: Mapping[str, float] = _NO_SCORES,
+    bm25: Mapping[str, float] = _NO_SCORES,
     *,
-    fused: bool,
+    fused: bool = False,
 ) -> list[ScoredPassage]:
-    # Texts are read for what is returned, not for every candidate: that is half of the time.
-    passages = vectors.get([passage_id for passage_id, _ in ranking]) if ranking else {}
+    # Texts are read for what is returned, not for every candidate.
+    passages = lexical.passages([passage_id for passage_id, _ in ranking])
+    missing = [passage_id for passage_id, _ in ranking if passage_id not in passages]
+    if missing:
+        msg = (
+            f"The lexical index {lexical.path} does not hold {missing[0]!r}, which Chroma holds. "
+            "See what is wrong, and mend it: tars-rag store check DIR --repair"
+        )
+        raise StoreError(msg)
     return [
         ScoredPassage(
             passages[passage_id],

@@ -23,10 +23,9 @@ _SUFFIXES = ("idx", "pos", "term", "store", "fast", "fieldnorm")
 _PIECE = 1 << 20
 
 
-def text_digest(text: str) -> str:
-    """16 hexadecimal digits that differ when the text does."""
-    data = text.encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
+def digest(content: bytes) -> str:
+    """16 hexadecimal digits that differ when the content does."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def damage(path: Path) -> str | None:

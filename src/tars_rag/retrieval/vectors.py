@@ -1,21 +1,18 @@
-"""Vectors, texts and metadata in Chroma: embedded in this process, or behind a server."""
+"""Vectors, texts and metadata in Chroma: embedded (in a process of its own), or behind a server."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import threading
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import ConfigError, InvalidInputError, StoreError
+from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval import codec
+from tars_rag.retrieval.chroma import Answer, ChromaError, Client
 from tars_rag.retrieval.fusion import Ranking, ranked
 from tars_rag.retrieval.passage import Passage
 
@@ -23,66 +20,43 @@ _HNSW: dict[str, Any] = {"space": "cosine"}
 # Chroma visits max(100, n_results) candidates; near that number it begins to miss some.
 _SURE = 50
 _READ_BATCH = 1000
-# Embedded Chroma holds the interpreter's lock for the whole of a write: so write in pieces that
-# take about this long, or an event loop in the main thread stands still. A writer in the main
-# thread keeps such a loop waiting anyway, and gets larger pieces: each costs a commit to disk.
-_PIECE_SECONDS, _PIECE_SECONDS_IN_MAIN = 0.03, 0.12
-_PIECE_MIN, _PIECE_MAX, _PIECE_FIRST = 4, 256, 16
+_WRITE_BATCH = 256
 
 Where: TypeAlias = Mapping[str, Any]
 Record: TypeAlias = dict[str, Any]
-"""What Chroma keeps of a passage, as JSON: id, text, metadata, vector (float32 in base64)."""
+"""What Chroma keeps of a passage, as JSON: id, metadata (see codec), vector (base64 float32)."""
 
 
 class VectorIndex:
     """One Chroma collection with cosine distance.
 
     Args:
-        path: Directory of an embedded Chroma.
-        url: ``http://host:port`` of a Chroma server, instead of `path`.
+        client: A Chroma; shared by its collections.
         name: The collection's name.
         create: Make the collection if it is missing.
 
     Raises:
-        StoreError: Chroma cannot be opened or reached, or the collection is missing.
-        ConfigError: The url is not usable.
+        StoreError: Chroma cannot be reached, or the collection is missing.
     """
 
-    def __init__(
-        self, path: Path | None, name: str, *, url: str | None = None, create: bool = False
-    ) -> None:
+    def __init__(self, client: Client, name: str, *, create: bool = False) -> None:
         self.name = name
-        self.where_it_is = url or str(path)
-        self._path, self._url = path, url
-        self._client: Any = None
-        self._piece = _PIECE_FIRST
-        self._connect(create=create)
+        self._client = client
+        with self._translated("opened"):
+            self._piece = min(_WRITE_BATCH, client.get_max_batch_size())
+            if create:
+                self._collection = client.get_or_create_collection(name, {"hnsw": _HNSW})
+            else:
+                self._collection = client.get_collection(name)
 
-    def _connect(self, *, create: bool) -> None:
-        self._client = _client(self._path, self._url)
-        try:
-            with self._translated("opened"):
-                self._piece_max = min(_PIECE_MAX, int(self._client.get_max_batch_size()))
-                if create:
-                    self._collection = self._client.get_or_create_collection(
-                        self.name, embedding_function=None, configuration={"hnsw": _HNSW}
-                    )
-                else:
-                    self._collection = self._client.get_collection(
-                        self.name, embedding_function=None
-                    )
-        except BaseException:
-            self.close()
-            raise
-
-    def reopen(self) -> None:
-        """Start afresh after a failure: embedded Chroma waits for itself for ever after one."""
-        self.close()
-        self._connect(create=False)
+    @property
+    def alive(self) -> bool:
+        """Whether Chroma's process is."""
+        return self._client.alive
 
     def open_sibling(self, name: str, *, create: bool = False) -> VectorIndex:
-        """Another collection of the same Chroma."""
-        return VectorIndex(self._path, name, url=self._url, create=create)
+        """Another collection of the same Chroma. Closing either closes both."""
+        return VectorIndex(self._client, name, create=create)
 
     def dimension(self) -> int | None:
         """Length of the vectors; None if there is none yet."""
@@ -104,32 +78,22 @@ class VectorIndex:
             StoreError: Chroma failed.
         """
         self.delete(list(replaced))
-        start = 0
-        while start < len(records):
+        for start in range(0, len(records), self._piece):
             piece = records[start : start + self._piece]
-            began = time.perf_counter()
-            with self._translated("written"):
-                self._collection.upsert(
-                    ids=[record["id"] for record in piece],
-                    embeddings=[
-                        np.frombuffer(base64.b64decode(record["vector"]), "<f4") for record in piece
-                    ],
-                    documents=[record["text"] for record in piece],
-                    metadatas=[record["metadata"] for record in piece],
-                )
-            self._pace(time.perf_counter() - began)
-            start += len(piece)
+            rows = [np.frombuffer(base64.b64decode(record["vector"]), "<f4") for record in piece]
+            self._do(
+                "written",
+                "upsert",
+                ids=[record["id"] for record in piece],
+                embeddings=np.stack(rows),
+                metadatas=[record["metadata"] for record in piece],
+            )
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete ids (unknown ones are ignored); durable on return."""
-        start = 0
-        while start < len(ids):
-            piece = ids[start : start + self._piece]
-            began = time.perf_counter()
-            with self._translated("written"):
-                self._collection.delete(ids=[codec.encode(key) for key in piece])
-            self._pace(time.perf_counter() - began)
-            start += len(piece)
+        for start in range(0, len(ids), self._piece):
+            piece = [codec.encode(key) for key in ids[start : start + self._piece]]
+            self._do("written", "delete", ids=piece)
 
     def query(self, vector: NDArray[np.float32], limit: int, where: Where | None = None) -> Ranking:
         """The nearest `limit` ids by cosine similarity.
@@ -138,16 +102,30 @@ class VectorIndex:
             InvalidInputError: Chroma refuses the filter.
             StoreError: Chroma failed.
         """
-        with self._translated("searched"):
-            found = self._collection.query(
-                query_embeddings=[vector],
-                n_results=limit if limit <= _SURE else 2 * limit,
-                where=codec.encode_where(where),
-                include=["distances"],
-            )
-        hits = zip(found["ids"][0], found["distances"][0], strict=True)
-        scores = ((codec.decode(key), 1.0 - float(distance)) for key, distance in hits)
-        return ranked(scores)[:limit]
+        with self.querying(vector, limit, where) as ranking:
+            return ranking()
+
+    @contextlib.contextmanager
+    def querying(
+        self, vector: NDArray[np.float32], limit: int, where: Where | None = None
+    ) -> Iterator[Callable[[], Ranking]]:
+        """`query`, asked on entry; what is yielded waits for the ranking."""
+        with self._asking(
+            "searched",
+            "query",
+            query_embeddings=vector.reshape(1, -1),
+            n_results=limit if limit <= _SURE else 2 * limit,
+            where=codec.encode_where(where),
+            include=["distances"],
+        ) as answer:
+
+            def ranking() -> Ranking:
+                found = answer()
+                hits = zip(found["ids"][0], found["distances"][0], strict=True)
+                scores = ((codec.decode(key), 1.0 - float(distance)) for key, distance in hits)
+                return ranked(scores)[:limit]
+
+            yield ranking
 
     def get(
         self,
@@ -157,8 +135,8 @@ class VectorIndex:
     ) -> dict[str, Passage]:
         """Passages by id (unknown ones left out) and filter."""
         passages: dict[str, Passage] = {}
-        for rows in self._read(ids, where, limit, ["documents", "metadatas"]):
-            passages |= self._unpack_all(rows["ids"], rows["documents"], rows["metadatas"])
+        for rows in self._read(ids, where, limit, ["metadatas"]):
+            passages |= self._unpack_all(rows["ids"], rows["metadatas"])
         return passages
 
     def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
@@ -170,23 +148,34 @@ class VectorIndex:
         """Stored vectors [dim] by id."""
         found: dict[str, NDArray[np.float32]] = {}
         for rows in self._read(ids, None, None, ["embeddings"]):
-            for key, vector in zip(rows["ids"], rows["embeddings"], strict=True):
-                found[codec.decode(key)] = np.asarray(vector, np.float32)
+            found |= _vectors_of(rows)
         return found
+
+    @contextlib.contextmanager
+    def reading_vectors(
+        self, ids: Sequence[str]
+    ) -> Iterator[Callable[[], dict[str, NDArray[np.float32]]]]:
+        """`vectors`, asked on entry; what is yielded waits for them."""
+        if len(ids) > _READ_BATCH:
+            found = self.vectors(ids)
+            yield lambda: found
+            return
+        keys = [codec.encode(key) for key in ids]
+        with self._asking("read", "get", ids=keys, include=["embeddings"]) as answer:
+            yield lambda: _vectors_of(answer())
 
     def scan(
         self, size: int = _READ_BATCH, *, vectors: bool = False
     ) -> Iterator[list[tuple[Passage, NDArray[np.float32] | None, list[float]]]]:
         """Every passage in batches, with its vector (if asked for) and its stored sketch."""
-        include = ["documents", "metadatas", *(["embeddings"] if vectors else [])]
+        include = ["metadatas", *(["embeddings"] if vectors else [])]
         offset = 0
         while True:
-            with self._translated("read"):
-                rows = self._collection.get(limit=size, offset=offset, include=include)
+            rows = self._do("read", "get", limit=size, offset=offset, include=include)
             if not rows["ids"]:
                 return
             offset += len(rows["ids"])
-            passages = self._unpack_all(rows["ids"], rows["documents"], rows["metadatas"])
+            passages = self._unpack_all(rows["ids"], rows["metadatas"])
             embeddings = rows["embeddings"] if vectors else [None] * len(passages)
             yield [
                 (
@@ -201,8 +190,7 @@ class VectorIndex:
 
     def count(self) -> int:
         """Number of passages."""
-        with self._translated("read"):
-            return int(self._collection.count())
+        return int(self._do("read", "count"))
 
     def check_where(self, where: Where | None) -> None:
         """Let Chroma decide whether the filter is one.
@@ -212,29 +200,33 @@ class VectorIndex:
         """
         if where is None:
             return
-        with self._translated("searched"):
-            self._collection.get(where=codec.encode_where(where), limit=1, include=[])
+        self._do("searched", "get", where=codec.encode_where(where), limit=1, include=[])
 
     def drop(self, name: str) -> None:
         """Delete a collection; one that is not there is no error."""
-        from chromadb.errors import NotFoundError
-
-        with self._translated("written"), contextlib.suppress(NotFoundError):
-            self._client.delete_collection(name)
+        with self._translated("written"):
+            try:
+                self._client.delete_collection(name)
+            except ChromaError as error:
+                if error.kind != "NotFoundError":
+                    raise
 
     def drop_others(self, keep: Collection[str]) -> None:
         """Delete every other collection but `keep`: what a process that was killed left behind."""
         with self._translated("read"):
-            names = [collection.name for collection in self._client.list_collections()]
+            names = self._client.collection_names()
         for name in names:
             if name != self.name and name not in keep:
                 self.drop(name)
 
     def close(self) -> None:
-        """Close files and threads. May be called twice."""
-        if self._client is not None:
-            client, self._client, self._collection = self._client, None, None
-            client.close()
+        """Close Chroma, for every collection of it. May be called twice."""
+        self._client.close()
+
+    def abandon(self) -> None:
+        """Close Chroma after a failure, when nothing can be asked of it any more."""
+        self._client.abandon()
+        self._client.close()
 
     def _read(
         self,
@@ -260,52 +252,53 @@ class VectorIndex:
                 for start in range(0, len(keys), _READ_BATCH)
             ]
         for piece in pieces:
-            with self._translated("read"):
-                rows = self._collection.get(**piece, include=include)
-            yield rows
+            yield self._do("read", "get", **piece, include=include)
 
     def _unpack_all(
-        self,
-        ids: Sequence[str],
-        documents: Sequence[str | None],
-        metadatas: Sequence[Mapping[str, Any] | None],
+        self, ids: Sequence[str], metadatas: Sequence[Mapping[str, Any] | None]
     ) -> dict[str, Passage]:
         passages = {}
-        for row in zip(ids, documents, metadatas, strict=True):
+        for row in zip(ids, metadatas, strict=True):
             try:
                 passage = codec.unpack(*row)
             except (KeyError, ValueError, TypeError) as error:
                 msg = (
-                    f"The record {row[0]!r} in Chroma ({self.where_it_is}) is damaged or was not "
+                    f"The record {row[0]!r} in Chroma ({self._client.place}) is damaged or was not "
                     "written by tars-rag. See: tars-rag store check DIR"
                 )
                 raise StoreError(msg) from error
             passages[passage.id] = passage
         return passages
 
-    def _pace(self, seconds: float) -> None:
-        """Aim the size of the next piece at the time a write may take in this thread."""
-        in_main = threading.current_thread() is threading.main_thread()
-        aim = _PIECE_SECONDS_IN_MAIN if in_main else _PIECE_SECONDS
-        factor = min(2.0, max(0.5, aim / max(seconds, 1e-6)))
-        self._piece = int(min(self._piece_max, max(_PIECE_MIN, self._piece * factor)))
+    def _do(self, verb: str, op: str, **arguments: Any) -> Any:
+        with self._asking(verb, op, **arguments) as answer:
+            return answer()
+
+    @contextlib.contextmanager
+    def _asking(self, verb: str, op: str, **arguments: Any) -> Iterator[Answer]:
+        """Ask the collection; errors of asking and of the answer as ours."""
+        with contextlib.ExitStack() as stack:
+            with self._translated(verb):
+                answer = stack.enter_context(self._collection.asking(op, **arguments))
+
+            def translated() -> Any:
+                with self._translated(verb):
+                    return answer()
+
+            yield translated
 
     @contextlib.contextmanager
     def _translated(self, verb: str) -> Iterator[None]:
         """Chroma's errors as ours."""
         try:
             yield
-        except (StoreError, InvalidInputError):
-            raise
-        except Exception as error:
-            text = str(error) or type(error).__name__
-            if "where" in text.lower() and (
-                isinstance(error, ValueError) or "InvalidArgument" in type(error).__name__
-            ):
-                msg = f"The filter `where` is not one that Chroma takes: {text}"
+        except ChromaError as error:
+            invalid = error.is_value_error or "InvalidArgument" in error.kind
+            if invalid and "where" in str(error).lower():
+                msg = f"The filter `where` is not one that Chroma takes: {error}"
                 raise InvalidInputError(msg) from error
             msg = (
-                f"Chroma ({self.where_it_is}) could not be {verb}: {text}. "
+                f"Chroma ({self._client.place}) could not be {verb}: {error}. "
                 "See what is wrong: tars-rag store check DIR"
             )
             raise StoreError(msg) from error
@@ -316,7 +309,6 @@ def records(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> list[R
     return [
         {
             "id": codec.encode(passage.id),
-            "text": codec.encode(passage.text),
             "metadata": codec.pack_metadata(passage, vector),
             "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"),
         }
@@ -324,29 +316,8 @@ def records(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> list[R
     ]
 
 
-def _client(path: Path | None, url: str | None) -> Any:
-    import chromadb
-    from chromadb.config import Settings
-
-    settings = Settings(anonymized_telemetry=False)
-    connect: Callable[[], Any]
-    if url is None:
-        connect = _embedded(chromadb, path, settings)
-    else:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            msg = f"chroma_url must look like http://host:8000, got {url!r}."
-            raise ConfigError(msg)
-        port = parts.port or (443 if parts.scheme == "https" else 8000)
-        host, ssl = parts.hostname, parts.scheme == "https"
-        connect = lambda: chromadb.HttpClient(host, port, ssl, settings=settings)  # noqa: E731
-    try:
-        return connect()
-    except Exception as error:
-        hint = " Is the server running (chroma run)?" if url else ""
-        msg = f"Chroma ({url or path}) cannot be opened: {error}.{hint}"
-        raise StoreError(msg) from error
-
-
-def _embedded(chromadb: Any, path: Path | None, settings: Any) -> Callable[[], Any]:
-    return lambda: chromadb.PersistentClient(str(path), settings=settings)
+def _vectors_of(rows: Any) -> dict[str, NDArray[np.float32]]:
+    return {
+        codec.decode(key): np.asarray(vector, np.float32)
+        for key, vector in zip(rows["ids"], rows["embeddings"], strict=True)
+    }
