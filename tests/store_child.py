@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import psutil
+
 from conftest import HashEmbedder
 from tars_rag.errors import StoreError
 from tars_rag.retrieval import vectors as vectors_module
@@ -81,11 +83,17 @@ def open_and_report(path: Path, pipe: Connection, read_only: bool) -> None:
         pipe.send((type(error).__name__, str(error)))
 
 
+def limit_files(size: int) -> None:
+    """Let no file grow beyond `size` bytes, here and in the process of Chroma."""
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
 def write_until_full(path: Path, pipe: Connection, room: int) -> None:
     """Write with no file allowed to grow more than `room` bytes past the largest; then search."""
     with HybridStore(path, HashEmbedder()) as store:
         largest = max(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        resource.setrlimit(resource.RLIMIT_FSIZE, (largest + room, resource.RLIM_INFINITY))
+        limit_files(largest + room)
         version = 1
         try:
             for version in range(1, 400):
@@ -101,7 +109,7 @@ def write_until_full(path: Path, pipe: Connection, room: int) -> None:
             pipe.send({hit.id: hit.passage.metadata["version"] for hit in hits})
         except StoreError:
             pipe.send("refused")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        limit_files(resource.RLIM_INFINITY)
         pipe.send({p.id: p.metadata["version"] for p in store.get()})
         pipe.send(len(store.search("filler passage", 100, "lexical")))
 

@@ -82,13 +82,14 @@ def backwards(row: int) -> float:
 def test_each_step_says_what_it_did_where_and_how_long(store: HybridStore) -> None:
     answer = Pipeline(store, FakeReranker(backwards, seconds=0.03)).search(QUERY)
     steps = {step.name: step for step in answer.steps}
-    assert list(steps) == ["embed", "vectors", "lexical", "fuse", "rerank"]
+    assert list(steps) == ["embed", "lexical", "vectors", "fuse", "rerank"]
     assert [step.device for step in answer.steps] == ["npu", "cpu", "cpu", "cpu", "npu"]
     assert all(step.milliseconds >= 0 for step in answer.steps)
     assert steps["embed"].milliseconds >= 50
     assert steps["rerank"].milliseconds >= 30
     assert answer.milliseconds == pytest.approx(sum(s.milliseconds for s in answer.steps))
-    assert steps["vectors"].note == steps["lexical"].note == "12 hits"
+    assert steps["lexical"].note == "12 hits"
+    assert steps["vectors"].note == "beside lexical; 12 hits"
     assert steps["fuse"].note == "12 candidates"
     assert steps["rerank"].note == "12 of 12"
 
@@ -98,7 +99,7 @@ def test_each_step_says_what_it_did_where_and_how_long(store: HybridStore) -> No
     [
         ("naive", ["embed", "vectors", "rerank"]),
         ("lexical", ["lexical", "rerank"]),
-        ("hybrid", ["embed", "vectors", "lexical", "fuse", "rerank"]),
+        ("hybrid", ["embed", "lexical", "vectors", "fuse", "rerank"]),
     ],
 )
 def test_only_the_steps_of_the_strategy_run(

@@ -19,6 +19,7 @@ import pytest
 import store_child
 from conftest import HashEmbedder
 from store_child import passage, word
+from tars_rag import Passage
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval import vectors as vectors_module
 from tars_rag.retrieval.check import check_store
@@ -153,7 +154,7 @@ def test_an_older_copy_of_the_lexical_index_is_noticed(path: Path, tmp_path: Pat
 
 def test_check_finds_what_counting_cannot_and_repairs_it(path: Path) -> None:
     with HybridStore(path, HashEmbedder()) as store:
-        store._engine.lexical.apply(["p7"], [("stranger", "of the same number")])
+        store._engine.lexical.apply(["p7"], [Passage("stranger", "of the same number")])
     report = check_store(path)
     assert "2 passages" in report.problems[0]
     assert "'p7'" in report.problems[0]
@@ -195,8 +196,10 @@ def test_a_journal_cut_short_means_that_everything_is_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     with HybridStore(path, HashEmbedder()) as store:
-        store._engine.lexical.apply(["p7"], [("p8", "another text")])  # out of step, same journal
-        store._engine.lexical.apply([], [("stranger", "so that the number is right")])
+        store._engine.lexical.apply(
+            ["p7"], [Passage("p8", "another text")]
+        )  # out of step, same journal
+        store._engine.lexical.apply([], [Passage("stranger", "so that the number is right")])
     crash_between_the_indexes(path, monkeypatch)
     cut(path / "journal", share)
     assert Journal(path / "journal").pending() is not None
@@ -220,12 +223,11 @@ def test_a_replacement_is_redone_where_only_its_deletion_got_through(
 ) -> None:
     """Chroma replaces in two steps; between them only the journal has the content."""
     store = HybridStore(path, HashEmbedder())
-    monkeypatch.setattr(store._engine.vectors._collection, "upsert", lambda **_: 1 / 0)
-    with pytest.raises(StoreError):
+    delete = store._engine.vectors.delete
+    monkeypatch.setattr(store._engine.vectors, "write", lambda _, ids: delete(list(ids)))
+    monkeypatch.setattr(store._engine.lexical, "apply", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
         store.upsert([passage(f"p{n}", 3) for n in range(10)] + [passage("fresh", 3)])
-    store._engine.vectors._collection = store._engine.vectors._client.get_collection(
-        "passages", embedding_function=None
-    )
     assert store._engine.vectors.get(["p1"]) == {}
     monkeypatch.setattr(store._engine, "recover", lambda _: None)
     store.close()
@@ -337,8 +339,11 @@ def test_a_page_of_the_database_gone_bad_is_found_by_the_check(path: Path) -> No
 def test_vectors_exchanged_between_passages_are_found(path: Path) -> None:
     with HybridStore(path, HashEmbedder()) as store:
         collection = store._engine.vectors._collection
-        rows = collection.get(ids=["p20", "p21"], include=["embeddings"])
-        collection.update(ids=rows["ids"], embeddings=rows["embeddings"][::-1])
+        with collection.asking("get", ids=["p20", "p21"], include=["embeddings"]) as answer:
+            rows = answer()
+        swapped = rows["embeddings"][::-1]
+        with collection.asking("upsert", ids=rows["ids"], embeddings=swapped) as answer:
+            answer()
         store._engine.seal_vectors()
     report = check_store(path)
     assert "2 vectors" in report.problems[0]

@@ -75,7 +75,6 @@ class Engine:
     ) -> None:
         self.path = path
         self.rebuilt = 0
-        self._chroma_failed = False
         self._embed = embed
         self._embed_fingerprint = embed_fingerprint or fingerprint
         self.read_only = read_only
@@ -320,10 +319,7 @@ class Engine:
             yield
             self.seal_vectors()
             self._journal.clear()
-        except BaseException as error:
-            self._chroma_failed = True
-            if not isinstance(error, OSError):
-                raise
+        except OSError as error:
             msg = f"Writing to the store {self.path} failed: {error}. Check space and permissions."
             raise StoreError(msg) from error
 
@@ -350,15 +346,13 @@ class Engine:
 
     def recover(self, progress: Progress | None) -> None:
         """Finish what a crash or a failed write left: redo it, and let the lexical index follow."""
-        if self._chroma_failed or not self.vectors.alive:
-            self.vectors.abandon()
+        if not self.vectors.alive:
+            self.vectors.close()
             self._open_vectors(progress)
-            self._chroma_failed = False
         intent = self._journal.pending()
         if intent is None:
             return
         self._refuse_if_read_only("a write was interrupted")
-        self._chroma_failed = True  # until this has worked
         if intent.ids is None:
             self.reconcile_all(progress)
         else:
@@ -366,7 +360,6 @@ class Engine:
             reconcile(self.vectors, self.lexical, intent.ids)
         self.seal_vectors()
         self._journal.clear()
-        self._chroma_failed = False
 
     def reconcile_all(self, progress: Progress | None) -> int:
         """Compare every passage and mend the lexical index; the number of ids mended."""

@@ -51,7 +51,7 @@ class VectorIndex:
 
     @property
     def alive(self) -> bool:
-        """Whether Chroma's process is."""
+        """False once Chroma's process died, or was killed because a write failed: open it anew."""
         return self._client.alive
 
     def open_sibling(self, name: str, *, create: bool = False) -> VectorIndex:
@@ -223,11 +223,6 @@ class VectorIndex:
         """Close Chroma, for every collection of it. May be called twice."""
         self._client.close()
 
-    def abandon(self) -> None:
-        """Close Chroma after a failure, when nothing can be asked of it any more."""
-        self._client.abandon()
-        self._client.close()
-
     def _read(
         self,
         ids: Sequence[str] | None,
@@ -297,6 +292,8 @@ class VectorIndex:
             if invalid and "where" in str(error).lower():
                 msg = f"The filter `where` is not one that Chroma takes: {error}"
                 raise InvalidInputError(msg) from error
+            if verb == "written":
+                self._client.abandon()
             msg = (
                 f"Chroma ({self._client.place}) could not be {verb}: {error}. "
                 "See what is wrong: tars-rag store check DIR"
