@@ -326,7 +326,15 @@ class Engine:
     def seal_vectors(self) -> None:
         """Make what Chroma wrote to its vector files durable, and checkable at the next open."""
         if self._seal is not None:
-            self._seal.renew()
+            try:
+                self._seal.renew()
+            except OSError as error:
+                self.vectors.abandon()  # what it wrote is checked again before it is loaded
+                msg = (
+                    f"The vectors of the store {self.path} could not be saved: {error}. "
+                    "Check space and permissions."
+                )
+                raise StoreError(msg) from error
 
     def update_manifest(self, **changes: Any) -> None:
         """Change store.json, atomically and durably."""

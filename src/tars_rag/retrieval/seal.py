@@ -10,10 +10,12 @@ here, and compares them before Chroma touches them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
 import sqlite3
+import struct
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ _PIECE = 1 << 20
 _SAVED = "index_metadata.pickle"
 _ASIDE = "damaged-"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_HEADER = struct.Struct("<iQQQQQQiiQQQdQ")
 _Marks = dict[str, tuple[int, int]]
 
 
@@ -78,10 +81,18 @@ class Seal:
         return Damage(directories, problem)
 
     def renew(self) -> None:
-        """Seal the files as they are, if Chroma wrote to them since; durable on return."""
+        """Seal the files as they are, if Chroma wrote to them since; durable on return.
+
+        Raises:
+            OSError: They cannot be made durable, or Chroma found no room for all of one: it does
+                not notice.
+        """
         stamps = self._stamps()
         if stamps == self._seen or not (stamps or self.path.exists()):
             return
+        for name in {Path(name).parent.name for name in stamps}:
+            if _cut_short(self._chroma / name):
+                raise OSError(errno.ENOSPC, "No room for the vector files", name)
         for name in stamps:
             _sync(self._chroma / name)
         for directory in {(self._chroma / name).parent for name in stamps}:
@@ -144,9 +155,9 @@ class Seal:
         for name in names:
             directory = Path(name).parent.name
             times = [stamp[1] for key, stamp in stamps.items() if key.startswith(directory)]
-            if noted.get(directory, 0) > saves.get(directory, 0) and written > max(
-                times, default=0
-            ):
+            noticed = noted.get(directory, 0) > saves.get(directory, 0)
+            last = written > max(times, default=0)
+            if noticed and last and not _cut_short(self._chroma / directory):
                 whole.add(name)
         return whole
 
@@ -168,6 +179,28 @@ def _boot() -> str:
         return _BOOT_ID.read_text("ascii").strip()
     except OSError:
         return ""
+
+
+def _cut_short(directory: Path) -> bool:
+    """Whether a file holds less than the header says: hnswlib does not see a write fail.
+
+    Of each vector data_level0.bin has a record, length.bin a float32, and link_lists.bin a size and
+    as many bytes (saveIndex in hnswlib's hnswalg.h, as Chroma changed it).
+    """
+    try:
+        header = _HEADER.unpack((directory / "header.bin").read_bytes())
+        count, record = header[3], header[4]
+        links = (directory / "link_lists.bin").read_bytes()
+        level0 = (directory / "data_level0.bin").stat().st_size
+        lengths = (directory / "length.bin").stat().st_size
+    except (FileNotFoundError, struct.error):
+        return True
+    at = 0
+    for _ in range(count):
+        if at + 4 > len(links):
+            return True
+        at += 4 + int.from_bytes(links[at : at + 4], "little")
+    return at > len(links) or level0 < count * record or lengths < 4 * count
 
 
 def _measure(path: Path) -> tuple[int, int]:

@@ -223,6 +223,10 @@ class VectorIndex:
         """Close Chroma, for every collection of it. May be called twice."""
         self._client.close()
 
+    def abandon(self) -> None:
+        """Kill Chroma's process (a server is left alone): it is not `alive` any more."""
+        self._client.abandon()
+
     def _read(
         self,
         ids: Sequence[str] | None,
@@ -293,7 +297,7 @@ class VectorIndex:
                 msg = f"The filter `where` is not one that Chroma takes: {error}"
                 raise InvalidInputError(msg) from error
             if verb == "written":
-                self._client.abandon()
+                self.abandon()
             msg = (
                 f"Chroma ({self._client.place}) could not be {verb}: {error}. "
                 "See what is wrong: tars-rag store check DIR"
