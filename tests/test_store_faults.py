@@ -439,7 +439,7 @@ def test_a_lost_manifest_is_not_taken_for_an_empty_directory(path: Path) -> None
 def children() -> Callable[..., list[Any]]:
     """Run a function of store_child in a process of its own; what it sent."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["store_child", "chromadb", "tantivy"])
+    context.set_forkserver_preload(["store_child", "tantivy"])
 
     def run(target: Callable[..., None], path: Path, *arguments: Any) -> list[Any]:
         ours, theirs = context.Pipe()

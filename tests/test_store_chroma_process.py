@@ -1,0 +1,129 @@
+"""Embedded Chroma lives in a process of its own, which may die without taking anything along."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from conftest import HashEmbedder
+from store_child import passage, word
+from tars_rag.errors import StoreError
+from tars_rag.retrieval import embedded
+from tars_rag.retrieval.check import check_store
+from tars_rag.retrieval.store import HybridStore
+
+
+def chroma_of(store: HybridStore) -> psutil.Process:
+    """The process of this store's Chroma: the one that has its database open."""
+    for child in psutil.Process().children(recursive=True):
+        if any(str(store.path) in file.path for file in child.open_files()):
+            return child
+    raise AssertionError("no process has the store open")
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        store.upsert([passage(f"p{n}", 1) for n in range(20)])
+    return tmp_path / "store"
+
+
+def assert_right(store: HybridStore, versions: dict[str, int]) -> None:
+    assert {p.id: p for p in store.get()} == {k: passage(k, v) for k, v in versions.items()}
+    for key, version in versions.items():
+        assert [hit.id for hit in store.search(word(key, version), 5, "lexical")] == [key]
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_chroma_killed_is_an_error_once_and_started_again(path: Path, read_only: bool) -> None:
+    with HybridStore(path, HashEmbedder(), read_only=read_only) as store:
+        chroma_of(store).kill()
+        with pytest.raises(StoreError, match=r"died \(SIGKILL\).*next call starts it again"):
+            store.search("filler")
+        assert len(store.search("filler", 50)) == 20
+        assert_right(store, {f"p{n}": 1 for n in range(20)})
+    assert check_store(path).ok
+
+
+def write_until_it_fails(store: HybridStore, acknowledged: list[int], ids: int = 20) -> None:
+    """Replace every passage by its next version, again and again."""
+    while True:
+        version = acknowledged[-1] + 1
+        store.upsert([passage(f"p{n}", version) for n in range(ids)])
+        acknowledged.append(version)
+
+
+def assert_acknowledged_or_next(store: HybridStore, acknowledged: list[int]) -> None:
+    held = {p.id: int(p.metadata["version"]) for p in store.get()}
+    assert held.keys() == {f"p{n}" for n in range(20)}
+    assert set(held.values()) <= {acknowledged[-1], acknowledged[-1] + 1}
+    assert_right(store, held)
+
+
+def test_chroma_killed_in_a_write_loses_nothing(path: Path) -> None:
+    acknowledged = [1]
+    with HybridStore(path, HashEmbedder()) as store:
+        for number in range(4):
+            threading.Timer(0.1 + 0.02 * number, chroma_of(store).kill).start()
+            with pytest.raises(StoreError, match="SIGKILL"):
+                write_until_it_fails(store, acknowledged)
+            assert_acknowledged_or_next(store, acknowledged)
+            acknowledged.append(acknowledged[-1] + 1)
+            store.upsert([passage(f"p{n}", acknowledged[-1]) for n in range(20)])
+    assert check_store(path).ok
+
+
+def test_ctrl_c_waits_for_the_write_under_way(path: Path) -> None:
+    acknowledged = [1]
+    with HybridStore(path, HashEmbedder()) as store:
+        chroma = chroma_of(store)
+        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt):
+            write_until_it_fails(store, acknowledged)
+        assert_acknowledged_or_next(store, acknowledged)
+        assert chroma_of(store) == chroma
+    assert check_store(path).ok
+
+
+def test_close_leaves_no_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedded, "KEEP_IDLE", 0)
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    store = HybridStore(path, HashEmbedder())
+    chroma = chroma_of(store)
+    assert store.count() == 20
+    store.close()
+    store.close()
+    assert not chroma.is_running()
+    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+
+
+def test_the_lock_is_held_as_long_as_the_process_of_chroma(path: Path) -> None:
+    """A killed writer's Chroma finishes what it was told; the next one waits for that."""
+    code = (
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "from conftest import HashEmbedder\n"
+        "from tars_rag import HybridStore\n"
+        f"store = HybridStore({str(path)!r}, HashEmbedder())\n"
+        "print('open', flush=True); time.sleep(60)\n"
+    )
+    victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    assert victim.stdout is not None
+    assert victim.stdout.readline() == b"open\n"
+    [chroma] = psutil.Process(victim.pid).children()
+    chroma.suspend()
+    victim.kill()
+    victim.wait()
+    victim.stdout.close()
+    threading.Timer(0.5, chroma.resume).start()
+    began = time.monotonic()
+    with HybridStore(path, HashEmbedder()) as store:
+        assert time.monotonic() - began >= 0.4
+        assert store.count() == 20
