@@ -51,7 +51,7 @@ class HybridStore:
         path: The store's directory; made, if missing, once everything in it is complete.
         embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
         read_only: Beside other read-only processes; refused while a process writes.
-        chroma_url: ``http://host:port`` of a Chroma server, instead of Chroma in this process.
+        chroma_url: ``http://host:port`` of a Chroma server, instead of an embedded Chroma.
         progress: Called with (done, total) while a damaged index is rebuilt.
 
     Raises:

@@ -13,7 +13,7 @@ class Step:
     """One step of a query.
 
     Attributes:
-        name: embed, vectors, lexical, fuse or rerank.
+        name: embed, lexical, vectors, fuse or rerank.
         milliseconds: Wall-clock time.
         device: ``"cpu"`` or ``"npu"``.
         note: What a reader should know, e.g. "12 of 20 within the budget".
