@@ -267,7 +267,7 @@ def test_query_json_is_pure_and_whole(notes: Path) -> None:
     for passage in found["passages"]:
         assert isinstance(passage["score"], float)
         assert passage["rerank_score"] is None
-    assert [step["name"] for step in found["steps"]] == ["embed", "vectors", "lexical", "fuse"]
+    assert [step["name"] for step in found["steps"]] == ["embed", "lexical", "vectors", "fuse"]
     assert all(step["milliseconds"] >= 0 for step in found["steps"])
 
 
@@ -343,7 +343,7 @@ def test_quickstart_answers_from_the_sample(
     monkeypatch.setenv("RERANK_MODEL", reranker_dir)
     again = ok("quickstart")
     assert "(0 written" in again
-    for step in ("embed", "vectors", "lexical", "fuse", "rerank"):
+    for step in ("embed", "lexical", "vectors", "fuse", "rerank"):
         assert f"{step} " in again
 
 
