@@ -24,6 +24,7 @@ from tars_rag.cli import app
 from tars_rag.errors import StoreError
 from tars_rag.ingest.ledger import NAME
 from tars_rag.models.store import write_record
+from tars_rag.retrieval.manifest import VERSION
 from tiny_models import *  # noqa: F403  (fixtures)
 
 MISSING = "ms-marco-TinyBERT-L-2-v2"
@@ -335,6 +336,8 @@ def test_quickstart_answers_from_the_sample(
     assert f"tars-rag models pull {MISSING}" in page.stderr
     assert int(page.stdout.split()[0]) >= 81
     assert f"({page.stdout.split()[0]} written" in page.stdout
+    # a cache outlives an upgrade: the store that an older version left there is not this one
+    assert f"quickstart/v{VERSION}-" in page.stdout.replace("\n", "")
     assert "rerank " not in page.stdout
     assert page.stdout.count("1. ") == 3
     # names its own words: found by BM25, whatever the random vectors say

@@ -60,8 +60,10 @@ def quickstart(
 
 
 def _default_store(fingerprint: str) -> Path:
-    """One for each embedder, so that changing EMBED_MODEL does not spoil the first impression."""
+    """One for each version of stores and each embedder: what is left in a cache spoils no start."""
     import platformdirs
 
+    from tars_rag.retrieval.manifest import VERSION
+
     cache = Path(platformdirs.user_cache_dir("tars-rag", appauthor=False))
-    return cache / "quickstart" / fingerprint.replace(":", "-")
+    return cache / "quickstart" / f"v{VERSION}-{fingerprint.replace(':', '-')}"
