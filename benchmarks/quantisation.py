@@ -173,6 +173,8 @@ def sizes(options: argparse.Namespace) -> None:
     small = BertConfig(layers=2, hidden=128, heads=2, intermediate=512, vocabulary=30522)
     large = BertConfig(layers=12, hidden=384, heads=12, intermediate=1536, vocabulary=30522)
     for name, config in (("TinyBERT-L-2 (128 wide)", small), ("MiniLM-L-12 (384 wide)", large)):
+        if options.only not in name:
+            continue
         with tempfile.TemporaryDirectory(dir=".") as folder:
             model = _write_model(random_weights(config, seed=0), Path(folder) / "model")
             few = Path(folder) / "pairs.tsv"  # random weights: there is no fidelity to measure
@@ -358,6 +360,7 @@ def main() -> None:
     sub = command(sizes)
     sub.add_argument("--precisions", default="fp16,fp16-host,hq,int8,naive-int8")
     sub.add_argument("--lengths", default="128,512")
+    sub.add_argument("--only", default="", help="a part of the model's name")
     command(shapes)
     command(plot)
     options = parser.parse_args()

@@ -220,8 +220,8 @@ def test_what_a_device_answers_with_nan_is_never_good(
     [
         ({"kill": True}, "killed by signal 9.*memory"),
         ({"exit": 3, "complain": "unknown operator Foo"}, "exit code 3.*unknown operator Foo"),
-        ({"error": "OSError: [Errno 28] No space left on device"}, "disk is full"),
-        ({"exit": 1, "complain": "OSError: No space left on device"}, "disk is full"),
+        ({"error": "OSError: [Errno 28] No space left on device"}, "disk is full.*--out"),
+        ({"exit": 1, "complain": "OSError: No space left on device"}, "disk is full.*--out"),
         ({"error": "ToolkitError: build returned -1"}, "build returned -1"),
         ({"no_file": True}, "wrote no file"),
     ],
@@ -245,6 +245,34 @@ def test_a_full_disk_on_this_side_is_told_as_well(
     with pytest.raises(ConversionError, match=r"disk is full.*--out"):
         run(models, tmp_path)
     assert nothing_left(tmp_path / "out")
+
+
+def test_of_two_conversions_to_one_name_the_first_is_kept(
+    models: Path, tmp_path: Path, fake: FakeToolkit
+) -> None:
+    out = tmp_path / "out" / "b"
+
+    def other(step: str, *_: int) -> None:
+        out.mkdir(exist_ok=True)
+        (out / "theirs").touch()
+
+    with pytest.raises(ConversionError, match=r"made by someone else.*--out"):
+        run(models, tmp_path, progress=other)
+    assert [path.name for path in out.parent.iterdir()] == ["b"]
+    assert [path.name for path in out.iterdir()] == ["theirs"]
+
+
+def test_an_interrupted_command_says_that_nothing_was_kept(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(environment, "toolkit_python", interrupted)
+    done = command(models / "embedder", "--lengths", "16", "--out", tmp_path / "b")
+    assert done.exit_code == 130
+    assert "Interrupted: nothing was kept" in done.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def command(*arguments: object) -> Any:

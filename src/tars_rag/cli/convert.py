@@ -57,7 +57,7 @@ def convert(
     from tars_rag.convert.build import convert as build
     from tars_rag.convert.build import verdicts
 
-    with _progress() as progress:
+    with _told_when_interrupted(), _progress() as progress:
         directory, manifest = build(
             model,
             precision=precision,
@@ -80,6 +80,15 @@ def convert(
     if manifest.fidelity.degraded:
         say("degraded: below the threshold, kept on demand; it says so when loaded", style="yellow")
     typer.echo(directory)
+
+
+@contextmanager
+def _told_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        say("Interrupted: nothing was kept. The same command starts again from the beginning.")
+        raise
 
 
 @contextmanager

@@ -26,6 +26,12 @@ def staged(out: Path) -> Iterator[Path]:
         staging.mkdir()
         yield staging
     except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            msg = (
+                f"{out} was made by someone else while this conversion ran, so this one was not "
+                "kept. Use what is there, or name another directory with --out."
+            )
+            raise ConversionError(msg) from error
         full = "The disk is full. " if error.errno == errno.ENOSPC else ""
         msg = (
             f"{full}{out} cannot be written: {error}. A conversion needs about 1 GB while it "

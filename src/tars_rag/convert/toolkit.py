@@ -156,7 +156,10 @@ def _failure(what: str, folder: Path) -> ConversionError:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", log).replace("\r", "\n").splitlines()
     complaints = [line.strip() for line in plain if re.match(r"\s*(E |.*(Error|No space))", line)]
     if any("No space left" in line for line in (what, *complaints)):
-        msg = "The disk is full: a conversion needs about 1 GB while it runs. Free some and retry."
+        msg = (
+            "The disk is full: a conversion needs about 1 GB where --out is while it runs. Free "
+            "some space, or name a directory on another disk with --out. Nothing was kept."
+        )
         return ConversionError(msg)
     said = f" The toolkit said: {' '.join(complaints[-4:])[:800]}" if complaints else ""
     return ConversionError(

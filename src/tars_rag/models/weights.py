@@ -163,7 +163,8 @@ def load_weights(directory: Path) -> BertWeights:
             if head and (logits := file.get_slice(stored["classifier.weight"]).get_shape()[0]) != 1:
                 msg = (
                     f"{path} has {logits} logits; only cross-encoders with a single logit are "
-                    "supported."
+                    "supported. Choose one that gives a single score for a pair; those of "
+                    "`tars-rag models list` do."
                 )
                 raise ModelError(msg)
             for name, shape in config.shapes(head=head).items():
