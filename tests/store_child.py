@@ -6,8 +6,10 @@ import os
 import random
 import resource
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -46,6 +48,80 @@ def operations(seed: int, ids: int, largest: int, deletes: float) -> Iterator[Op
             yield "delete", dict.fromkeys(chosen, 0)
         else:
             yield "upsert", dict.fromkeys(chosen, version)
+
+
+@dataclass
+class Ledger:
+    """What a store must hold, by what its children announced and acknowledged.
+
+    Attributes:
+        known: {id: version} of what was acknowledged.
+        flight: {id: (old version, new version)} of what was announced and not yet acknowledged.
+        acknowledged: How many operations were.
+    """
+
+    known: dict[str, int] = field(default_factory=dict)
+    flight: dict[str, tuple[int | None, int | None]] = field(default_factory=dict)
+    acknowledged: int = 0
+
+    def hear(self, message: Any) -> None:
+        """One message of a child: an `Operation` that it begins, "done", or "open"."""
+        if message == "done":
+            self._settle({key: new for key, (_, new) in self.flight.items()})
+            self.acknowledged += 1
+        elif message != "open":
+            kind, versions = message
+            self.flight = {
+                key: (self.known.get(key), version if kind == "upsert" else None)
+                for key, version in versions.items()
+            }
+
+    def check(self, path: Path, after: Passage | None = None) -> int:
+        """Acknowledged content is there, deleted content is gone, ids in flight are old or new.
+
+        Args:
+            path: The store.
+            after: Written when all else is checked: the store must be of use, too.
+
+        Returns:
+            How many vectors were made anew.
+        """
+        embedder = HashEmbedder()
+        with HybridStore(path, embedder) as store:
+            held = {p.id: p for p in store.get()}
+            flight, found = self.flight, {}
+            for key, (old, new) in flight.items():
+                found[key] = held[key].metadata["version"] if key in held else None
+                assert found[key] in (old, new), f"{key}: {found[key]} is neither {old} nor {new}"
+            self._settle(found)
+            assert held == {key: passage(key, version) for key, version in self.known.items()}
+            assert store.count() == len(self.known)
+            for key, version in self.known.items():
+                expected = passage(key, version)
+                by_word = store.search(word(key, version), 5, "lexical")
+                assert [hit.passage for hit in by_word] == [expected], f"lexical index: {key}"
+                vector = embedder.embed_query(expected.text)
+                nearest = store.search(None, 1, "naive", vector=vector)[0]
+                assert nearest.passage == expected, f"vectors: {key}"
+                assert nearest.score > 0.9999
+            for key, versions in flight.items():
+                for version in {*versions} - {self.known.get(key), None}:
+                    assert store.search(word(key, version), 5, "lexical") == []
+            filtered = store.get(where={"only1": True})
+            wanted = {key for key, version in self.known.items() if version % 3 == 1}
+            assert {p.id for p in filtered} == wanted
+            if after is not None:
+                store.upsert([after])
+                for strategy in ("naive", "lexical"):
+                    assert store.search(after.text, 1, strategy)[0].passage == after
+            return store._engine.rebuilt
+
+    def _settle(self, versions: dict[str, int | None]) -> None:
+        for key, version in versions.items():
+            self.known.pop(key, None)
+            if version is not None:
+                self.known[key] = version
+        self.flight = {}
 
 
 def write_until_killed(

@@ -6,6 +6,7 @@ import uuid
 from pathlib import Path
 
 from tars_rag.errors import ConfigError, FingerprintError, StoreError
+from tars_rag.retrieval.journal import sync_directory
 from tars_rag.retrieval.manifest import NAME as MANIFEST
 from tars_rag.retrieval.manifest import StoreManifest, read_manifest
 
@@ -22,7 +23,7 @@ def prepare_directory(path: Path, *, create: bool) -> None:
     """
     try:
         if create:
-            path.mkdir(parents=True, exist_ok=True)
+            _make_directory(path)
         present = {entry.name for entry in path.iterdir()}
     except OSError as error:
         msg = f"The store {path} cannot be opened: {error}. Check path and permissions."
@@ -38,6 +39,16 @@ def prepare_directory(path: Path, *, create: bool) -> None:
             "Give another directory, or restore the missing file from a backup."
         )
         raise StoreError(msg)
+
+
+def _make_directory(path: Path) -> None:
+    """With its parents; durable on return, or a power cut could take the store with its name."""
+    if path.is_dir():
+        return
+    if path.parent != path:
+        _make_directory(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_directory(path.parent)
 
 
 def open_manifest(path: Path, fingerprint: str | None, chroma_url: str | None) -> StoreManifest:

@@ -60,8 +60,6 @@ class Seal:
             content = json.loads(self.path.read_bytes())
             sealed, boot, saves = content["files"], content["boot"], content["saves"]
         except FileNotFoundError:
-            if not aside:
-                return None
             sealed, boot, saves = {}, "", {}
         except (OSError, ValueError, KeyError, TypeError):
             everything = {Path(name).parent.name for name in stamps} | aside
@@ -70,6 +68,8 @@ class Seal:
         wrong = {name for name in found.keys() | sealed if found.get(name) != sealed.get(name)}
         if boot and boot == _boot():
             wrong -= self._saved_since(wrong, stamps, saves)
+        else:
+            wrong |= self._lost_saves(sealed, saves)
         directories = frozenset({Path(name).parent.name for name in wrong} | aside)
         if not directories:
             self._seen = stamps if found == sealed else None
@@ -87,8 +87,12 @@ class Seal:
             OSError: They cannot be made durable, or Chroma found no room for all of one: it does
                 not notice.
         """
+        if self._chroma.is_dir():
+            # SQLite commits by removing its rollback journal, and does not fsync that: should the
+            # name come back after a power cut, the next open would roll the commit back.
+            sync_directory(self._chroma)
         stamps = self._stamps()
-        if stamps == self._seen or not (stamps or self.path.exists()):
+        if stamps == self._seen:
             return
         for name in {Path(name).parent.name for name in stamps}:
             if _cut_short(self._chroma / name):
@@ -161,17 +165,31 @@ class Seal:
                 whole.add(name)
         return whole
 
+    def _lost_saves(self, sealed: Iterable[str], saves: dict[str, int]) -> set[str]:
+        """Files as they were sealed, though Chroma noted a later save: the power took that save.
+
+        SQLite is fsync'd with the note, and without the log of what was saved, before the files.
+        """
+        noted = self._saves()
+        directories = {name: Path(name).parent.name for name in sealed}
+        return {
+            name
+            for name, directory in directories.items()
+            if noted.get(directory, 0) > saves.get(directory, 0)
+        }
+
     def _saves(self) -> dict[str, int]:
         """How far into its log Chroma had saved each directory."""
         return {str(key): int(value) for key, value in self._ask("SELECT * FROM max_seq_id")}
 
     def _ask(self, query: str, *values: str) -> list[Any]:
         try:
-            uri = f"file:{quote(str(self._database))}?mode=ro"
+            # Not mode=ro: a transaction that was cut off could not be rolled back.
+            uri = f"file:{quote(str(self._database))}?mode=rw"
             with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
                 return connection.execute(query, values).fetchall()
         except (sqlite3.Error, ValueError):
-            return []  # the database is damaged, or waits to be rolled back: assume the worst
+            return []  # the database is damaged: assume the worst
 
 
 def _boot() -> str:
