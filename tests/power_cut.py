@@ -32,9 +32,12 @@ CHANGES = (
     "rename,renameat,renameat2,link,linkat,symlink,symlinkat,unlink,unlinkat,mkdir,mkdirat,rmdir,"
     "fsync,fdatasync,lseek,mmap,copy_file_range,sendfile"
 )
+OTHERS = "clone,clone3,read"  # whose descriptors a thread has, and where in a file it writes
+OPENS = ("open", "openat", "creat")
 SYNCS = ("fsync", "fdatasync")
 
-_LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\d+)(?:<(.*)>)?")
+_LINE = re.compile(r"(\d+) +(\w+)\((.*)\) += (-?\w+)(?:<(.*)>)?")
+_CLONE = re.compile(r"(\d+) +(?:clone3?\((.*)|<\.\.\. clone3? resumed>.*)")
 _UNFINISHED = re.compile(r"(\d+) +(\w+\(.*) <unfinished \.\.\.>")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _STRING = re.compile(r'(?:(?:\d+|AT_FDCWD)<([^<>]*)>, )?"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
@@ -44,13 +47,15 @@ _DESCRIPTOR = re.compile(r"(\d+)<([^<>]*)>")
 def record(trace: Path, arguments: Sequence[str]) -> None:
     """Run a Python program and write what it and its children did to files into `trace`."""
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-xx", "-s", "100000000", "-o", str(trace)]
-    subprocess.run([*command, "-e", "trace=" + CHANGES, sys.executable, *arguments], check=True)
+    command += ["-e", f"trace={CHANGES},{OTHERS}", "-e", "raw=read"]  # read what, it does not say
+    subprocess.run([*command, sys.executable, *arguments], check=True)
 
 
 @dataclass(frozen=True)
 class Call:
     """One system call that succeeded; it began and ended at these lines of the trace."""
 
+    process: str
     name: str
     arguments: str
     strings: list[tuple[str, bytes]]  # (directory of the descriptor before it, the string)
@@ -81,6 +86,8 @@ class Call:
 def calls(trace: Path, below: Path) -> Iterator[Call]:
     """The calls that had to do with anything under `below`, in the order in which they ended."""
     waiting: dict[str, tuple[int, str]] = {}
+    opened: dict[tuple[str, int], str] = {}
+    starters = _starters(trace)
     with trace.open(encoding="ascii") as lines:
         for number, raw in enumerate(lines):
             began, line = number, raw.rstrip("\n")
@@ -91,17 +98,37 @@ def calls(trace: Path, below: Path) -> Iterator[Call]:
                 began, start = waiting.pop(match[1])
                 line = f"{match[1]} {start}{match[2]}"
             match = _LINE.match(line)
-            if match is None or int(match[4]) < 0:
+            if match is None or match[4].startswith("-"):
                 continue  # a call that failed, a signal, an exit
             strings = []
             for base, text, cut in _STRING.findall(match[3]):
                 assert not cut, "strace shortened a string"
                 strings.append((_plain(base), _bytes(text)))
             made = _plain(match[5] or "").removesuffix(" (deleted)")
-            call = Call(match[2], match[3], strings, int(match[4]), made, began, number)
+            process = match[1]
+            while process in starters:
+                process = starters[process]
+            if match[2] == "read":
+                made = opened.get((process, int(match[3].split(",")[0], 0)), "")
+            call = Call(process, match[2], match[3], strings, int(match[4], 0), made, began, number)
+            if match[2] in OPENS:
+                opened[process, call.result] = made
             about = [made, call.descriptor[1], *(call.paths if "write" not in call.name else ())]
             if any(f"{path}/".startswith(f"{below}/") for path in about):
                 yield call
+
+
+def _starters(trace: Path) -> dict[str, str]:
+    """{thread: the one that started it}: they share their descriptors."""
+    found, flags = {}, {}
+    with trace.open(encoding="ascii") as lines:
+        for line in lines:
+            if match := _CLONE.match(line):
+                flags[match[1]] = match[2] or flags[match[1]]
+                thread = line.rpartition(" = ")[2].strip()
+                if "CLONE_THREAD" in flags[match[1]] and thread.isdigit():
+                    found[thread] = match[1]
+    return found
 
 
 def _bytes(text: str) -> bytes:
@@ -189,22 +216,23 @@ class Disk:
         self.root, self.kind, self.deaf = root, kind, deaf
         self.top = Directory()
         self.pending: list[tuple[int, list[Change]]] = []  # names; oldest first
-        self.offsets: dict[tuple[Node, int], int] = {}
+        self.offsets: dict[tuple[str, int], int] = {}  # by process and descriptor
 
     def play(self, call: Call) -> None:
         """Do to this disk what the call did to the real one."""
         number, path = call.descriptor
         if path.endswith(" (deleted)"):
             return  # no name leads to it: not to be found after a power cut
-        if call.name in ("open", "openat", "creat"):
+        if call.name in OPENS:
             self._open(call)
+        elif call.name == "read":
+            self.offsets[call.process, int(call.arguments.split(",")[0], 0)] += call.result
         elif call.name == "lseek":
-            self.offsets[self._find(path), number] = call.result
+            self.offsets[call.process, number] = call.result
         elif call.name in ("write", "writev"):
-            file = self._file(path)
-            start = self.offsets[file, number]
-            self.offsets[file, number] = start + call.result
-            self._write(call, file, start)
+            start = self.offsets[call.process, number]
+            self.offsets[call.process, number] = start + call.result
+            self._write(call, self._file(path), start)
         elif call.name == "pwrite64":
             self._write(call, self._file(path), call.last())
         elif call.name == "ftruncate":
@@ -277,7 +305,7 @@ class Disk:
             if "O_TRUNC" in call.arguments and node.size:
                 node.truncate(call.ended, 0)
             assert "O_APPEND" not in call.arguments, "appending: not simulated"
-            self.offsets[node, call.result] = 0
+            self.offsets[call.process, call.result] = 0
 
     @staticmethod
     def _write(call: Call, file: File, start: int) -> None:

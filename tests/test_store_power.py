@@ -200,3 +200,12 @@ def test_a_power_cut_loses_nothing_acknowledged(
     wrong, anew = losses(states(recording, kind, CUTS, 1, tmp_path))
     print(f"{kind}: {CUTS} states, vectors made anew in {anew}")
     assert not wrong, f"{len(wrong)} of {CUTS}\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize("ignored", ["/new/store", "/chroma.sqlite3", "/journal"])
+def test_where_a_disk_ignores_an_fsync_the_same_test_fails(
+    recording: Recording, ignored: str, tmp_path: Path
+) -> None:
+    """The store's directory, Chroma's database and the journal must each be durable in time."""
+    source = states(recording, "posix", 40, 1, tmp_path, lambda path: path.endswith(ignored))
+    assert losses(source)[0]
