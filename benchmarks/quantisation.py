@@ -3,6 +3,7 @@
     python benchmarks/quantisation.py rows all-MiniLM-L6-v2 --precisions fp16,hq --lengths 64,128
     python benchmarks/quantisation.py ladder
     python benchmarks/quantisation.py retrieval ../shared/data/cranfield --precisions hq,int8
+    python benchmarks/quantisation.py long ../shared/data/cranfield --precisions fp16-host,hq,int8
     python benchmarks/quantisation.py sizes
     python benchmarks/quantisation.py shapes
     python benchmarks/quantisation.py plot            # needs matplotlib; reads the lines, draws
@@ -76,6 +77,19 @@ def rows(options: argparse.Namespace) -> None:
     for precision in options.precisions.split(","):
         for length in map(int, options.lengths.split(",")):
             one("rows", options.model, RECIPES[precision], length, options.eval)
+
+
+def long(options: argparse.Namespace) -> None:
+    """Texts that fill a long graph: the first 40 of a collection with 400 tokens or more."""
+    source = open_source("all-MiniLM-L6-v2")
+    texts = tuple(" ".join(p.text.split()) for p in load_collection(options.collection).passages)
+    encodings = source.encode(Sample(texts, (), "given"), options.length)
+    filling = [text for text, e in zip(texts, encodings, strict=True) if len(e.ids) >= 400][:40]
+    with tempfile.TemporaryDirectory() as folder:
+        chosen = Path(folder) / f"{options.collection.name}-400-tokens-or-more.txt"
+        chosen.write_text("\n".join(filling), "utf-8")
+        for precision in options.precisions.split(","):
+            one("rows", "all-MiniLM-L6-v2", RECIPES[precision], options.length, chosen)
 
 
 def ladder(_: argparse.Namespace) -> None:
@@ -352,6 +366,10 @@ def main() -> None:
     sub.add_argument("--precisions", default=",".join(RECIPES))
     sub.add_argument("--lengths", default="128")
     sub.add_argument("--eval", type=Path)
+    sub = command(long)
+    sub.add_argument("collection", type=Path)
+    sub.add_argument("--precisions", default="fp16-host,hq,int8")
+    sub.add_argument("--length", type=int, default=512)
     command(ladder)
     sub = command(retrieval)
     sub.add_argument("collection", type=Path)
