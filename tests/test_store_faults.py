@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -285,6 +286,14 @@ def test_damaged_vector_files_are_seen_before_chroma_loads_them_and_made_anew(
             refused()
     assert_whole(path)
     assert not list((path / "chroma").glob("damaged-*"))
+
+
+def test_a_power_cut_that_takes_the_first_vector_files_is_noticed(path: Path) -> None:
+    """SQLite, which is fsync'd, says that the vectors are in files; those are not there yet."""
+    for saved in path.glob("chroma/*/index_metadata.pickle"):
+        shutil.rmtree(saved.parent)
+    (path / "seal.json").write_text(json.dumps({"boot": "before", "saves": {}, "files": {}}))
+    assert_whole(path)
 
 
 def test_making_vectors_anew_survives_being_cut_short(path: Path) -> None:

@@ -62,22 +62,26 @@ class Seal:
         except FileNotFoundError:
             sealed, boot, saves = {}, "", {}
         except (OSError, ValueError, KeyError, TypeError):
-            everything = {Path(name).parent.name for name in stamps} | aside
+            everything = {Path(name).parent.name for name in stamps} | self._lost_saves({}) | aside
             return Damage(frozenset(everything), f"{self.path.name} cannot be read")
         found = {name: list(_measure(self._chroma / name)) for name in stamps}
         wrong = {name for name in found.keys() | sealed if found.get(name) != sealed.get(name)}
+        lost: set[str] = set()
         if boot and boot == _boot():
             wrong -= self._saved_since(wrong, stamps, saves)
         else:
-            wrong |= self._lost_saves(sealed, saves)
-        directories = frozenset({Path(name).parent.name for name in wrong} | aside)
+            lost = self._lost_saves(saves)
+        directories = frozenset({Path(name).parent.name for name in wrong} | lost | aside)
         if not directories:
             self._seen = stamps if found == sealed else None
             return None
-        problem = "an earlier repair was cut short"
         if wrong:
             name = min(wrong)
             problem = f"{name} is {'not as it was written' if name in found else 'missing'}"
+        elif lost:
+            problem = f"what was written to {min(lost)} last is missing"
+        else:
+            problem = "an earlier repair was cut short"
         return Damage(directories, problem)
 
     def renew(self) -> None:
@@ -165,18 +169,16 @@ class Seal:
                 whole.add(name)
         return whole
 
-    def _lost_saves(self, sealed: Iterable[str], saves: dict[str, int]) -> set[str]:
-        """Files as they were sealed, though Chroma noted a later save: the power took that save.
+    def _lost_saves(self, saves: dict[str, int]) -> set[str]:
+        """Directories of which Chroma noted a save after the last seal.
 
-        SQLite is fsync'd with the note, and without the log of what was saved, before the files.
+        After a power cut that save may be lost, for SQLite is fsync'd before the files: with the
+        note, and without its own log of what was saved. Files that are as they were sealed, or
+        were never sealed and are not there, would then pass for good.
         """
         noted = self._saves()
-        directories = {name: Path(name).parent.name for name in sealed}
-        return {
-            name
-            for name, directory in directories.items()
-            if noted.get(directory, 0) > saves.get(directory, 0)
-        }
+        rows = self._ask("SELECT id FROM segments WHERE scope = 'VECTOR'")
+        return {str(name) for (name,) in rows if noted.get(name, 0) > saves.get(name, 0)}
 
     def _saves(self) -> dict[str, int]:
         """How far into its log Chroma had saved each directory."""
