@@ -335,7 +335,7 @@ def test_an_interrupted_conversion_leaves_no_bundle_and_no_child(
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        time.sleep(0.5)  # the worker may be faster than the parent's Popen, which must have returned
+        time.sleep(0.5)  # the parent must have returned from Popen too
         process.send_signal(number)
         assert process.wait(timeout=30) != 0
     finally:
