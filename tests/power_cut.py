@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,14 @@ _UNFINISHED = re.compile(r"(\d+) +(\w+\(.*) <unfinished \.\.\.>")
 _RESUMED = re.compile(r"(\d+) +<\.\.\. \w+ resumed>(.*)")
 _STRING = re.compile(r'(?:(?:\d+|AT_FDCWD)<([^<>]*)>, )?"((?:\\x[0-9a-f]{2})*)"(\.\.\.)?')
 _DESCRIPTOR = re.compile(r"(\d+)<([^<>]*)>")
+
+
+def can_record() -> bool:
+    """Whether strace is installed, and allowed to trace: in some containers it is not."""
+    command = ["strace", "-f", "--seccomp-bpf", "-o", os.devnull, "true"]
+    if shutil.which("strace") is None:
+        return False
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def record(trace: Path, arguments: Sequence[str]) -> None:

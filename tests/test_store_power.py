@@ -32,7 +32,7 @@ from tars_rag.retrieval import seal
 pytestmark = [
     pytest.mark.crash,
     pytest.mark.timeout(7200),
-    pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed"),
+    pytest.mark.skipif(not power_cut.can_record(), reason="strace is missing or not allowed"),
 ]
 
 CUTS = int(os.environ.get("TARS_RAG_CUTS", "20"))
