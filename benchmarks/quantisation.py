@@ -3,7 +3,7 @@
     python benchmarks/quantisation.py rows all-MiniLM-L6-v2 --precisions fp16,hq --lengths 64,128
     python benchmarks/quantisation.py ladder
     python benchmarks/quantisation.py retrieval ../shared/data/cranfield --precisions hq,int8
-    python benchmarks/quantisation.py long ../shared/data/cranfield --precisions fp16-host,hq,int8
+    python benchmarks/quantisation.py collection ../shared/data/cranfield --every 12
     python benchmarks/quantisation.py sizes
     python benchmarks/quantisation.py shapes
     python benchmarks/quantisation.py plot            # needs matplotlib; reads the lines, draws
@@ -79,17 +79,19 @@ def rows(options: argparse.Namespace) -> None:
             one("rows", options.model, RECIPES[precision], length, options.eval)
 
 
-def long(options: argparse.Namespace) -> None:
-    """Texts that fill a long graph: the first 40 of a collection with 400 tokens or more."""
-    source = open_source("all-MiniLM-L6-v2")
-    texts = tuple(" ".join(p.text.split()) for p in load_collection(options.collection).passages)
-    encodings = source.encode(Sample(texts, (), "given"), options.length)
-    filling = [text for text, e in zip(texts, encodings, strict=True) if len(e.ids) >= 400][:40]
+def collection(options: argparse.Namespace) -> None:
+    """Texts of a collection, none of which the recipes were made with: every so many, or long."""
+    texts = [" ".join(p.text.split()) for p in load_collection(options.path).passages]
+    encodings = open_source("all-MiniLM-L6-v2").encode(Sample(tuple(texts), (), "given"), 512)
+    tokens = [len(encoding.ids) for encoding in encodings]
+    enough = [text for text, n in zip(texts, tokens, strict=True) if n >= options.tokens]
     with tempfile.TemporaryDirectory() as folder:
-        chosen = Path(folder) / f"{options.collection.name}-400-tokens-or-more.txt"
-        chosen.write_text("\n".join(filling), "utf-8")
+        chosen = Path(folder) / f"{options.path.name}-every-{options.every}-tokens-{options.tokens}"
+        texts = enough[options.every - 1 :: options.every][: options.first]
+        chosen.write_text("\n".join(texts), "utf-8")
         for precision in options.precisions.split(","):
-            one("rows", "all-MiniLM-L6-v2", RECIPES[precision], options.length, chosen)
+            for length in map(int, options.lengths.split(",")):
+                one("rows", "all-MiniLM-L6-v2", RECIPES[precision], length, chosen)
 
 
 def ladder(_: argparse.Namespace) -> None:
@@ -366,10 +368,13 @@ def main() -> None:
     sub.add_argument("--precisions", default=",".join(RECIPES))
     sub.add_argument("--lengths", default="128")
     sub.add_argument("--eval", type=Path)
-    sub = command(long)
-    sub.add_argument("collection", type=Path)
-    sub.add_argument("--precisions", default="fp16-host,hq,int8")
-    sub.add_argument("--length", type=int, default=512)
+    sub = command(collection)
+    sub.add_argument("path", type=Path)
+    sub.add_argument("--precisions", default="fp16,fp16-host,hq,int8")
+    sub.add_argument("--lengths", default="64,128,256")
+    sub.add_argument("--every", type=int, default=1, help="take every so many texts")
+    sub.add_argument("--tokens", type=int, default=0, help="only texts of as many tokens or more")
+    sub.add_argument("--first", type=int, help="at most so many texts")
     command(ladder)
     sub = command(retrieval)
     sub.add_argument("collection", type=Path)

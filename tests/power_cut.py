@@ -88,8 +88,10 @@ class Call:
         """What the call is about."""
         return self.result_path or self.descriptor[1] or self.paths[-1]
 
-    def last(self, place: int = 1) -> int:
-        return int(self.arguments.split(", ")[-place])
+    @property
+    def last(self) -> int:
+        """The last argument."""
+        return int(self.arguments.split(", ")[-1])
 
 
 def calls(trace: Path, below: Path) -> Iterator[Call]:
@@ -109,18 +111,20 @@ def calls(trace: Path, below: Path) -> Iterator[Call]:
             match = _LINE.match(line)
             if match is None or match[4].startswith("-"):
                 continue  # a call that failed, a signal, an exit
+            process, arguments = match[1], match[3]
+            while process in starters:
+                process = starters[process]
+            if match[2] == "read":  # raw: the descriptor is a bare number
+                descriptor = int(arguments.split(",")[0], 0)
+                arguments = f"{descriptor}<{opened.get((process, descriptor), '')}>"
             strings = []
-            for base, text, cut in _STRING.findall(match[3]):
+            for base, text, cut in _STRING.findall(arguments):
                 assert not cut, "strace shortened a string"
                 strings.append((_plain(base), _bytes(text)))
             made = _plain(match[5] or "").removesuffix(" (deleted)")
-            process = match[1]
-            while process in starters:
-                process = starters[process]
-            if match[2] == "read":
-                made = opened.get((process, int(match[3].split(",")[0], 0)), "")
-            call = Call(process, match[2], match[3], strings, int(match[4], 0), made, began, number)
-            if match[2] in OPENS:
+            result = int(match[4], 0)
+            call = Call(process, match[2], arguments, strings, result, made, began, number)
+            if call.name in OPENS:
                 opened[process, call.result] = made
             about = [made, call.descriptor[1], *(call.paths if "write" not in call.name else ())]
             if any(f"{path}/".startswith(f"{below}/") for path in about):
@@ -235,7 +239,7 @@ class Disk:
         if call.name in OPENS:
             self._open(call)
         elif call.name == "read":
-            self.offsets[call.process, int(call.arguments.split(",")[0], 0)] += call.result
+            self.offsets[call.process, number] += call.result
         elif call.name == "lseek":
             self.offsets[call.process, number] = call.result
         elif call.name in ("write", "writev"):
@@ -243,9 +247,9 @@ class Disk:
             self.offsets[call.process, number] = start + call.result
             self._write(call, self._file(path), start)
         elif call.name == "pwrite64":
-            self._write(call, self._file(path), call.last())
+            self._write(call, self._file(path), call.last)
         elif call.name == "ftruncate":
-            self._file(path).truncate(call.ended, call.last())
+            self._file(path).truncate(call.ended, call.last)
         elif call.name in SYNCS:
             if not self.deaf(path):
                 self._sync(self._find(path), call.began)

@@ -95,20 +95,20 @@ def states(
     before = [n - 1 for n in turning if n]
     groups = (acknowledged, turning, before, range(len(known)))
     cuts: dict[int, list[str]] = {}
-    for place in range(number):
-        cuts.setdefault(rng.choice(groups[place % 4]), []).append(rng.choice(POLICIES))
+    for turn in range(number):
+        cuts.setdefault(rng.choice(groups[turn % 4]), []).append(rng.choice(POLICIES))
     disk, ledger = Disk(recording.root, kind, deaf), Ledger()
     idle = False  # everything is acknowledged, and the store is open
-    for number, call in enumerate(known):
+    for place, call in enumerate(known):
         disk.play(call)
         if call.path == recording.log and call.name == "write":
             message = json.loads(call.strings[0][1])
             ledger.hear(message)
             idle = message in ("open", "done")
-        for policy in cuts.get(number, ()):
+        for policy in cuts.get(place, ()):
             name = Path(call.path).relative_to(recording.root)
             what = f"{kind}, {policy}, after {call.name} {name} (line {call.ended})"
-            directory = where / f"state{number}-{rng.getrandbits(32)}"
+            directory = where / f"state{place}-{rng.getrandbits(32)}"
             disk.write_to(directory, rng, policy)
             yield State(directory, what, deepcopy(ledger), idle)
 
@@ -134,7 +134,7 @@ class Checker:
     context = multiprocessing.get_context("forkserver")
 
     def __init__(self) -> None:
-        self.context.set_forkserver_preload(["store_child", "chromadb", "tantivy"])
+        self.context.set_forkserver_preload(["store_child", "tantivy"])
         self._start()
 
     def _start(self) -> None:

@@ -53,7 +53,7 @@ class Journal:
                 stream.write(record)
                 stream.flush()
                 os.fsync(stream.fileno())
-            sync_directory(self.path.parent)
+            sync(self.path.parent)
         except OSError:
             self.clear()  # nothing was written yet
             raise
@@ -78,8 +78,12 @@ class Journal:
         return Intent(tuple(decode(key) for key in content["ids"]), tuple(content["redo"]))
 
 
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable (fsync of the directory, as POSIX asks for)."""
+def sync(path: Path) -> None:
+    """Make the content of a file, or the names in a directory, durable (fsync).
+
+    Raises:
+        OSError: It cannot be.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -95,4 +99,4 @@ def write_atomically(path: Path, data: bytes) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
-    sync_directory(path.parent)
+    sync(path.parent)

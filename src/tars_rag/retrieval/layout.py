@@ -6,7 +6,7 @@ import uuid
 from pathlib import Path
 
 from tars_rag.errors import ConfigError, FingerprintError, StoreError
-from tars_rag.retrieval.journal import sync_directory
+from tars_rag.retrieval.journal import sync
 from tars_rag.retrieval.manifest import NAME as MANIFEST
 from tars_rag.retrieval.manifest import StoreManifest, read_manifest
 
@@ -48,7 +48,7 @@ def _make_directory(path: Path) -> None:
     if path.parent != path:
         _make_directory(path.parent)
     path.mkdir(exist_ok=True)
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def open_manifest(path: Path, fingerprint: str | None, chroma_url: str | None) -> StoreManifest:

@@ -17,7 +17,7 @@ from typing import Any
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.codec import decode, encode, pack_content, unpack_content
 from tars_rag.retrieval.fusion import Ranking, ranked
-from tars_rag.retrieval.journal import sync_directory
+from tars_rag.retrieval.journal import sync
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.segments import digest
 
@@ -174,7 +174,7 @@ class LexicalIndex:
                 self._writer.garbage_collect_files()
             yield self._writer
             self._writer.commit()
-            sync_directory(self.path)  # tantivy renames meta.json and leaves it at that
+            sync(self.path)  # tantivy renames meta.json and leaves it at that
         except BaseException as error:
             self._writer = None  # whatever it holds is not to be committed later
             if isinstance(error, OSError | ValueError):

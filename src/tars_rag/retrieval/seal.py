@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import os
 import shutil
 import sqlite3
 import struct
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tars_rag.retrieval.journal import sync_directory, write_atomically
+from tars_rag.retrieval.journal import sync, write_atomically
 
 _PIECE = 1 << 20
 _SAVED = "index_metadata.pickle"
@@ -51,7 +50,7 @@ class Seal:
         self._seen: _Marks | None = None  # the state that the file is of, where that is known
 
     def damage(self) -> Damage | None:
-        """What is not as it was sealed; None: all is, or nothing was sealed yet."""
+        """What is not as it was sealed, or must be more than was; None: nothing."""
         if not self._database.is_file():
             return None  # there is worse to report
         aside = {entry.name.removeprefix(_ASIDE) for entry in self._chroma.glob(_ASIDE + "*")}
@@ -91,10 +90,9 @@ class Seal:
             OSError: They cannot be made durable, or Chroma found no room for all of one: it does
                 not notice.
         """
-        if self._chroma.is_dir():
-            # SQLite commits by removing its rollback journal, and does not fsync that: should the
-            # name come back after a power cut, the next open would roll the commit back.
-            sync_directory(self._chroma)
+        # SQLite commits by removing its rollback journal, and does not fsync that: should the name
+        # come back after a power cut, the next open would roll the commit back.
+        sync(self._chroma)
         stamps = self._stamps()
         if stamps == self._seen:
             return
@@ -102,9 +100,9 @@ class Seal:
             if _cut_short(self._chroma / name):
                 raise OSError(errno.ENOSPC, "No room for the vector files", name)
         for name in stamps:
-            _sync(self._chroma / name)
+            sync(self._chroma / name)
         for directory in {(self._chroma / name).parent for name in stamps}:
-            sync_directory(directory)
+            sync(directory)
         files = {name: _measure(self._chroma / name) for name in stamps}
         content = {"boot": _boot(), "saves": self._saves(), "files": files}
         write_atomically(self.path, json.dumps(content).encode("ascii"))
@@ -129,7 +127,7 @@ class Seal:
                 damaged.rename(target)
             else:
                 target.mkdir()
-        sync_directory(self._chroma)
+        sync(self._chroma)
 
     def discard(self) -> None:
         """Delete what was set aside: the repair is done."""
@@ -176,13 +174,15 @@ class Seal:
         note, and without its own log of what was saved. Files that are as they were sealed, or
         were never sealed and are not there, would then pass for good.
         """
-        noted = self._saves()
-        rows = self._ask("SELECT id FROM segments WHERE scope = 'VECTOR'")
-        return {str(name) for (name,) in rows if noted.get(name, 0) > saves.get(name, 0)}
+        return {name for name, noted in self._saves().items() if noted > saves.get(name, 0)}
 
     def _saves(self) -> dict[str, int]:
         """How far into its log Chroma had saved each directory."""
-        return {str(key): int(value) for key, value in self._ask("SELECT * FROM max_seq_id")}
+        rows = self._ask(
+            "SELECT s.id, m.seq_id FROM max_seq_id m JOIN segments s ON m.segment_id = s.id "
+            "WHERE s.scope = 'VECTOR'"
+        )
+        return {str(name): int(saved) for name, saved in rows}
 
     def _ask(self, query: str, *values: str) -> list[Any]:
         try:
@@ -230,11 +230,3 @@ def _measure(path: Path) -> tuple[int, int]:
             crc = zlib.crc32(piece, crc)
             size += len(piece)
     return size, crc
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
