@@ -18,8 +18,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.isolate import IsolatedSession
-from tars_rag.runtimes.session import Graph, NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.isolate import IsolatedSession
+from tars_rag.runtimes.npu.session import Graph, NpuSpec, SessionInfo
 
 LENGTHS = (32, 128, 256)
 

@@ -13,8 +13,8 @@ import numpy as np
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.rknn import TensorInfo
-from tars_rag.runtimes.session import NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.rknn import TensorInfo
+from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
 
 NAMES = ("input_ids", "attention_mask")
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tars_rag.errors import ModelError
-from tars_rag.runtimes.bundle import find_bundles, read_model
-from tars_rag.runtimes.manifest import Manifest
-from tars_rag.runtimes.session import Graph, KnownAnswer
+from tars_rag.runtimes.npu.bundle import find_bundles, read_model
+from tars_rag.runtimes.npu.manifest import Manifest
+from tars_rag.runtimes.npu.session import Graph, KnownAnswer
 
 
 def sha(data: bytes) -> str:

@@ -25,8 +25,8 @@ from tars_rag.convert.texts import sample
 from tars_rag.errors import ConversionError, InvalidInputError, ModelError, TarsRagError
 from tars_rag.models.catalog import CATALOG
 from tars_rag.models.embedder import Embedder
-from tars_rag.runtimes.bundle import read_model
-from tars_rag.runtimes.manifest import load_manifest, verify_bundle
+from tars_rag.runtimes.npu.bundle import read_model
+from tars_rag.runtimes.npu.manifest import load_manifest, verify_bundle
 from tiny_models import write_model
 
 FAKE = Path(__file__).with_name("fake_toolkit.py")

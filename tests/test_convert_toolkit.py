@@ -16,7 +16,7 @@ import pytest
 from tars_rag.convert import environment
 from tars_rag.convert.build import convert
 from tars_rag.errors import ConversionError
-from tars_rag.runtimes.manifest import Manifest, verify_bundle
+from tars_rag.runtimes.npu.manifest import Manifest, verify_bundle
 from tiny_models import write_model
 
 pytestmark = [pytest.mark.convert, pytest.mark.timeout(900)]

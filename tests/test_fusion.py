@@ -12,7 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.fusion import Ranking, convex, ranked, reciprocal_rank
+from tars_rag.retrieval.fusion import convex, reciprocal_rank
+from tars_rag.retrieval.passage import Ranking, ranked
 
 Fuse = Callable[..., Ranking]
 Side = dict[str, float]

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.hyperdb import Imported, import_hyperdb, load_hyperdb
+from tars_rag.ingest.hyperdb import Imported, import_hyperdb, load_hyperdb
 from tars_rag.retrieval.store import HybridStore
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) + 1

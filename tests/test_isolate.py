@@ -13,9 +13,9 @@ import pytest
 
 from npu_double import feed
 from tars_rag.errors import DeviceError, InvalidInputError
-from tars_rag.runtimes.isolate import IsolatedSession
-from tars_rag.runtimes.pool import NpuPool
-from tars_rag.runtimes.session import Graph, NpuSpec
+from tars_rag.runtimes.npu.isolate import IsolatedSession
+from tars_rag.runtimes.npu.pool import NpuPool
+from tars_rag.runtimes.npu.session import Graph, NpuSpec
 
 BACKEND = "npu_double:ChildSession"
 

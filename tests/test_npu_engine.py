@@ -10,15 +10,16 @@ import pytest
 
 from tars_rag import Embedder, Reranker
 from tars_rag.errors import ConfigError, DeviceError, ModelError
+from tars_rag.files import sha256_of
 from tars_rag.models import npu
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.graphs import cpu_graph
 from tars_rag.models.store import ModelStore
-from tars_rag.runtimes import faults, probe
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.manifest import Manifest, sha256_of
+from tars_rag.runtimes.npu import faults, probe
+from tars_rag.runtimes.npu.manifest import Manifest
+from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
 from tars_rag.runtimes.onnx import OnnxRuntime
-from tars_rag.runtimes.session import NpuSpec, SessionInfo
 from tiny_models import write_model
 
 TEXTS = ["the cat", "a dog in the garden and the river", "fan", "piano " * 50, "heat of the npu"]

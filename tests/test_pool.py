@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
-from tars_rag.runtimes.pool import NpuPool
-from tars_rag.runtimes.session import SessionInfo
+from tars_rag.runtimes.npu.pool import NpuPool
+from tars_rag.runtimes.npu.session import SessionInfo
 
 LENGTHS = (32, 64, 96, 128, 192, 256)
 NAMES = ("input_ids", "attention_mask")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError
-from tars_rag.runtimes import faults, probe
+from tars_rag.runtimes.npu import faults, probe
 from test_bundle import bundle
 
 LIBRARY = b"\x7fELF....librknnrt version: 2.5.0 (0ab1c2d@2025-09-01T00:00:00)...."

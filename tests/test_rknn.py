@@ -9,7 +9,7 @@ import types
 import pytest
 
 from tars_rag.errors import DeviceError
-from tars_rag.runtimes.rknn import import_wheel
+from tars_rag.runtimes.npu.rknn import import_wheel
 
 
 def test_without_the_wheel_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

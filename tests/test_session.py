@@ -10,7 +10,7 @@ import pytest
 
 from npu_double import NAMES, FakeContext, feed
 from tars_rag.errors import DeviceError, InvalidInputError
-from tars_rag.runtimes.session import Graph, KnownAnswer, NpuSession, NpuSpec
+from tars_rag.runtimes.npu.session import Graph, KnownAnswer, NpuSession, NpuSpec
 
 SPEC = NpuSpec((Graph("fake.rknn"),))
 

@@ -16,8 +16,8 @@ import pytest
 from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag.errors import StoreError
-from tars_rag.retrieval import embedded
-from tars_rag.retrieval.check import check_store
+from tars_rag.retrieval.indexes import chroma_process as embedded
+from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.store import HybridStore
 
 

@@ -22,11 +22,11 @@ from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag import Passage
 from tars_rag.errors import FingerprintError, StoreError
-from tars_rag.retrieval import vectors as vectors_module
-from tars_rag.retrieval.check import check_store
-from tars_rag.retrieval.engine import Engine
-from tars_rag.retrieval.journal import Journal
+from tars_rag.retrieval.indexes import vectors as vectors_module
 from tars_rag.retrieval.reembed import reembed
+from tars_rag.retrieval.storage.check import check_store
+from tars_rag.retrieval.storage.directory import Engine
+from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.store import HybridStore
 
 COUNT = 60
@@ -382,7 +382,7 @@ def test_reembed_changes_the_embedder_in_place(path: Path) -> None:
 def test_reembed_cut_short_leaves_the_old_vectors_valid_and_goes_on(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tars_rag.retrieval.rebuild._BATCH", 10)
+    monkeypatch.setattr("tars_rag.retrieval.storage.rebuild._BATCH", 10)
 
     class Failing(HashEmbedder):
         left = 3
@@ -425,7 +425,7 @@ def test_a_store_that_was_never_finished_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("tars_rag.retrieval.engine.LexicalIndex", lambda *_, **__: 1 / 0)
+        patch.setattr("tars_rag.retrieval.storage.directory.LexicalIndex", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             HybridStore(tmp_path / "store", HashEmbedder())
     assert "never finished" in check_store(tmp_path / "store").problems[0]

@@ -18,9 +18,9 @@ import store_child
 from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag.errors import FingerprintError, StoreError, StoreLockedError
-from tars_rag.retrieval.check import check_store
-from tars_rag.retrieval.lock import ReadWriteLock
 from tars_rag.retrieval.reembed import reembed
+from tars_rag.retrieval.storage.check import check_store
+from tars_rag.retrieval.storage.lock import ReadWriteLock
 from tars_rag.retrieval.store import HybridStore
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tars_rag.bench.work import MINILM_L6, Encoder, work
 from tars_rag.errors import InvalidInputError
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.runtimes.bundle import DEFAULT_LENGTHS
+from tars_rag.runtimes.npu.bundle import DEFAULT_LENGTHS
 
 
 def test_one_text_by_hand() -> None:

@@ -20,10 +20,10 @@ from standin import HOST, THREE, TWO, Bench, expected, feed, words
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.isolate import IsolatedSession
-from tars_rag.runtimes.pool import NpuPool
-from tars_rag.runtimes.rknn import RknnContext, import_wheel
-from tars_rag.runtimes.session import Graph, NpuSession, NpuSpec
+from tars_rag.runtimes.npu.isolate import IsolatedSession
+from tars_rag.runtimes.npu.pool import NpuPool
+from tars_rag.runtimes.npu.rknn import RknnContext, import_wheel
+from tars_rag.runtimes.npu.session import Graph, NpuSession, NpuSpec
 
 BOARD = os.environ["DEVICE_BOARD"]
 # An emulated process cannot start another one of its architecture by itself.

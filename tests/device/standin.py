@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tars_rag.runtimes.session import Graph, KnownAnswer, NpuSpec
+from tars_rag.runtimes.npu.session import Graph, KnownAnswer, NpuSpec
 
 TWO = ("input_ids", "attention_mask")
 THREE = (*TWO, "token_type_ids")

@@ -14,13 +14,13 @@ from tars_rag.cli.console import out, print_json
 from tars_rag.cli.resources import JsonOption, read_settings
 
 if TYPE_CHECKING:
-    from tars_rag.runtimes.probe import Machine
+    from tars_rag.runtimes.npu.probe import Machine
 
 
 def doctor(as_json: JsonOption = False) -> None:
     """Say what board and NPU this is, what is missing or wrong, and the command that mends it."""
-    from tars_rag.runtimes import faults
-    from tars_rag.runtimes.probe import probe
+    from tars_rag.runtimes.npu import faults
+    from tars_rag.runtimes.npu.probe import probe
 
     machine = probe()
     models = _models()
@@ -87,8 +87,8 @@ def _models() -> list[dict[str, Any]]:
     """The models of the cache, and what the NPU's variables point at."""
     from tars_rag.errors import ModelError
     from tars_rag.models.store import ModelStore
-    from tars_rag.runtimes.bundle import find_bundles, read_model
-    from tars_rag.runtimes.manifest import Kind
+    from tars_rag.runtimes.npu.bundle import find_bundles, read_model
+    from tars_rag.runtimes.npu.manifest import Kind
 
     settings = read_settings()
     store = ModelStore(settings.model_cache_dir)

@@ -63,7 +63,7 @@ def _default_store(fingerprint: str) -> Path:
     """One for each version of stores and each embedder: what is left in a cache spoils no start."""
     import platformdirs
 
-    from tars_rag.retrieval.manifest import VERSION
+    from tars_rag.retrieval.storage.store_json import VERSION
 
     cache = Path(platformdirs.user_cache_dir("tars-rag", appauthor=False))
     return cache / "quickstart" / f"v{VERSION}-{fingerprint.replace(':', '-')}"

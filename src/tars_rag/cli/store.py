@@ -35,7 +35,7 @@ def check(
 
     Nothing is written without --repair.
     """
-    from tars_rag.retrieval.check import check_store
+    from tars_rag.retrieval.storage.check import check_store
 
     resources.require_store(directory)
     with progress_bar("count") as progress:
@@ -97,7 +97,7 @@ def import_memory(
     Its vectors are kept if a sample of them agrees with the embedder, and computed anew otherwise.
     May be run again: what is there already stays as it is.
     """
-    from tars_rag.retrieval.hyperdb import import_hyperdb, load_hyperdb
+    from tars_rag.ingest.hyperdb import import_hyperdb, load_hyperdb
 
     memory = load_hyperdb(file)  # refused before a store is made
     settings = resources.read_settings(embed_model=model)

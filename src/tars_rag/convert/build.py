@@ -21,16 +21,16 @@ from tars_rag.convert.source import open_source
 from tars_rag.convert.staging import staged
 from tars_rag.convert.texts import check_disjoint, sample
 from tars_rag.errors import ConversionError, InvalidInputError
+from tars_rag.files import sha256_of
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.tokenizer import TOKENIZER_NAME
-from tars_rag.runtimes.manifest import (
+from tars_rag.runtimes.npu.manifest import (
     MANIFEST_NAME,
     BundleFile,
     Fidelity,
     GraphFile,
     Manifest,
     SelfTest,
-    sha256_of,
 )
 
 TARGETS: Final = ("rk3588", "rk3576", "rk3568", "rk3566", "rk3562")

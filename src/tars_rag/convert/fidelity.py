@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.convert.recipes import Recipe, Threshold
-from tars_rag.runtimes.manifest import Fidelity
+from tars_rag.runtimes.npu.manifest import Fidelity
 
 if TYPE_CHECKING:
     from tars_rag.runtimes.base import Feeds
-    from tars_rag.runtimes.manifest import Kind
+    from tars_rag.runtimes.npu.manifest import Kind
 
 FloatArray = NDArray[np.float32]
 

@@ -16,7 +16,7 @@ from tars_rag.convert.source import Source
 from tars_rag.convert.statistics import Linear
 from tars_rag.convert.texts import Sample
 from tars_rag.models.bert_graph import Output, build_graph
-from tars_rag.runtimes.manifest import Fidelity
+from tars_rag.runtimes.npu.manifest import Fidelity
 
 _ROWS_TO_TRACE: Final = 4
 _HUGE: Final = 1e9  # in place of infinity, which JSON has not

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from tars_rag.errors import InvalidInputError
 from tars_rag.models.bert_graph import LINEAR
-from tars_rag.runtimes.manifest import Kind
+from tars_rag.runtimes.npu.manifest import Kind
 
 Quantise = Literal["none", "chosen", "everything"]
 Table = Literal["float16", "int8", "host"]

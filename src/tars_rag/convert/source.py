@@ -20,7 +20,7 @@ from tars_rag.models.store import ModelStore
 from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
 from tars_rag.runtimes.base import Feeds
-from tars_rag.runtimes.manifest import Kind
+from tars_rag.runtimes.npu.manifest import Kind
 
 INPUTS: Final[dict[Kind, tuple[str, ...]]] = {
     "embedder": ("input_ids", "attention_mask"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.runtimes.manifest import Kind
+from tars_rag.runtimes.npu.manifest import Kind
 
 Purpose = Literal["calibration", "evaluation"]
 

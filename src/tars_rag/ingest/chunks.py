@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tars_rag.errors import ConfigError, InvalidInputError
 from tars_rag.ingest.files import MARKDOWN, RECORDS, read_lines, read_text
-from tars_rag.retrieval.codec import check_passage
+from tars_rag.retrieval.indexes.codec import check_passage
 from tars_rag.retrieval.passage import Passage
 
 if TYPE_CHECKING:

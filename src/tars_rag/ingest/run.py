@@ -10,11 +10,11 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, Splitter, pieces
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Ledger, batches
 from tars_rag.retrieval.passage import Passage
-from tars_rag.runtimes.manifest import sha256_of
 
 if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore

@@ -9,7 +9,7 @@ from llama_index.core.callbacks import CallbackManager
 from pydantic import ConfigDict, Field
 from typing_extensions import Unpack
 
-from tars_rag.adapters.engines import EmbedderArguments, EmbedderFields
+from tars_rag.adapters.shared import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
 
 

@@ -12,8 +12,8 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
-from tars_rag.adapters.engines import EngineArguments, RerankerFields
 from tars_rag.adapters.helpers import ranked
+from tars_rag.adapters.shared import EngineArguments, RerankerFields
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
 from tars_rag.runtimes.base import FloatArray

@@ -20,9 +20,9 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self
 
-from tars_rag.adapters.engines import Handle, PathText
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
 from tars_rag.adapters.helpers import refuse
+from tars_rag.adapters.shared import Handle, PathText
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
 from tars_rag.llama_index.embedding import TarsEmbedding

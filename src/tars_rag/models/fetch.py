@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from tars_rag.errors import ModelError
+from tars_rag.files import sha256_of
 from tars_rag.models.catalog import ModelFile, ModelSpec
-from tars_rag.runtimes.manifest import sha256_of
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called with what is being fetched, bytes so far, and bytes in all where known."""

@@ -15,13 +15,13 @@ from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.store import LocalModel
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME
-from tars_rag.runtimes import faults
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
-from tars_rag.runtimes.bundle import NpuModel, find_bundles, read_model
-from tars_rag.runtimes.isolate import IsolatedSession
-from tars_rag.runtimes.manifest import Kind
-from tars_rag.runtimes.pool import NpuPool
-from tars_rag.runtimes.probe import Machine
+from tars_rag.runtimes.npu import faults
+from tars_rag.runtimes.npu.bundle import NpuModel, find_bundles, read_model
+from tars_rag.runtimes.npu.isolate import IsolatedSession
+from tars_rag.runtimes.npu.manifest import Kind
+from tars_rag.runtimes.npu.pool import NpuPool
+from tars_rag.runtimes.npu.probe import Machine
 from tars_rag.settings import CoreMask
 
 # Embedded on both devices to find out how faithful a file without a manifest is.

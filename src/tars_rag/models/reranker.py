@@ -13,8 +13,8 @@ import numpy as np
 from tars_rag.errors import InvalidInputError
 from tars_rag.models.batching import Batch, feed, plan
 from tars_rag.models.embedder import rebuild, require_choice
-from tars_rag.models.engine import open_runtime
 from tars_rag.models.fetch import Progress
+from tars_rag.models.opening import open_runtime
 from tars_rag.models.store import ModelStore
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, read_json

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from tars_rag.errors import ModelError
-from tars_rag.models import bundles, fetch
+from tars_rag.files import sha256_of
+from tars_rag.models import archives as bundles
+from tars_rag.models import fetch
 from tars_rag.models.catalog import CATALOG, ModelFile, ModelSpec, find_spec, get_spec
 from tars_rag.models.fetch import Progress
-from tars_rag.runtimes.manifest import MANIFEST_NAME, sha256_of, verify_bundle
+from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
 
 RECORD_NAME: Final = "files.json"
 

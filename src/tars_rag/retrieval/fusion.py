@@ -8,22 +8,14 @@ Figures that decide the default are in docs/store.md.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Literal
 
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.passage import Ranking, ranked
 
 Fusion = Literal["convex", "rrf"]
-Ranking: TypeAlias = list[tuple[str, float]]
-"""Ids with their scores, best first; equal scores are in the order of the ids."""
-
 RRF_K = 60
-
-
-def ranked(scores: Mapping[str, float] | Iterable[tuple[str, float]]) -> Ranking:
-    """Order ids by falling score, equal scores by id, so that the order never depends on luck."""
-    items = scores.items() if isinstance(scores, Mapping) else scores
-    return sorted(items, key=lambda item: (-item[1], item[0]))
 
 
 def reciprocal_rank(

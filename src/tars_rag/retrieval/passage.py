@@ -1,11 +1,21 @@
-"""A passage, and a passage with the scores that ranked it."""
+"""The words of this room: passages, rankings of them, and what makes vectors of texts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Embed: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts [n] to vectors [n, dim]."""
+Progress: TypeAlias = Callable[[int, int | None], None]
+"""Told (done, total) passages; the total is None where it is not known."""
+Ranking: TypeAlias = list[tuple[str, float]]
+"""Ids with their scores, best first; equal scores are in the order of the ids."""
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -66,3 +76,20 @@ class ScoredPassage:
     def reranked(self, score: float) -> ScoredPassage:
         """A copy ranked by the cross-encoder's score."""
         return replace(self, score=score, rerank_score=score)
+
+
+class TextEmbedder(Protocol):
+    """What a store needs of an embedder; `embed_query(text)` is used where it is there."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the vectors' kind: equal fingerprints mean vectors that may be mixed."""
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors [n, dim] of n texts."""
+
+
+def ranked(scores: Mapping[str, float] | Iterable[tuple[str, float]]) -> Ranking:
+    """Order ids by falling score, equal scores by id, so that the order never depends on luck."""
+    items = scores.items() if isinstance(scores, Mapping) else scores
+    return sorted(items, key=lambda item: (-item[1], item[0]))

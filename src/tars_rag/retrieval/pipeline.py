@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.retrieval.indexes.vectors import Where
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.retrieval.timing import Step, Stopwatch
-from tars_rag.retrieval.vectors import Where
 from tars_rag.settings import Strategy
 
 __all__ = ["Answer", "PassageScorer", "Pipeline", "Step"]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tars_rag.retrieval.engine import Engine
-from tars_rag.retrieval.rebuild import Progress, rebuild_vectors
-from tars_rag.retrieval.store import TextEmbedder
+from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage.directory import Engine
+from tars_rag.retrieval.storage.rebuild import rebuild_vectors
 
 
 def reembed(

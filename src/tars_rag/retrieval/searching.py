@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.retrieval.fusion import Ranking, check_weight, convex, ranked
-from tars_rag.retrieval.lexical import LexicalIndex
-from tars_rag.retrieval.passage import ScoredPassage
+from tars_rag.retrieval.fusion import check_weight, convex
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.vectors import VectorIndex, Where
+from tars_rag.retrieval.passage import Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.timing import Stopwatch
-from tars_rag.retrieval.vectors import VectorIndex, Where
 from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5

@@ -12,33 +12,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.codec import check_id, check_passage, same_content
-from tars_rag.retrieval.engine import Engine
-from tars_rag.retrieval.passage import Passage, ScoredPassage
-from tars_rag.retrieval.rebuild import Progress
+from tars_rag.retrieval.indexes.codec import check_id, check_passage, same_content
+from tars_rag.retrieval.indexes.vectors import Where
+from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import check_request, search
+from tars_rag.retrieval.storage.directory import Engine
 from tars_rag.retrieval.timing import Stopwatch
-from tars_rag.retrieval.vectors import Where
 from tars_rag.settings import Strategy
 
 _BATCH = 256
-
-
-class TextEmbedder(Protocol):
-    """What a store needs of an embedder; `embed_query(text)` is used where it is there."""
-
-    @property
-    def fingerprint(self) -> str:
-        """Names the vectors' kind: equal fingerprints mean vectors that may be mixed."""
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Vectors [n, dim] of n texts."""
 
 
 class HybridStore:

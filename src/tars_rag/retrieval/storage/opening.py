@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval import segments
-from tars_rag.retrieval.chroma import ChromaError, Client, ServerClient
-from tars_rag.retrieval.embedded import ChromaProcess
-from tars_rag.retrieval.layout import CHROMA, LEXICAL
-from tars_rag.retrieval.lexical import LexicalIndex
-from tars_rag.retrieval.lock import StoreLock
-from tars_rag.retrieval.manifest import StoreManifest
-from tars_rag.retrieval.vectors import VectorIndex
+from tars_rag.retrieval.indexes import tantivy_files as segments
+from tars_rag.retrieval.indexes.chroma_client import ChromaError, Client, ServerClient
+from tars_rag.retrieval.indexes.chroma_process import ChromaProcess
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.storage.layout import CHROMA, LEXICAL
+from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.store_json import StoreManifest
 
 READERS = max(2, os.cpu_count() or 2)
 """How many threads may read a store at once; each asks Chroma two things at a time at most."""

@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.retrieval import codec
-from tars_rag.retrieval.chroma import Answer, ChromaError, Client
-from tars_rag.retrieval.fusion import Ranking, ranked
-from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.indexes import codec
+from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError, Client
+from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
 _HNSW: dict[str, Any] = {"space": "cosine"}
 # Chroma visits max(100, n_results) candidates; near that number it begins to miss some.

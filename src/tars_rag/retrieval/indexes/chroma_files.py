@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from tars_rag.retrieval.journal import sync, write_atomically
+from tars_rag.files import sync, write_atomically
 
 _PIECE = 1 << 20
 _SAVED = "index_metadata.pickle"

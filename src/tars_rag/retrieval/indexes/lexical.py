@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.codec import decode, encode, pack_content, unpack_content
-from tars_rag.retrieval.fusion import Ranking, ranked
-from tars_rag.retrieval.journal import sync
-from tars_rag.retrieval.passage import Passage
-from tars_rag.retrieval.segments import digest
+from tars_rag.files import sync
+from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
+from tars_rag.retrieval.indexes.tantivy_files import digest
+from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
 _ANALYZER = "tars_en"
 _HEAP_BYTES = 32_000_000

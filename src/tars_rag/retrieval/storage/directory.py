@@ -19,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import FingerprintError, StoreError
-from tars_rag.retrieval.codec import decode
-from tars_rag.retrieval.journal import Journal
-from tars_rag.retrieval.layout import (
+from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.codec import decode
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.vectors import Record, VectorIndex, records
+from tars_rag.retrieval.passage import Embed, Passage, Progress
+from tars_rag.retrieval.storage.journal import Journal
+from tars_rag.retrieval.storage.layout import (
     CHROMA,
     JOURNAL,
     LEXICAL,
@@ -30,15 +34,11 @@ from tars_rag.retrieval.layout import (
     open_manifest,
     prepare_directory,
 )
-from tars_rag.retrieval.lexical import LexicalIndex
-from tars_rag.retrieval.lock import ReadWriteLock, StoreLock
-from tars_rag.retrieval.manifest import read_manifest
-from tars_rag.retrieval.opening import lexical_damage, open_vectors
-from tars_rag.retrieval.passage import Passage
-from tars_rag.retrieval.rebuild import Embed, Progress, rebuild_vectors
-from tars_rag.retrieval.repair import differences, reconcile
-from tars_rag.retrieval.seal import Seal
-from tars_rag.retrieval.vectors import Record, VectorIndex, records
+from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
+from tars_rag.retrieval.storage.opening import lexical_damage, open_vectors
+from tars_rag.retrieval.storage.rebuild import rebuild_vectors
+from tars_rag.retrieval.storage.repair import differences, reconcile
+from tars_rag.retrieval.storage.store_json import read_manifest
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tars_rag.retrieval.codec import decode, encode
+from tars_rag.files import sync
+from tars_rag.retrieval.indexes.codec import decode, encode
 
 _MAGIC = b"tars-rag journal 1\n"
 
@@ -76,27 +77,3 @@ class Journal:
             return Intent(None)
         content = json.loads(body)
         return Intent(tuple(decode(key) for key in content["ids"]), tuple(content["redo"]))
-
-
-def sync(path: Path) -> None:
-    """Make the content of a file, or the names in a directory, durable (fsync).
-
-    Raises:
-        OSError: It cannot be.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace a file so that after any crash it is the old one or the new one, whole."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync(path.parent)

@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval import layout
-from tars_rag.retrieval.codec import matches
-from tars_rag.retrieval.engine import Engine
-from tars_rag.retrieval.journal import Journal
-from tars_rag.retrieval.lexical import LexicalIndex
-from tars_rag.retrieval.lock import StoreLock
-from tars_rag.retrieval.manifest import StoreManifest
-from tars_rag.retrieval.opening import lexical_damage, open_vectors
-from tars_rag.retrieval.rebuild import Progress
-from tars_rag.retrieval.repair import differences
-from tars_rag.retrieval.seal import Seal
-from tars_rag.retrieval.vectors import VectorIndex
+from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.codec import matches
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.passage import Progress
+from tars_rag.retrieval.storage import layout
+from tars_rag.retrieval.storage.directory import Engine
+from tars_rag.retrieval.storage.journal import Journal
+from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.opening import lexical_damage, open_vectors
+from tars_rag.retrieval.storage.repair import differences
+from tars_rag.retrieval.storage.store_json import StoreManifest
 
 _SHOWN = 5
 

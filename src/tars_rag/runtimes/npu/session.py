@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.rknn import RknnContext, TensorInfo
+from tars_rag.runtimes.npu.rknn import RknnContext, TensorInfo
 
 FEED_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 WORD_EMBEDDINGS = "word_embeddings"

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import ModelError
-from tars_rag.runtimes.manifest import (
+from tars_rag.files import sha256_of
+from tars_rag.runtimes.npu.manifest import (
     MANIFEST_NAME,
     Fidelity,
     Kind,
     Manifest,
     load_manifest,
-    sha256_of,
     verify_bundle,
 )
-from tars_rag.runtimes.session import Graph, KnownAnswer, NpuSpec
+from tars_rag.runtimes.npu.session import Graph, KnownAnswer, NpuSpec
 
 logger = logging.getLogger("tars_rag")
 

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.child import Child, Link, trim_log
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.child import Child, Link, trim_log
-from tars_rag.runtimes.session import NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
 
 _ERRORS = {"InvalidInputError": InvalidInputError, "DeviceError": DeviceError}
 
@@ -46,10 +46,10 @@ class IsolatedSession:
         spec: NpuSpec,
         core_mask: int,
         *,
-        backend: str = "tars_rag.runtimes.session:NpuSession",
+        backend: str = "tars_rag.runtimes.npu.session:NpuSession",
         open_timeout: float = 120.0,
     ) -> None:
-        self._child = Child("tars_rag.runtimes.isolate:serve")
+        self._child = Child("tars_rag.runtimes.npu.isolate:serve")
         self._link = self._child.links[0]
         try:
             self._send({"spec": spec.to_json(), "core_mask": core_mask, "backend": backend}, {})

@@ -22,7 +22,7 @@ import numpy as np
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
-from tars_rag.runtimes.session import Session, SessionInfo
+from tars_rag.runtimes.npu.session import Session, SessionInfo
 
 logger = logging.getLogger("tars_rag")
 

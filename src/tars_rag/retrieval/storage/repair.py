@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tars_rag.retrieval.codec import pack_content
-from tars_rag.retrieval.lexical import LexicalIndex
-from tars_rag.retrieval.rebuild import Progress
-from tars_rag.retrieval.segments import digest
-from tars_rag.retrieval.vectors import VectorIndex
+from tars_rag.retrieval.indexes.codec import pack_content
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.tantivy_files import digest
+from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.passage import Progress
 
 _BATCH = 1000
 

@@ -25,9 +25,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.child import Child, Link, trim_log
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.chroma import Answer, ChromaError
-from tars_rag.runtimes.child import Child, Link, trim_log
+from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 KEEP_IDLE = 0
@@ -228,7 +228,7 @@ def _start(links: int) -> Child:
             return child
         child.close()
     try:
-        return Child("tars_rag.retrieval.embedded:serve", links)
+        return Child("tars_rag.retrieval.indexes.chroma_process:serve", links)
     except OSError as error:
         msg = f"The process of Chroma cannot be started: {error}. Is there memory left?"
         raise StoreError(msg) from error

@@ -12,7 +12,7 @@ from tars_rag.models.bert_graph import Output, Pooling
 from tars_rag.models.store import LocalModel
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
-from tars_rag.runtimes.manifest import Kind
+from tars_rag.runtimes.npu.manifest import Kind
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import CoreMask, Device, Precision
 
@@ -142,7 +142,7 @@ def _open_npu(
     may_fall_back: bool,
 ) -> Opened | None:
     """Open the model on the NPU; None where `device` is ``auto`` and there is nothing to open."""
-    from tars_rag.runtimes.probe import probe
+    from tars_rag.runtimes.npu.probe import probe
 
     machine = probe()
     if device == "auto" and not machine.has_npu:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.journal import write_atomically
+from tars_rag.files import write_atomically
 
 NAME = "store.json"
 FORMAT = "tars-rag-store"

@@ -7,7 +7,6 @@ writes it, `runtimes` runs it, `models verify` checks it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Final, Literal
@@ -15,6 +14,7 @@ from typing import Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tars_rag.errors import ModelError
+from tars_rag.files import sha256_of
 
 MANIFEST_NAME = "manifest.json"
 FORMAT: Final = "tars-rag-bundle"
@@ -163,12 +163,3 @@ def verify_bundle(directory: Path) -> Manifest:
         msg = f"{path} {problem}. Copy the bundle again, or convert again: tars-rag convert"
         raise ModelError(msg)
     return manifest
-
-
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file as 64 hexadecimal digits, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()

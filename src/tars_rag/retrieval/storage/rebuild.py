@@ -7,20 +7,17 @@ copied from the old collection; until store.json names the new one, nothing has 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.vectors import records
+from tars_rag.retrieval.indexes.vectors import records
+from tars_rag.retrieval.passage import Embed, Progress
 
 if TYPE_CHECKING:
-    from tars_rag.retrieval.engine import Engine
+    from tars_rag.retrieval.storage.directory import Engine
 
-Embed: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
-Progress: TypeAlias = Callable[[int, int | None], None]
 _BATCH = 256
 
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 _BOOT: Final = (
     "import json, sys; entry, fds, sys.path[:] = json.loads(sys.argv[1]);"
-    "from tars_rag.runtimes.child import live; live(entry, fds)"
+    "from tars_rag.child import live; live(entry, fds)"
 )
 _LOG_LIMIT = 1 << 20
 _LAST_WORDS = 800

@@ -6,9 +6,9 @@ import uuid
 from pathlib import Path
 
 from tars_rag.errors import ConfigError, FingerprintError, StoreError
-from tars_rag.retrieval.journal import sync
-from tars_rag.retrieval.manifest import NAME as MANIFEST
-from tars_rag.retrieval.manifest import StoreManifest, read_manifest
+from tars_rag.files import sync
+from tars_rag.retrieval.storage.store_json import NAME as MANIFEST
+from tars_rag.retrieval.storage.store_json import StoreManifest, read_manifest
 
 CHROMA, LEXICAL, JOURNAL, LOCK, SEAL = "chroma", "lexical", "journal", "lock", "seal.json"
 _TEMPORARY = {MANIFEST + ".tmp", SEAL + ".tmp"}

@@ -1,0 +1,1 @@
+"""The two indexes of a store: vectors and words."""

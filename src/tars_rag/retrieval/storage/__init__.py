@@ -1,0 +1,1 @@
+"""What a store's directory is, and how it survives."""

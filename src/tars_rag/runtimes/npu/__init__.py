@@ -1,0 +1,1 @@
+"""The Rockchip NPU, through rknn-toolkit-lite2."""
