@@ -13,7 +13,7 @@ from langchain_core.vectorstores import VectorStore
 from typing_extensions import Self
 
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
-from tars_rag.adapters.shared import Handle
+from tars_rag.adapters.handle import Handle
 from tars_rag.errors import InvalidInputError
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank

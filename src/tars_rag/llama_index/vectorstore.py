@@ -21,8 +21,9 @@ from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self
 
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
+from tars_rag.adapters.handle import Handle
 from tars_rag.adapters.helpers import refuse
-from tars_rag.adapters.shared import Handle, PathText
+from tars_rag.adapters.shared import PathText
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
 from tars_rag.llama_index.embedding import TarsEmbedding
