@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conftest import HashEmbedder
+from tars_rag.errors import StoreError
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
 
@@ -158,3 +161,62 @@ def test_reopening_reads_the_index_and_does_not_make_it_again(tmp_path: Path) ->
             again = [(hit.id, hit.score) for hit in store.search("cat question", 9, "lexical")]
         assert again == before
         assert segments() == written
+
+
+def a_failing_write(index: LexicalIndex, room: int) -> StoreError:
+    """Write while no file may grow beyond `room` bytes; the error that comes of it."""
+    text = " ".join(f"word{n}" for n in range(3000))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+    try:
+        with pytest.raises(StoreError) as caught:
+            index.apply((), [Passage(f"big{n}", f"{text} {n}") for n in range(200)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return caught.value
+
+
+@pytest.mark.parametrize("room", [0, 500, 5_000, 40_000, 70_000])
+def test_a_write_that_failed_tells_its_cause_and_the_next_one_works(
+    tmp_path: Path, room: int
+) -> None:
+    index = LexicalIndex(tmp_path / "lexical")
+    index.apply((), [Passage("before", "kiwi")])
+    error = a_failing_write(index, room)
+    assert "File too large" in str(error)
+    # The error is held, as a notebook or a logger does: its traceback keeps what it can reach.
+    index.apply((), [Passage("after", "kiwi")])
+    assert [key for key, _ in index.search("kiwi", 9)] == ["after", "before"]
+    assert index.search("word7", 9) == []
+    del error
+    index.close()
+
+
+def test_a_write_that_was_interrupted_leaves_the_index_writable(tmp_path: Path) -> None:
+    def passages() -> Iterator[Passage]:
+        yield Passage("half", "kiwi")
+        raise KeyboardInterrupt
+
+    index = LexicalIndex(tmp_path / "lexical")
+    with pytest.raises(KeyboardInterrupt) as held:
+        index.apply((), passages())
+    index.apply((), [Passage("whole", "kiwi")])
+    assert [key for key, _ in index.search("kiwi", 9)] == ["whole"]
+    assert held.value is not None
+    index.close()
+
+
+@pytest.mark.parametrize("k", [10**6, 10**9, 10**10, 2**63, 10**30])
+def test_a_huge_k_is_as_many_as_there_are(tmp_path: Path, k: int) -> None:
+    with LexicalIndex(tmp_path / "lexical") as index:
+        assert index.search("kiwi", k) == []
+        index.apply((), [Passage("a", "kiwi"), Passage("b", "kiwi kiwi"), Passage("c", "plum")])
+        assert [key for key, _ in index.search("kiwi", k)] == ["b", "a"]
+
+
+def test_asked_for_more_ids_than_there_are(tmp_path: Path) -> None:
+    with LexicalIndex(tmp_path / "lexical") as index:
+        assert index.scores("kiwi", ["a", "b"]) == index.passages(["a"]) == {}
+        index.apply((), [Passage("a", "kiwi")])
+        many = [*map(str, range(10_000)), "a"]
+        assert index.scores("kiwi", many).keys() == index.passages(many).keys() == {"a"}

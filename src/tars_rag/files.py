@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -38,3 +40,24 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
     temporary.replace(path)
     sync(path.parent)
+
+
+def writing_problem(directory: Path, room: int) -> str | None:
+    """Why a write to a directory failed, found out by reserving space there; None: unknown.
+
+    For libraries whose own message does not carry the cause.
+
+    Args:
+        directory: Where the write failed.
+        room: Bytes that it may have needed.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory) as stream:
+            os.posix_fallocate(stream.fileno(), 0, room)
+            stream.write(b"0")
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return f"the disk is full ({error.strerror})" if full else str(error.strerror)
+    return None

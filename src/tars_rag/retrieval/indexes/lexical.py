@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import StoreError
-from tars_rag.files import sync
+from tars_rag.files import sync, writing_problem
 from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
 from tars_rag.retrieval.indexes.tantivy_files import digest
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
@@ -123,14 +123,14 @@ class LexicalIndex:
             ]
         )
         searcher = self._searcher
-        return dict(self._read(searcher, searcher.search(both, len(ids), count=False).hits))
+        return dict(self._read(searcher, _hits(searcher, both, len(ids))))
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id, as they were added; unknown ids left out."""
         if not ids:
             return {}
         searcher = self._searcher
-        found = searcher.search(self._with_ids(ids), len(ids), count=False).hits
+        found = _hits(searcher, self._with_ids(ids), len(ids))
         passages = (_passage(searcher.doc(address)) for _, address in found)
         return {passage.id: passage for passage in passages}
 
@@ -159,6 +159,12 @@ class LexicalIndex:
             self.release_writer()
             del self._searcher, self._index
 
+    def __enter__(self) -> LexicalIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[Any]:
         """A writer whose changes are committed at the end of the block, and seen from then on."""
@@ -175,12 +181,33 @@ class LexicalIndex:
             self._writer.commit()
             sync(self.path)  # tantivy renames meta.json and leaves it at that
         except BaseException as error:
-            self._writer = None  # whatever it holds is not to be committed later
+            self._abandon_writer()
             if isinstance(error, OSError | ValueError):
-                msg = f"The lexical index {self.path} cannot be written: {error}. Is the disk full?"
-                raise StoreError(msg) from error
+                raise StoreError(self._not_written(error)) from error
             raise
         self.refresh()
+
+    def _abandon_writer(self) -> None:
+        """Drop what was not committed, and tantivy's lock.
+
+        The exception that is on its way keeps the writer alive in its traceback, so letting go of
+        the name is not enough: only the end of its threads gives the lock back.
+        """
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(ValueError, OSError, RuntimeError):
+                writer.rollback()
+            with contextlib.suppress(ValueError, OSError, RuntimeError):
+                writer.wait_merging_threads()
+
+    def _not_written(self, error: Exception) -> str:
+        """What a failed write says: tantivy itself may only know that a thread of it ended."""
+        cause = writing_problem(self.path, _HEAP_BYTES)
+        told = f"{cause}. tantivy said: {error}" if cause else str(error)
+        return (
+            f"The lexical index {self.path} cannot be written: {told}. Check space and permissions, "
+            "then repeat the call: what was acknowledged before is kept."
+        )
 
     def _with_ids(self, ids: Sequence[str]) -> Any:
         return self._tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
@@ -206,9 +233,13 @@ class LexicalIndex:
 
     def _top(self, query: Any, limit: int) -> Ranking:
         """The best `limit`; all that tie with the last one are read, to be cut by id."""
-        searcher, fetch = self._searcher, limit + _TIES
+        searcher = self._searcher
+        limit = min(limit, searcher.num_docs)
+        if not limit:
+            return []
+        fetch = limit + _TIES
         while True:
-            hits = searcher.search(query, fetch, count=False).hits
+            hits = _hits(searcher, query, fetch)
             last = hits[limit - 1][0] if len(hits) >= limit else 0.0
             if len(hits) < fetch or hits[-1][0] < last or fetch >= limit + _MAX_TIES:
                 return ranked(self._read(searcher, [hit for hit in hits if hit[0] >= last]))[:limit]
@@ -220,6 +251,18 @@ class LexicalIndex:
         for score, address in hits:
             if score > 0:
                 yield decode(searcher.doc(address)["id"][0]), float(score)
+
+
+def _hits(searcher: Any, query: Any, limit: int) -> list[tuple[float, Any]]:
+    """The best hits, never more than there are passages.
+
+    tantivy reserves memory for as many as it is asked for, and ends the process where it cannot.
+    """
+    limit = min(limit, searcher.num_docs)
+    if not limit:
+        return []
+    hits: list[tuple[float, Any]] = searcher.search(query, limit, count=False).hits
+    return hits
 
 
 def _passage(document: Any) -> Passage:
