@@ -114,7 +114,7 @@ class Ledger:
                 store.upsert([after])
                 for strategy in ("naive", "lexical"):
                     assert store.search(after.text, 1, strategy)[0].passage == after
-            return store._engine.rebuilt
+            return store._directory.embedded
 
     def _settle(self, versions: dict[str, int | None]) -> None:
         for key, version in versions.items():

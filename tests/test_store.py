@@ -632,13 +632,13 @@ def test_a_damaged_manifest_is_named(store: HybridStore, tmp_path: Path, content
         HybridStore(tmp_path / "store", HashEmbedder())
 
 
-@pytest.mark.parametrize(("version", "step"), [(1, "index the sources"), (3, "Update tars-rag")])
+@pytest.mark.parametrize(("version", "step"), [(1, "index the sources"), (4, "Update tars-rag")])
 def test_a_store_of_another_version_is_refused(
     store: HybridStore, tmp_path: Path, version: int, step: str
 ) -> None:
     store.close()
     manifest = tmp_path / "store" / "store.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', f'"version": {version}'))
+    manifest.write_text(manifest.read_text().replace('"version": 3', f'"version": {version}'))
     with pytest.raises(StoreError, match=f"version {version}.*{step}"):
         HybridStore(tmp_path / "store", HashEmbedder())
 

@@ -18,10 +18,9 @@ import store_child
 from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag.errors import FingerprintError, StoreError, StoreLockedError
-from tars_rag.retrieval.reembed import reembed
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.storage.lock import ReadWriteLock
-from tars_rag.retrieval.store import HybridStore
+from tars_rag.retrieval.store import HybridStore, reembed
 
 
 def test_the_lock_lets_writers_and_readers_through_in_order() -> None:
@@ -222,7 +221,7 @@ def test_with_a_server_a_killed_writer_is_mended_by_the_others(
         HybridStore(path, HashEmbedder(), chroma_url=server) as other,
     ):
         victim.upsert([passage("a", 1)])
-        monkeypatch.setattr(victim._engine.lexical, "apply", lambda *_: 1 / 0)
+        monkeypatch.setattr(victim._directory._pair.lexical, "apply", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             victim.upsert([passage("a", 2), passage("b", 2)])
         assert [hit.id for hit in other.search(word("b", 2), 5, "lexical")] == ["b"]

@@ -1,13 +1,12 @@
 """HybridStore: passages in two indexes that never disagree.
 
 Chroma holds texts, metadata and vectors and is the truth; the lexical index follows it. What makes
-the pair trustworthy (journal, lock, repair) is in `engine`, and told in docs/store.md.
+the pair trustworthy (journal, lock, repair) is in `storage`, and told in docs/store.md.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -18,11 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.indexes.codec import check_id, check_passage, same_content
+from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, distinct_ids
+from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.vectors import Where
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import check_request, search
-from tars_rag.retrieval.storage.directory import Engine
+from tars_rag.retrieval.storage.directory import StoreDirectory
+from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy
 
@@ -58,29 +59,28 @@ class HybridStore:
         progress: Progress | None = None,
     ) -> None:
         self.embedder = embedder
-        self._engine = Engine(
-            Path(path).expanduser().absolute(),
-            embedder.fingerprint,
+        self._directory = StoreDirectory(
+            store_path(path),
+            embedder,
             read_only=read_only,
             chroma_url=chroma_url,
-            embed=embedder.embed,
             progress=progress,
         )
 
     @property
     def path(self) -> Path:
         """The store's directory, absolute."""
-        return self._engine.path
+        return self._directory.path
 
     @property
     def fingerprint(self) -> str:
         """Of the embedder that made the vectors."""
-        return self._engine.manifest.fingerprint
+        return self._directory.store_json.fingerprint
 
     @property
     def dimension(self) -> int | None:
         """Length of the vectors; None while the store is empty and the embedder does not say."""
-        own = self._engine.manifest.dimension
+        own = self._directory.store_json.dimension
         return own if own is not None else getattr(self.embedder, "dimension", None)
 
     def upsert(
@@ -112,19 +112,21 @@ class HybridStore:
                 passage. Batches before it are stored if `passages` was not a list or tuple.
             StoreError: Writing failed; the message says what to do.
         """
-        self._engine.check_writable()
+        self._directory.check_writable()
         total = len(passages) if isinstance(passages, list | tuple) else None
         if isinstance(passages, list | tuple):
-            _check_all(passages, set())
+            check_passages(passages, set())
         rows = None if vectors is None else iter(vectors)
         seen: set[str] = set()
         done = 0
         source = iter(passages)
         while batch := list(islice(source, _BATCH)):
-            _check_all(batch, seen)
+            check_passages(batch, seen)
             changed = batch if rows is not None else self._changed(batch)
             if changed:
-                self._engine.upsert(changed, self._vectors_of(changed, rows))
+                made = self._vectors_of(changed, rows)
+                with self._directory.writing() as pair:
+                    pair.upsert(changed, made)
             done += len(batch)
             if progress is not None:
                 progress(done, total)
@@ -145,7 +147,7 @@ class HybridStore:
         if ids is None and not where:
             msg = "delete needs ids or a filter (where): nothing was deleted."
             raise InvalidInputError(msg)
-        return self._delete(None if ids is None else _distinct(ids), where or None)
+        return self._delete(None if ids is None else distinct_ids(ids), where or None)
 
     def clear(self) -> int:
         """Delete every passage.
@@ -159,17 +161,16 @@ class HybridStore:
         return self._delete(None, None)
 
     def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
-        engine = self._engine
-        with engine.writing():
-            engine.vectors.check_where(where)
-            found = engine.vectors.matching(wanted, where)
+        with self._directory.writing() as pair:
+            pair.vectors.check_where(where)
+            found = pair.vectors.matching(wanted, where)
         deleted = 0
         for start in range(0, len(found), _BATCH):
-            with engine.writing():
+            with self._directory.writing() as pair:
                 # Someone may have written since the ids were looked up.
-                batch = engine.vectors.matching(found[start : start + _BATCH], where)
+                batch = pair.vectors.matching(found[start : start + _BATCH], where)
                 if batch:
-                    engine.delete(batch)
+                    pair.delete(batch)
                 deleted += len(batch)
         return deleted
 
@@ -189,20 +190,20 @@ class HybridStore:
             msg = f"limit must be a whole number or None, got {limit!r}."
             raise InvalidInputError(msg)
         if ids is None:
-            with self._engine.reading():
+            with self._directory.reading() as pair:
                 if limit == 0:
                     return []
-                return list(self._engine.vectors.get(None, where or None, limit).values())
-        wanted = _distinct(ids)
-        with self._engine.reading():
-            found = self._engine.vectors.get(wanted, where or None)
+                return list(pair.vectors.get(None, where or None, limit).values())
+        wanted = distinct_ids(ids)
+        with self._directory.reading() as pair:
+            found = pair.vectors.get(wanted, where or None)
         return [found[key] for key in wanted if key in found][:limit]
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id, as the embedder made them; unknown ids left out."""
-        wanted = _distinct(ids)
-        with self._engine.reading():
-            return self._engine.vectors.vectors(wanted)
+        wanted = distinct_ids(ids)
+        with self._directory.reading() as pair:
+            return pair.vectors.vectors(wanted)
 
     def search(
         self,
@@ -240,18 +241,18 @@ class HybridStore:
                     row = self._embed_query(request.query)
             else:
                 row = np.asarray(vector, np.float32)
-            row = self._check_vectors(row.reshape(1, -1), ["the query"])[0]
-        with self._engine.reading():
-            return search(self._engine.vectors, self._engine.lexical, request, row, watch)
+            row = self._comparable(row.reshape(1, -1), ["the query"])[0]
+        with self._directory.reading() as pair:
+            return search(pair.vectors, pair.lexical, request, row, watch)
 
     def count(self) -> int:
         """Number of passages."""
-        with self._engine.reading():
-            return self._engine.vectors.count()
+        with self._directory.reading() as pair:
+            return pair.vectors.count()
 
     def close(self) -> None:
         """Wait for running calls and release files, threads and the lock. May be called twice."""
-        self._engine.close()
+        self._directory.close()
 
     def __enter__(self) -> HybridStore:
         return self
@@ -272,8 +273,8 @@ class HybridStore:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
 
     def _changed(self, batch: Sequence[Passage]) -> list[Passage]:
-        with self._engine.reading():
-            held = self._engine.vectors.get([passage.id for passage in batch])
+        with self._directory.reading() as pair:
+            held = pair.vectors.get([passage.id for passage in batch])
         return [p for p in batch if p.id not in held or not same_content(p, held[p.id])]
 
     def _vectors_of(
@@ -288,52 +289,52 @@ class HybridStore:
                 msg = f"There is no vector for {names[len(given)]}. Give one for each passage."
                 raise InvalidInputError(msg)
             made = np.stack([np.asarray(row, np.float32).ravel() for row in given])
-        return self._check_vectors(made, names)
+        return self._comparable(made, names)
 
     def _embed_query(self, query: str) -> NDArray[np.float32]:
         embed: Any = getattr(self.embedder, "embed_query", None)
         made = self.embedder.embed([query])[0] if embed is None else embed(query)
         return np.asarray(made, np.float32)
 
-    def _check_vectors(
-        self, rows: NDArray[np.float32], names: Sequence[str]
-    ) -> NDArray[np.float32]:
-        """The rows [n, dim], if each can be compared by cosine."""
-        expected = self.dimension
-        if (
-            rows.ndim != 2
-            or len(rows) != len(names)
-            or rows.shape[1] != (expected or rows.shape[1])
-        ):
-            msg = (
-                f"Vectors of shape [{len(names)}, {expected or 'dim'}] are needed, got "
-                f"{list(rows.shape)}. Use the embedder that made the store: {self.fingerprint}"
-            )
-            raise InvalidInputError(msg)
-        norms = np.linalg.norm(rows, axis=1)
-        usable = np.isfinite(norms) & (norms > 0)
-        if not usable.all():
-            name = names[int(np.argmin(usable))]
-            msg = f"The vector of {name} is all zeros or not finite: it cannot be compared."
-            raise InvalidInputError(msg)
-        return rows
+    def _comparable(self, rows: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
+        try:
+            return check_vectors(rows, names, self.dimension)
+        except InvalidInputError as error:
+            its = self._directory.store_json.embedder
+            msg = f"{error} Use the embedder that made the store: {its}"
+            raise InvalidInputError(msg) from error
 
 
-def _check_all(passages: Sequence[Passage], seen: set[str]) -> None:
-    """Every passage can be stored, and no id was seen before."""
-    for passage in passages:
-        check_passage(passage)
-    counts = Counter(passage.id for passage in passages)
-    twice = [key for key, times in counts.items() if times > 1 or key in seen]
-    if twice:
-        shown = ", ".join(map(repr, twice[:5])) + (", ..." if len(twice) > 5 else "")
-        msg = f"Ids occur more than once in one upsert: {shown}. Give each passage its own id."
-        raise InvalidInputError(msg)
-    seen.update(counts)
+def reembed(
+    path: str | Path,
+    embedder: TextEmbedder,
+    progress: Progress | None = None,
+    *,
+    chroma_url: str | None = None,
+) -> int:
+    """Embed every passage of a store with another embedder, then switch to the new vectors.
 
+    The store stays valid with its old embedder until the switch, which is one atomic rename.
+    Killed at any moment, calling it again goes on where it was. Also mends damaged vectors, with
+    the same embedder.
 
-def _distinct(ids: Iterable[str]) -> list[str]:
-    if isinstance(ids, str):
-        msg = f"ids must be a list of ids, got the single string {ids!r}."
-        raise InvalidInputError(msg)
-    return [check_id(key) for key in dict.fromkeys(ids)]
+    Args:
+        path: The store's directory.
+        embedder: The new one.
+        progress: Called with (done, total) passages.
+        chroma_url: Of a store whose Chroma is a server.
+
+    Returns:
+        How many passages were embedded; 0 if the store was made with this embedder already.
+
+    Raises:
+        StoreLockedError: Another process has the store open.
+        StoreError: There is no store, or it is damaged beyond the vectors.
+    """
+    directory = StoreDirectory(
+        store_path(path), embedder, chroma_url=chroma_url, any_embedder=True, progress=progress
+    )
+    try:
+        return directory.reembed(embedder, progress)
+    finally:
+        directory.close()

@@ -16,7 +16,7 @@ import shutil
 import sqlite3
 import struct
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,12 +186,24 @@ class Seal:
 
     def _ask(self, query: str, *values: str) -> list[Any]:
         try:
-            # Not mode=ro: a transaction that was cut off could not be rolled back.
-            uri = f"file:{quote(str(self._database))}?mode=rw"
-            with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+            with database(self._database) as connection:
                 return connection.execute(query, values).fetchall()
         except (sqlite3.Error, ValueError):
             return []  # the database is damaged: assume the worst
+
+
+@contextlib.contextmanager
+def database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Chroma's database, to be read; never made where it is missing.
+
+    Raises:
+        sqlite3.Error: It cannot be opened.
+    """
+    # Not mode=ro: a transaction that a process left half-way could not be rolled back, and a sound
+    # database would look damaged.
+    uri = f"file:{quote(str(path))}?mode=rw"
+    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
+        yield connection
 
 
 def _boot() -> str:

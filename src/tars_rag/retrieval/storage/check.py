@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.chroma_files import Seal, database
 from tars_rag.retrieval.indexes.codec import matches
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import VectorIndex
 from tars_rag.retrieval.passage import Progress
 from tars_rag.retrieval.storage import layout
-from tars_rag.retrieval.storage.directory import Engine
+from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.opening import lexical_damage, open_vectors
-from tars_rag.retrieval.storage.repair import differences
-from tars_rag.retrieval.storage.store_json import StoreManifest
+from tars_rag.retrieval.storage.rebuild import differences, reconcile_all
+from tars_rag.retrieval.storage.store_json import StoreJson
 
 _SHOWN = 5
 
@@ -60,8 +61,9 @@ def check_store(
 ) -> StoreReport:
     """Compare every passage of the two indexes, and every vector with its sketch.
 
-    Without `repair` nothing is written. With it the lexical index is made to follow Chroma;
-    damaged vectors need an embedder, so they are left to `reembed`.
+    Without `repair` nothing is written, save that SQLite undoes what a process that died had not
+    committed. With it the lexical index is made to follow Chroma; damaged vectors need an embedder,
+    so they are left to `reembed`.
 
     Args:
         path: The store's directory.
@@ -72,17 +74,17 @@ def check_store(
         StoreLockedError: Another process has the store open; the message names its pid.
         StoreError: There is no store at `path`.
     """
-    directory = Path(path).expanduser().absolute()
+    directory = layout.store_path(path)
     report = _inspect(directory, progress)
     if not repair or report.ok:
         return report
     try:
-        engine = Engine(directory, None, progress=progress)
+        opened = StoreDirectory(directory, None, progress=progress)
         try:
-            with engine.writing():
-                engine.reconcile_all(progress)
+            with opened.writing() as pair:
+                reconcile_all(pair, progress)
         finally:
-            engine.close()
+            opened.close()
     except StoreError as error:
         report.problems.append(f"Not repaired: {error}")
         return report
@@ -96,17 +98,17 @@ def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
     report = StoreReport(directory)
     lock = StoreLock(directory / layout.LOCK, read_only=True)
     try:
-        manifest = layout.open_manifest(directory, None, None)
-        lock.acquire(shared=True, wait=manifest.chroma_url is not None)
-        report.fingerprint, report.dimension = manifest.fingerprint, manifest.dimension
-        if manifest.ready:
-            _inspect_indexes(directory, manifest, lock, report, progress)
+        store_json = layout.open_store_json(directory, None, None)
+        lock.acquire(shared=True, wait=store_json.chroma_url is not None)
+        report.fingerprint, report.dimension = store_json.fingerprint, store_json.dimension
+        if store_json.ready:
+            _inspect_indexes(directory, store_json, lock, report, progress)
         else:
             report.problems.append("The store was never finished: open it once for writing.")
-        if manifest.reembedding:
+        if store_json.reembedding:
             report.notes.append(
-                f"A change of embedder to {manifest.reembedding['fingerprint']!r} was begun: "
-                "`tars-rag store reembed` goes on where it was. The old vectors are in use."
+                f"A change of embedder to {store_json.reembedding['fingerprint']!r} was begun: "
+                "call it again and it goes on where it was. The old vectors are in use."
             )
     finally:
         lock.close()
@@ -115,7 +117,7 @@ def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
 
 def _inspect_indexes(
     directory: Path,
-    manifest: StoreManifest,
+    store_json: StoreJson,
     lock: StoreLock,
     report: StoreReport,
     progress: Progress | None,
@@ -124,12 +126,14 @@ def _inspect_indexes(
     intent = Journal(directory / layout.JOURNAL).pending()
     if intent is not None:
         what = "its journal is torn" if intent.ids is None else f"{len(intent.ids)} ids in flight"
-        say(f"A write was interrupted ({what}): open the store for writing, or --repair.")
+        say(
+            f"A write was interrupted ({what}): open the store for writing, or {_repair(directory)}"
+        )
     with contextlib.ExitStack() as stack:
-        vectors = _open_vectors(directory, manifest, lock, report)
+        vectors = _open_vectors(directory, store_json, lock, report)
         if vectors is not None:
             stack.callback(vectors.close)
-            _check_vectors(vectors, report)
+            _check_vectors(vectors, store_json, report)
         lexical = _open_lexical(directory, report)
         if lexical is not None:
             stack.callback(lexical.close)
@@ -139,16 +143,16 @@ def _inspect_indexes(
         wrong = list(differences(vectors, lexical, progress))
         if wrong:
             say(
-                f"The indexes disagree about {len(wrong)} passages ({_some(wrong)}): --repair "
-                "makes the lexical index follow Chroma."
+                f"The indexes disagree about {len(wrong)} passages ({_some(wrong)}). The lexical "
+                f"index is made to follow Chroma by: {_repair(directory)}"
             )
 
 
 def _open_vectors(
-    directory: Path, manifest: StoreManifest, lock: StoreLock, report: StoreReport
+    directory: Path, store_json: StoreJson, lock: StoreLock, report: StoreReport
 ) -> VectorIndex | None:
     """Chroma, if opening it is safe: it does not survive truncated vector files."""
-    if manifest.chroma_url is None:
+    if store_json.chroma_url is None:
         damaged = Seal(directory / layout.SEAL, directory / layout.CHROMA).damage()
         problem = _database_problem(directory / layout.CHROMA / "chroma.sqlite3")
         if problem:
@@ -159,12 +163,12 @@ def _open_vectors(
         if damaged:
             report.problems.append(
                 f"The vectors are damaged ({damaged.problem}), the texts are kept apart: make them "
-                f"anew: tars-rag store reembed {directory} --model MODEL"
+                f"anew: {store_json.reembed_command(directory)}"
             )
         if problem or damaged:
             return None
     try:
-        return open_vectors(directory, manifest, manifest.chroma_url, lock)
+        return open_vectors(directory, store_json, store_json.chroma_url, lock)
     except StoreError as error:
         report.problems.append(str(error))
         return None
@@ -175,14 +179,14 @@ def _database_problem(path: Path) -> str | None:
     if not path.is_file():
         return f"{path.name} is missing"
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        with database(path) as connection:
             rows = connection.execute(f"PRAGMA integrity_check({_SHOWN})").fetchall()
     except sqlite3.Error as error:
         return str(error)
     return None if rows == [("ok",)] else "; ".join(str(row[0]) for row in rows)
 
 
-def _check_vectors(vectors: VectorIndex, report: StoreReport) -> None:
+def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreReport) -> None:
     try:
         report.passages = vectors.count()
         wrong = [
@@ -197,7 +201,7 @@ def _check_vectors(vectors: VectorIndex, report: StoreReport) -> None:
     if wrong:
         report.problems.append(
             f"{len(wrong)} vectors are not the ones that were stored ({_some(wrong)}): make the "
-            f"vectors anew: tars-rag store reembed {report.path} --model MODEL"
+            f"vectors anew: {store_json.reembed_command(report.path)}"
         )
 
 
@@ -206,9 +210,14 @@ def _open_lexical(directory: Path, report: StoreReport) -> LexicalIndex | None:
     if problem is None:
         return LexicalIndex(directory / layout.LEXICAL, read_only=True)
     report.problems.append(
-        f"The lexical index is damaged ({problem}): open the store for writing, or --repair."
+        f"The lexical index is damaged ({problem}): open the store for writing, or "
+        f"{_repair(directory)}"
     )
     return None
+
+
+def _repair(directory: Path) -> str:
+    return f"tars-rag store check {shlex.quote(str(directory))} --repair"
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import shlex
 import uuid
 from pathlib import Path
 
-from tars_rag.errors import ConfigError, FingerprintError, StoreError
+from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import sync
-from tars_rag.retrieval.storage.store_json import NAME as MANIFEST
-from tars_rag.retrieval.storage.store_json import StoreManifest, read_manifest
+from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
+from tars_rag.retrieval.storage.store_json import StoreJson, named, read_store_json
 
 CHROMA, LEXICAL, JOURNAL, LOCK, SEAL = "chroma", "lexical", "journal", "lock", "seal.json"
-_TEMPORARY = {MANIFEST + ".tmp", SEAL + ".tmp"}
-_OURS = {CHROMA, LEXICAL, JOURNAL, LOCK, SEAL, MANIFEST} | _TEMPORARY
+_TEMPORARY = {STORE_JSON + ".tmp", SEAL + ".tmp"}
+_PARTS = 3  # of an embedder's fingerprint before its precision class, see models/embedder
+_PRECISIONS = {"exact": "fp32", "int8": "int8"}
+_OURS = {CHROMA, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON} | _TEMPORARY
+
+
+def store_path(path: str | Path) -> Path:
+    """The one absolute path of a store's directory, however it was spelled (~, links, ``..``).
+
+    Raises:
+        InvalidInputError: It is no path, or names the home of a user who is not known.
+    """
+    try:
+        return Path(path).expanduser().resolve()
+    except (TypeError, ValueError, RuntimeError, OSError) as error:
+        msg = f"{path!r} is not the path of a directory: {error}. Give the store's directory."
+        raise InvalidInputError(msg) from error
 
 
 def prepare_directory(path: Path, *, create: bool) -> None:
@@ -28,12 +44,12 @@ def prepare_directory(path: Path, *, create: bool) -> None:
     except OSError as error:
         msg = f"The store {path} cannot be opened: {error}. Check path and permissions."
         raise StoreError(msg) from error
-    if MANIFEST in present:
+    if STORE_JSON in present:
         return
     if not create:
         raise StoreError(_no_store(path))
     if present - {LOCK} - _TEMPORARY:
-        what = f"has lost its {MANIFEST}" if present <= _OURS else "is not empty, and not a store"
+        what = f"has lost its {STORE_JSON}" if present <= _OURS else "is not empty, and not a store"
         msg = (
             f"{path} {what} (it holds {', '.join(sorted(present)[:5])}). "
             "Give another directory, or restore the missing file from a backup."
@@ -51,45 +67,65 @@ def _make_directory(path: Path) -> None:
     sync(path.parent)
 
 
-def open_manifest(path: Path, fingerprint: str | None, chroma_url: str | None) -> StoreManifest:
+def open_store_json(
+    path: Path, fingerprint: str | None, chroma_url: str | None, *, model: str | None = None
+) -> StoreJson:
     """Read store.json and check it, or write that of a new store.
 
     Args:
         path: The store's directory.
         fingerprint: Of the embedder; None: any, and no new store.
         chroma_url: Where the vectors are to be; None: in the directory.
+        model: Name of the embedder's model.
 
     Raises:
         FingerprintError: The store was made with another embedder.
         ConfigError: The store's Chroma is elsewhere.
         StoreError: The file cannot be read or written, or there is none.
     """
-    manifest = read_manifest(path)
-    if manifest is None:
+    known = read_store_json(path)
+    if known is None:
         if fingerprint is None:
             raise StoreError(_no_store(path))
         collection = f"tars-{uuid.uuid4().hex}" if chroma_url else "passages"
         try:
-            return StoreManifest.new(fingerprint, collection, chroma_url).write(path)
+            return StoreJson.new(fingerprint, collection, chroma_url, model).write(path)
         except OSError as error:
             msg = f"The store {path} cannot be written: {error}. Check permissions and space."
             raise StoreError(msg) from error
-    if fingerprint is not None and manifest.fingerprint != fingerprint:
-        msg = (
-            f"The store {path} was made with the embedder {manifest.fingerprint!r}, the one given "
-            f"is {fingerprint!r}; their vectors do not mix. Use the first, or embed the store "
-            f"anew: tars-rag store reembed {path} --model MODEL"
-        )
-        raise FingerprintError(msg)
-    if fingerprint is not None and (manifest.chroma_url is None) != (chroma_url is None):
-        its = manifest.chroma_url or "embedded in its directory"
+    if fingerprint is not None and known.fingerprint != fingerprint:
+        raise FingerprintError(_other_embedder(path, known, fingerprint, model))
+    if fingerprint is not None and (known.chroma_url is None) != (chroma_url is None):
+        its = known.chroma_url or "embedded in its directory"
         msg = (
             f"The store {path} has its Chroma at: {its}; chroma_url={chroma_url!r} was given. "
             "Give the same, or make another store."
         )
         raise ConfigError(msg)
-    return manifest
+    return known
+
+
+def _other_embedder(path: Path, known: StoreJson, fingerprint: str, model: str | None) -> str:
+    """What to say of an embedder that is not the store's."""
+    *weights, held = known.fingerprint.split(":")
+    *given, offered = fingerprint.split(":")
+    fix = "Use that one"
+    if weights == given and len(weights) == _PARTS:  # the same weights in another precision
+        precision = _PRECISIONS.get(held)
+        fix = f"Their precision differs ({held}, {offered})"
+        if precision:
+            fix += f": use the store's, --precision {precision} (precision={precision!r})"
+    elif known.model:
+        fix = f"Use that one: --model {known.model}"
+    return (
+        f"The store {path} was made with the embedder {known.embedder}, the one given is "
+        f"{named(model, fingerprint)}; their vectors do not mix. {fix}; or embed the store anew: "
+        f"{known.reembed_command(path, model)}"
+    )
 
 
 def _no_store(path: Path) -> str:
-    return f"{path} is not a store: it has no {MANIFEST}. Make one: tars-rag index FILES --store"
+    return (
+        f"{path} is not a store: it has no {STORE_JSON}. "
+        f"Make one: tars-rag index FILES --store {shlex.quote(str(path))}"
+    )

@@ -13,20 +13,20 @@ from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import VectorIndex
 from tars_rag.retrieval.storage.layout import CHROMA, LEXICAL
 from tars_rag.retrieval.storage.lock import StoreLock
-from tars_rag.retrieval.storage.store_json import StoreManifest
+from tars_rag.retrieval.storage.store_json import StoreJson
 
 READERS = max(2, os.cpu_count() or 2)
 """How many threads may read a store at once; each asks Chroma two things at a time at most."""
 
 
 def open_vectors(
-    path: Path, manifest: StoreManifest, url: str | None, lock: StoreLock, *, create: bool = False
+    path: Path, store_json: StoreJson, url: str | None, lock: StoreLock, *, create: bool = False
 ) -> VectorIndex:
     """Chroma, in the store's directory or behind `url`.
 
     Args:
         path: The store's directory.
-        manifest: Of the store.
+        store_json: Of the store.
         url: Of the Chroma server; None: embedded, in a process that holds `lock` too.
         lock: The store's.
         create: Make the collection if it is missing.
@@ -35,7 +35,7 @@ def open_vectors(
         StoreError: It cannot be opened; the message says whether the texts are lost.
     """
     if url is not None:
-        return _open(ServerClient(url), manifest, create=create)
+        return _open(ServerClient(url), store_json, create=create)
     database = path / CHROMA / "chroma.sqlite3"
     if not create and not database.is_file():
         msg = (
@@ -45,7 +45,7 @@ def open_vectors(
         raise StoreError(msg)
     try:
         client = ChromaProcess(path / CHROMA, lock.descriptor, READERS + 1)
-        return _open(client, manifest, create=create)
+        return _open(client, store_json, create=create)
     except (StoreError, ChromaError) as error:
         msg = (
             f"The texts and vectors of the store {path} cannot be opened: {error} If the disk is "
@@ -55,9 +55,9 @@ def open_vectors(
         raise StoreError(msg) from error
 
 
-def _open(client: Client, manifest: StoreManifest, *, create: bool) -> VectorIndex:
+def _open(client: Client, store_json: StoreJson, *, create: bool) -> VectorIndex:
     try:
-        return VectorIndex(client, manifest.collection, create=create)
+        return VectorIndex(client, store_json.collection, create=create)
     except BaseException:
         client.close()
         raise

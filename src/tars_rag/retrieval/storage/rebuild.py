@@ -1,59 +1,61 @@
-"""New vectors for every passage of a store: beside the old ones, then one atomic switch.
+"""One index made to follow the other, and new vectors for every passage.
 
-Used to change the embedder, and to mend a vector index that was damaged. Texts and metadata are
-copied from the old collection; until store.json names the new one, nothing has changed.
+Chroma is the truth. New vectors, for another embedder or because the old ones were damaged, go
+into a second collection beside the first; until store.json names it, nothing has changed.
 """
 
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.vectors import records
-from tars_rag.retrieval.passage import Embed, Progress
-
-if TYPE_CHECKING:
-    from tars_rag.retrieval.storage.directory import Engine
+from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.retrieval.indexes.checks import check_vectors
+from tars_rag.retrieval.indexes.codec import pack_content, same_content
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.tantivy_files import digest
+from tars_rag.retrieval.indexes.vectors import VectorIndex, records
+from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
+from tars_rag.retrieval.storage.pair import IndexPair
 
 _BATCH = 256
+_READ_BATCH = 1000
 
 
 def rebuild_vectors(
-    engine: Engine, embed: Embed, fingerprint: str, progress: Progress | None = None
+    pair: IndexPair, embedder: TextEmbedder, progress: Progress | None = None
 ) -> int:
     """Embed every text anew and switch to the new vectors. Call while nobody else reads or writes.
 
     Killed at any moment, it goes on where it was when it is called again with the same embedder.
 
     Args:
-        engine: The store, open for writing.
-        embed: Texts to vectors [n, dim].
-        fingerprint: Of the embedder.
+        pair: The store's indexes, open for writing.
+        embedder: Makes the new vectors.
         progress: Called with (done, total).
 
     Returns:
         How many passages were embedded (fewer than there are, if it went on from before).
+
+    Raises:
+        StoreError: The embedder's vectors cannot be compared, or writing failed.
     """
-    source = engine.vectors
-    target_name = _target(engine, fingerprint)
-    target = source.open_sibling(target_name, create=True)
+    source = pair.vectors
+    target = source.open_sibling(_target(pair, embedder.fingerprint), create=True)
     embedded = done = 0
     total = source.count()
     kept: set[str] = set()
     for batch in source.scan(_BATCH):
         passages = [passage for passage, _, _ in batch]
         there = target.get([passage.id for passage in passages])
-        todo = [passage for passage in passages if there.get(passage.id) != passage]
+        todo = [p for p in passages if p.id not in there or not same_content(p, there[p.id])]
         if todo:
-            vectors = np.asarray(embed([passage.text for passage in todo]), np.float32)
-            if vectors.ndim != 2 or len(vectors) != len(todo) or not np.isfinite(vectors).all():
-                msg = f"The embedder gave vectors of shape {list(vectors.shape)}, or not finite."
-                raise StoreError(msg)
-            target.write(records(todo, vectors), [p.id for p in todo if p.id in there])
-            engine.seal_vectors()
+            made = records(todo, _embed(embedder, todo, target.dimension()))
+            target.write(made, [p.id for p in todo if p.id in there])
+            pair.seal_vectors()
         kept.update(passage.id for passage in passages)
         embedded += len(todo)
         done += len(passages)
@@ -61,22 +63,73 @@ def rebuild_vectors(
             progress(done, total)
     # What was deleted since an earlier attempt.
     target.delete([key for key in target.matching(None, None) if key not in kept])
-    engine.seal_vectors()
-    old = engine.manifest.collection
-    engine.switch(target, fingerprint)
+    pair.seal_vectors()
+    old = pair.store_json.collection
+    pair.switch(target, fingerprint=embedder.fingerprint, model=model_of(embedder))
     target.drop(old)
-    engine.seal_vectors()
+    pair.seal_vectors()
     return embedded
 
 
-def _target(engine: Engine, fingerprint: str) -> str:
+def model_of(embedder: TextEmbedder) -> str | None:
+    """The name of the embedder's model, where it has one."""
+    name = getattr(embedder, "model", None)
+    return name if isinstance(name, str) else None
+
+
+def _embed(
+    embedder: TextEmbedder, passages: Sequence[Passage], dimension: int | None
+) -> NDArray[np.float32]:
+    rows = np.asarray(embedder.embed([passage.text for passage in passages]), np.float32)
+    try:
+        return check_vectors(rows, [f"passage {p.id!r}" for p in passages], dimension)
+    except InvalidInputError as error:
+        msg = f"The embedder {embedder.fingerprint!r} failed: {error} The old vectors are in use."
+        raise StoreError(msg) from error
+
+
+def _target(pair: IndexPair, fingerprint: str) -> str:
     """Name of the collection to fill: that of an attempt that was cut short, or a new one."""
-    manifest = engine.manifest
-    attempt = manifest.reembedding
+    known = pair.store_json
+    attempt = known.reembedding
     if attempt and attempt["fingerprint"] == fingerprint:
         return attempt["collection"]
     if attempt:
-        engine.vectors.drop(attempt["collection"])
-    name = f"{manifest.collection[:40]}-{uuid.uuid4().hex[:12]}"
-    engine.update_manifest(reembedding={"fingerprint": fingerprint, "collection": name})
+        pair.vectors.drop(attempt["collection"])
+    name = f"{known.collection[:40]}-{uuid.uuid4().hex[:12]}"
+    pair.update(reembedding={"fingerprint": fingerprint, "collection": name})
     return name
+
+
+def reconcile(pair: IndexPair, ids: Sequence[str]) -> None:
+    """Make the lexical index hold of these ids what Chroma holds of them."""
+    for start in range(0, len(ids), _READ_BATCH):
+        batch = ids[start : start + _READ_BATCH]
+        held = pair.vectors.get(batch)
+        gone = [passage_id for passage_id in batch if passage_id not in held]
+        pair.lexical.apply(gone, held.values())
+
+
+def differences(
+    vectors: VectorIndex, lexical: LexicalIndex, progress: Progress | None = None
+) -> Iterator[str]:
+    """Ids that one index lacks, or whose content the lexical index has otherwise or twice."""
+    digests: dict[str, list[str]] = {}
+    for passage_id, found in lexical.digests():
+        digests.setdefault(passage_id, []).append(found)
+    done, total = 0, vectors.count()
+    for batch in vectors.scan():
+        for passage, _, _ in batch:
+            if digests.pop(passage.id, None) != [digest(pack_content(passage))]:
+                yield passage.id
+        done += len(batch)
+        if progress is not None:
+            progress(done, total)
+    yield from digests
+
+
+def reconcile_all(pair: IndexPair, progress: Progress | None) -> int:
+    """Compare every passage and mend the lexical index; the number of ids mended."""
+    wrong = list(differences(pair.vectors, pair.lexical, progress))
+    reconcile(pair, wrong)
+    return len(wrong)

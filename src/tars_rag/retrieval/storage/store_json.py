@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -13,11 +14,12 @@ from tars_rag.files import write_atomically
 
 NAME = "store.json"
 FORMAT = "tars-rag-store"
-VERSION = 2
+VERSION = 3
+_READABLE = (2, VERSION)
 
 
 @dataclass(frozen=True, slots=True)
-class StoreManifest:
+class StoreJson:
     """The contents of store.json.
 
     Attributes:
@@ -28,6 +30,8 @@ class StoreManifest:
         created: UTC, ISO 8601.
         ready: False while the store is being made: nothing was acknowledged yet.
         reembedding: A half-done change of embedder: its fingerprint and collection.
+        model: Name of the embedder's model, for people; None where it has none.
+        probe: What the embedder made of one fixed text, where its fingerprint says too little.
     """
 
     fingerprint: str
@@ -37,25 +41,44 @@ class StoreManifest:
     created: str = ""
     ready: bool = False
     reembedding: dict[str, str] | None = None
+    model: str | None = None
+    probe: list[float] | None = None
     format: str = FORMAT
     version: int = VERSION
 
     @classmethod
-    def new(cls, fingerprint: str, collection: str, chroma_url: str | None) -> StoreManifest:
-        """The manifest of a store that is about to be made."""
+    def new(
+        cls, fingerprint: str, collection: str, chroma_url: str | None, model: str | None
+    ) -> StoreJson:
+        """What a store that is about to be made says of itself."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(fingerprint, collection, chroma_url, created=now)
+        return cls(fingerprint, collection, chroma_url, created=now, model=model)
 
-    def write(self, directory: Path, **changes: Any) -> StoreManifest:
-        """Write this manifest, with `changes`, atomically and durably; return what was written."""
-        changed = replace(self, **changes)
+    @property
+    def embedder(self) -> str:
+        """The embedder as a person reads it."""
+        return named(self.model, self.fingerprint)
+
+    def reembed_command(self, directory: Path, model: str | None = None) -> str:
+        """The command that makes the vectors anew, by default with the same model."""
+        name = shlex.quote(model or self.model or "MODEL")
+        return f"tars-rag store reembed {shlex.quote(str(directory))} --model {name}"
+
+    def write(self, directory: Path, **changes: Any) -> StoreJson:
+        """Write this, with `changes`, atomically and durably; return what was written."""
+        changed = replace(self, **changes, version=VERSION)
         data = json.dumps(asdict(changed), indent=2).encode("ascii")
         write_atomically(directory / NAME, data + b"\n")
         return changed
 
 
-def read_manifest(directory: Path) -> StoreManifest | None:
-    """The manifest of a store; None if the directory has none.
+def named(model: str | None, fingerprint: str) -> str:
+    """An embedder as a person reads it: the model's name, and what tells its vectors apart."""
+    return f"{model} ({fingerprint!r})" if model else repr(fingerprint)
+
+
+def read_store_json(directory: Path) -> StoreJson | None:
+    """What a store says of itself; None if the directory has no store.json.
 
     Raises:
         StoreError: It cannot be read, or is of another format or version.
@@ -65,25 +88,25 @@ def read_manifest(directory: Path) -> StoreManifest | None:
         raw = json.loads(path.read_text("utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         msg = f"{path} cannot be read ({error}). Restore it from a backup of the store."
         raise StoreError(msg) from error
-    known = {field.name for field in fields(StoreManifest)}
+    known = {field.name for field in fields(StoreJson)}
     if (
         not isinstance(raw, dict)
         or raw.get("format") != FORMAT
         or not isinstance(raw.get("fingerprint"), str)
         or not isinstance(raw.get("collection"), str)
     ):
-        msg = f"{path} is not the manifest of a tars-rag store. Give the directory of a store."
+        msg = f"{path} does not describe a tars-rag store. Give the directory of a store."
         raise StoreError(msg)
-    if raw.get("version") != VERSION or not raw.keys() <= known:
-        step = "Update tars-rag."
+    if raw.get("version") not in _READABLE or not raw.keys() <= known:
+        step = "Update tars-rag: pip install --upgrade tars-rag"
         if raw.get("version") == 1:
             step = "That one was never released: index the sources into another directory."
         msg = (
-            f"{path} is of version {raw.get('version')}, this tars-rag reads version {VERSION}. "
-            f"{step}"
+            f"{path} is of version {raw.get('version')}, this tars-rag reads versions "
+            f"{' and '.join(map(str, _READABLE))}. {step}"
         )
         raise StoreError(msg)
-    return StoreManifest(**raw)
+    return StoreJson(**raw)

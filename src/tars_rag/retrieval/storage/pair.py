@@ -1,0 +1,192 @@
+"""The two indexes of a store, with the store.json, journal and seal that belong to them.
+
+What holds between them: Chroma is the truth and the lexical index follows it; the journal names
+what is being written from before the first index is touched until both have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.errors import StoreError
+from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.vectors import Record, VectorIndex, records
+from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.storage.journal import Journal
+from tars_rag.retrieval.storage.layout import CHROMA, JOURNAL, LEXICAL, SEAL
+from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.opening import open_vectors
+from tars_rag.retrieval.storage.store_json import StoreJson
+
+
+class IndexPair:
+    """Both indexes of a store's directory, written as one.
+
+    It takes no locks: whoever calls it sees to it that nobody else writes, or reads meanwhile
+    (`StoreDirectory.reading` and `.writing`).
+
+    Args:
+        path: The store's directory.
+        store_json: What it says of itself.
+        lock: The store's; Chroma's process holds it too.
+        url: Of the Chroma server; None: embedded.
+        read_only: Nothing may be written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        store_json: StoreJson,
+        lock: StoreLock,
+        url: str | None,
+        *,
+        read_only: bool,
+    ) -> None:
+        self.path = path
+        self.store_json = store_json
+        self.read_only = read_only
+        self.journal = Journal(path / JOURNAL)
+        self.seal = None if url else Seal(path / SEAL, path / CHROMA)
+        self._lock = lock
+        self._url = url
+        self._vectors: VectorIndex | None = None
+        self._lexical: LexicalIndex | None = None
+
+    # -- parts ------------------------------------------------------------------------------
+
+    @property
+    def vectors(self) -> VectorIndex:
+        """Texts, metadata and vectors."""
+        if self._vectors is None:
+            raise StoreError(self._closed())
+        return self._vectors
+
+    @property
+    def lexical(self) -> LexicalIndex:
+        """BM25."""
+        if self._lexical is None:
+            raise StoreError(self._closed())
+        return self._lexical
+
+    @property
+    def whole(self) -> bool:
+        """Whether both indexes may be read: Chroma is alive, and no write was cut short."""
+        return self.vectors.alive and not self.journal.path.exists()
+
+    def create(self) -> None:
+        """Make both indexes; nothing was acknowledged before store.json says ready.
+
+        Raises:
+            StoreError: The directory cannot be written.
+        """
+        try:
+            for name in (CHROMA, LEXICAL):
+                shutil.rmtree(self.path / name, ignore_errors=True)
+            self.journal.clear()
+            (self.path / SEAL).unlink(missing_ok=True)
+            self.open_vectors(create=True)
+            self.seal_vectors()
+            self.open_lexical()
+            self.update(ready=True)
+        except OSError as error:
+            raise StoreError(self._unwritable(error)) from error
+
+    def open_vectors(self, *, create: bool = False) -> None:
+        """Open Chroma, whose files must have been compared with their seal before."""
+        self._vectors = open_vectors(
+            self.path, self.store_json, self._url, self._lock, create=create
+        )
+
+    def open_lexical(self) -> None:
+        """Open the lexical index, which is made where there is none."""
+        self._lexical = LexicalIndex(self.path / LEXICAL, read_only=self.read_only)
+
+    @property
+    def is_open(self) -> tuple[bool, bool]:
+        """Whether Chroma, and whether the lexical index is open."""
+        return self._vectors is not None, self._lexical is not None
+
+    def close(self) -> None:
+        """Close both. May be called twice."""
+        with contextlib.ExitStack() as stack:  # every part is closed, whatever the others raise
+            if self._vectors is not None:
+                stack.callback(self._vectors.close)
+            if self._lexical is not None:
+                stack.callback(self._lexical.close)
+            self._vectors = self._lexical = None
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def upsert(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
+        """Write one batch to both indexes; durable in both on return.
+
+        Args:
+            passages: Checked, no id twice.
+            vectors: Checked, [n, dim].
+        """
+        if self.store_json.dimension is None:
+            self.update(dimension=int(vectors.shape[1]))
+        ids = [passage.id for passage in passages]
+        made = records(passages, vectors)
+        replaced = set(self.vectors.matching(ids, None))
+        redo = [record for key, record in zip(ids, made, strict=True) if key in replaced]
+        with self._intent(ids, redo):
+            self.vectors.write(made, replaced)
+            self.lexical.apply((), passages)
+
+    def delete(self, ids: Sequence[str]) -> None:
+        """Delete one batch from both indexes; durable in both on return."""
+        with self._intent(ids):
+            self.vectors.delete(ids)
+            self.lexical.apply(ids, ())
+
+    @contextlib.contextmanager
+    def _intent(self, ids: Sequence[str], redo: Sequence[Record] = ()) -> Iterator[None]:
+        """The journal names the ids while the block runs, and after it if it fails."""
+        try:
+            self.journal.begin(ids, redo)
+            yield
+            self.seal_vectors()
+            self.journal.clear()
+        except OSError as error:
+            raise StoreError(self._unwritable(error)) from error
+
+    def seal_vectors(self) -> None:
+        """Make what Chroma wrote to its vector files durable, and checkable at the next open."""
+        if self.seal is not None:
+            try:
+                self.seal.renew()
+            except OSError as error:
+                self.vectors.abandon()  # what it wrote is checked again before it is loaded
+                raise StoreError(self._unwritable(error)) from error
+
+    def update(self, **changes: Any) -> None:
+        """Change store.json, atomically and durably."""
+        self.store_json = self.store_json.write(self.path, **changes)
+
+    def switch(self, vectors: VectorIndex, **changes: Any) -> None:
+        """Make another collection the store's own, and change store.json with it.
+
+        The old collection stays in Chroma.
+        """
+        self.update(
+            collection=vectors.name, dimension=vectors.dimension(), reembedding=None, **changes
+        )
+        self._vectors = vectors
+
+    def _closed(self) -> str:
+        return f"The store {self.path} is closed. Open it again."
+
+    def _unwritable(self, error: OSError) -> str:
+        return (
+            f"Writing to the store {self.path} failed: {error}. Nothing that was acknowledged is "
+            "lost. Check space and permissions (df, ls -ld), then repeat what failed."
+        )
