@@ -294,6 +294,25 @@ def test_work_of_a_failing_core_is_done_by_another(caplog: pytest.LogCaptureFixt
     assert sessions[2].closed
 
 
+@pytest.mark.parametrize("fault", [DeviceError("lost"), "hang"])
+def test_whoever_is_told_of_faults_may_fail(fault: Exception | str) -> None:
+    """Neither the caller nor the core's thread pays for it: the session is released."""
+
+    def on_fault(mask: int, reason: str) -> None:
+        raise UnicodeDecodeError("utf-8", b"x", 0, 1, "the log is damaged")
+
+    sessions = {
+        1: FakeSession(lambda n: 0.002, fault=lambda t: fault),
+        2: FakeSession(lambda n: 0.002),
+    }
+    pool = pool_of(sessions, timeout=0.2, on_fault=on_fault)
+    feeds = [feed(i + 1) for i in range(20)]
+    check(pool.run(feeds), feeds)
+    pool.close()
+    assert sessions[1].closed
+    assert sessions[2].closed
+
+
 def test_a_hanging_core_is_retired_after_the_time_out() -> None:
     sessions = {1: FakeSession(fault=lambda t: "hang"), 2: FakeSession(lambda n: 0.005)}
     pool = pool_of(sessions, timeout=0.2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,122 @@ def test_a_state_directory_that_cannot_be_written_does_not_stop_the_work(
     (tmp_path / "file").write_text("")
     faults.record("m", 1, "r", tmp_path / "file" / "faults.jsonl")
     assert "could not be recorded" in caplog.text
+    assert faults.recent(tmp_path / "file" / "faults.jsonl") == []
+
+
+def line(**changes: Any) -> bytes:
+    whole = {"time": 1.7e9, "model": "m", "core_mask": 1, "reason": "r"}
+    return json.dumps(whole | changes).encode()
+
+
+DAMAGED = {
+    "not UTF-8": b"\xff\xfe\x00broken\n" + line(),
+    "UTF-16": line().decode().encode("utf-16"),
+    "binary": bytes(range(256)) * 40,
+    "zeros": bytes(5000),
+    "cut off": line()[:-9],
+    "deeply nested": b"[" * 200_000,
+    "another shape": b"[1, 2]\nnull\n7\n{}\n",
+    "more keys": line(colour="red"),
+    "wrong types": line(reason=[1]) + b"\n" + line(time="noon") + b"\n" + line(core_mask=None),
+    "no time": line(time=float("nan")) + b"\n" + line(time=1e300) + b"\n" + line(time=-1e18),
+    "a number without end": b'{"time": ' + b"9" * 5000 + b"}",
+    "half a letter": rb'{"time": 1, "model": "m", "core_mask": 1, "reason": "\ud800 \u001b[2J"}',
+    "one long line": b"x" * 3_000_000,
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_log_of_faults_never_stands_in_the_way(
+    home: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    path = faults.default_path()
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    found = machine(home / "root")
+    assert "NPU: ready" in doctor(monkeypatch, found)
+    json.loads(doctor(monkeypatch, found, "--json"))
+    faults.record("model", 2, "failed to submit \ud800")
+    assert faults.recent()[-1].reason == "failed to submit  "
+    assert "failed to submit" in doctor(monkeypatch, found)
+    json.loads(doctor(monkeypatch, found, "--json"))
+
+
+def in_place_of_the_log(path: Path, kind: str) -> None:
+    path.parent.mkdir(parents=True)
+    if kind == "directory":
+        (path / "inside").mkdir(parents=True)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "loop of links":
+        path.symlink_to(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(line())
+
+
+@pytest.mark.parametrize("kind", ["directory", "pipe", "loop of links", "device", "not allowed"])
+@pytest.mark.timeout(20)
+def test_whatever_lies_where_the_log_of_faults_should_be(
+    home: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    in_place_of_the_log(faults.default_path(), kind)
+    if kind == "not allowed":  # root may read anything: the refusal is made here
+
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr(os, "open", refuse)
+    found = machine(home / "root")
+    assert "NPU: ready" in doctor(monkeypatch, found)
+    faults.record("model", 2, "failed to submit")
+    assert "NPU: ready" in doctor(monkeypatch, found)
+
+
+# --- librknnrt ----------------------------------------------------------------------------------
+
+
+def test_the_library_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    real = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(path) or real(path))
+    for _ in range(3):
+        assert machine_again(tmp_path).library_version == "2.5.0"
+    assert [path.name for path in read].count("librknnrt.so") == 1
+    newer = LIBRARY.replace(b"2.5.0", b"2.3.10")
+    assert machine_again(tmp_path, newer).library_version == "2.3.10"
+
+
+def machine_again(root: Path, library: bytes | None = None) -> probe.Machine:
+    """The same files, only what changed written anew."""
+    path = root / "usr/lib/librknnrt.so"
+    if not path.exists():
+        return machine(root)
+    if library:
+        path.write_bytes(library)
+    return probe.probe(root, wheel="2.5.0", python=(3, 11), may_use=lambda node: True)
+
+
+@pytest.mark.parametrize("where", ["the file", "its directory", "the disk"])
+def test_a_library_that_cannot_be_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    machine(tmp_path)
+    real_stat, real_read = Path.stat, Path.read_bytes
+
+    def refuse(path: Path, **options: Any) -> Any:
+        if path.name == "librknnrt.so":
+            number = errno.EIO if where == "the disk" else errno.EACCES
+            raise OSError(number, os.strerror(number), str(path))
+        return (real_stat if options or where == "its directory" else real_read)(path, **options)
+
+    # Root may read anything: the refusal is made here.
+    monkeypatch.setattr(Path, "stat" if where == "its directory" else "read_bytes", refuse)
+    getattr(probe, "_read_library", lambda: None).cache_clear()
+    found = probe.probe(tmp_path, wheel="2.5.0", python=(3, 11), may_use=lambda node: True)
+    (finding,) = found.findings
+    assert finding.level == "error"
+    assert "cannot be read" in finding.what
+    assert "chmod a+r" in finding.fix
+    assert "cannot be read" in found.reason

@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing import spawn
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,8 @@ _BOOT: Final = (
 _LOG_LIMIT = 1 << 20
 _LAST_WORDS = 800
 _NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
+Reply: TypeAlias = tuple[Any, Mapping[str, NDArray[Any]]]
+"""The header and the arrays of an answer."""
 
 
 class Link:
@@ -48,9 +50,44 @@ class Link:
 
         Raises:
             OSError: The other end is gone.
-            TypeError, ValueError: The header is not JSON; nothing was sent.
+            Exception: The message cannot be packed (see `pack`); nothing was sent.
         """
-        self.connection.send_bytes(_pack(header, arrays))
+        self.post(pack(header, arrays))
+
+    def post(self, message: bytes) -> None:
+        """Send what `pack` made.
+
+        Raises:
+            OSError: The other end is gone.
+        """
+        self.connection.send_bytes(message)
+
+    def reply(self, work: Callable[[], Reply], as_header: Callable[[BaseException], Any]) -> None:
+        """Send what `work` returns, or what `as_header` makes of its exception.
+
+        Whoever asked is waiting: an answer that cannot be packed is answered by its exception, and
+        where not even that can be sent the link is closed, so that nobody waits for ever.
+
+        Raises:
+            OSError: The other end is gone.
+            BaseException: `as_header` failed; the link is closed.
+        """
+        try:
+            try:
+                message = pack(*work())
+            except BaseException as error:  # a panic in native code is no Exception
+                message = pack(as_header(error))
+            self.post(message)
+        except BaseException:
+            self._hang_up()
+            raise
+
+    def _hang_up(self) -> None:
+        """Close this end, and let the other know even if a thread of ours is reading from it."""
+        with contextlib.suppress(OSError):
+            with socket.socket(fileno=os.dup(self.connection.fileno())) as end:
+                end.shutdown(socket.SHUT_RDWR)
+            self.close()
 
     def receive(self) -> tuple[Any, dict[str, NDArray[Any]]]:
         """The next message: its header, and its arrays (read-only).
@@ -131,7 +168,9 @@ class Child:
             code: int | None = self._process.wait(5)
         except subprocess.TimeoutExpired:
             code = None
-        how = signal.Signals(-code).name if code and code < 0 else f"exit code {code}"
+        if code is None:
+            return f"does not answer any more. {self.last_words()}"
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return f"died ({how}). {self.last_words()}"
 
     def last_words(self) -> str:
@@ -174,11 +213,22 @@ def live(entry: str, descriptors: list[int]) -> None:
 
 def trim_log() -> None:
     """In the child: forget what was printed, if it has become long."""
-    if os.fstat(2).st_size > _LOG_LIMIT:
-        os.ftruncate(2, 0)
+    with contextlib.suppress(OSError):  # no reason to stop working
+        if os.fstat(2).st_size > _LOG_LIMIT:
+            os.ftruncate(2, 0)
 
 
-def _pack(header: Any, arrays: Mapping[str, NDArray[Any]]) -> bytes:
+def pack(header: Any, arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> bytes:
+    """A message as bytes.
+
+    Raises:
+        TypeError, ValueError, RecursionError: The header cannot be written as JSON, or an array
+            holds Python objects.
+    """
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.hasobject:
+            msg = f"{name} is not an array of numbers"
+            raise TypeError(msg)
     described = {name: [a.dtype.str, a.shape] for name, a in arrays.items()}
     content = {"header": header, "arrays": described}
     head = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -28,7 +28,7 @@ class ChromaError(Exception):
         self.is_value_error = is_value_error
 
     @classmethod
-    def of(cls, error: Exception) -> ChromaError:
+    def of(cls, error: BaseException) -> ChromaError:
         """The error as ours."""
         kind = type(error).__name__
         return cls(str(error) or kind, kind, is_value_error=isinstance(error, ValueError))

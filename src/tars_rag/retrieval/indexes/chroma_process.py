@@ -17,7 +17,9 @@ import os
 import queue
 import signal
 import threading
+import traceback
 from collections.abc import Iterator, Mapping
+from functools import partial
 from multiprocessing import reduction
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,7 +27,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.child import Child, Link, trim_log
+from tars_rag.child import Child, Link, Reply, pack, trim_log
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError
 
@@ -162,14 +164,13 @@ class ChromaProcess:
     ) -> None:
         if not self.alive:
             raise self._death(self._fate or "is not running.")
+        message = pack(header, arrays)  # an argument that is not JSON: nothing was sent
         try:
-            link.send(header, arrays)
+            link.post(message)
             if descriptor is not None:
                 reduction.send_handle(link.connection, descriptor, self._child.pid)
         except OSError as error:
             raise self._died() from error
-        except (TypeError, ValueError):  # not JSON: nothing was sent
-            raise
         except BaseException:  # Ctrl-C in the middle of a message
             self.abandon()
             raise
@@ -267,24 +268,29 @@ class _Server:
         self._writing = threading.Lock()
 
     def answer(self, link: Link) -> None:
-        """Answer the questions of one link."""
+        """Answer the questions of one link; whatever ends that ends the process."""
+        code = 0
         try:
             while True:
                 header, arrays = link.receive()
                 if header["op"] == "open":
                     self._lock = reduction.recv_handle(link.connection)
-                try:
-                    result, found = self._run(header, arrays)
-                    reply: dict[str, Any] = {"result": result}
-                except Exception as error:
-                    reply, found = _as_header(error), {}
-                link.send(reply, found)
+                link.reply(partial(self._run, header, arrays), _as_header)
                 trim_log()
         except (EOFError, OSError):
+            pass  # the parent is gone, or has closed the store
+        except BaseException:
+            traceback.print_exc()  # the process's last words
+            code = 1
+        finally:
             with self._writing:
-                os._exit(0)
+                os._exit(code)
 
-    def _run(self, header: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Arrays]:
+    def _run(self, header: Mapping[str, Any], arrays: Arrays) -> Reply:
+        result, found = self._answer_to(header, arrays)
+        return {"result": result}, found
+
+    def _answer_to(self, header: Mapping[str, Any], arrays: Arrays) -> tuple[Any, Arrays]:
         """What is asked for, as JSON and arrays."""
         op = header["op"]
         arguments = {**header.get("arguments", {}), **arrays}
@@ -349,7 +355,7 @@ def _open(path: str) -> Any:
     return chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False))
 
 
-def _as_header(error: Exception) -> dict[str, Any]:
+def _as_header(error: BaseException) -> dict[str, Any]:
     ours = ChromaError.of(error)
     content = {"message": str(ours), "kind": ours.kind, "is_value_error": ours.is_value_error}
     return {"error": content}

@@ -1,18 +1,31 @@
-"""What went wrong on the NPU lately, for `tars-rag doctor`: one JSON line a fault."""
+"""What went wrong on the NPU lately, for `tars-rag doctor`: one JSON line a fault.
+
+The log is there to help; it must never stand in the way. Whatever the file holds and whoever owns
+it, `record` and `recent` return.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
+import os
+import stat
+import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from tars_rag.files import write_atomically
+
 logger = logging.getLogger("tars_rag")
 
 _KEEP: Final = 50
+_TAIL_BYTES: Final = 1 << 18
+_LATEST: Final = 4e9
+"""In the year 2096; a later time is not one that this program wrote."""
+
+_writing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -33,25 +46,52 @@ def default_path() -> Path:
 
 
 def record(model: str, core_mask: int, reason: str, path: Path | None = None) -> None:
-    """Append a fault. A disk that cannot be written is logged: it must not stop the work."""
-    path = path or default_path()
-    line = json.dumps(asdict(Fault(time.time(), model, core_mask, reason)))
+    """Append a fault. Where it cannot be written that is logged: it must not stop the work."""
+    fault = Fault(time.time(), model, core_mask, reason)
     try:
+        path = path or default_path()
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = [*_lines(path)[-(_KEEP - 1) :], line]
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
+        with _writing:
+            lines = [json.dumps(asdict(f)) for f in [*recent(path)[-(_KEEP - 1) :], fault]]
+            write_atomically(path, ("\n".join(lines) + "\n").encode("ascii"))
+    except Exception as error:
         logger.warning("The NPU fault could not be recorded in %s: %s", path, error)
 
 
 def recent(path: Path | None = None) -> list[Fault]:
-    """The last faults, oldest first; lines that cannot be read are left out."""
-    found = []
-    for line in _lines(path or default_path()):
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(Fault(**json.loads(line)))
-    return found
+    """The last faults, oldest first; what cannot be read is left out."""
+    try:
+        lines = _tail(path or default_path()).splitlines()
+    except Exception as error:
+        logger.debug("The log of NPU faults cannot be read: %s", error)
+        return []
+    return [fault for line in lines if (fault := _parse(line)) is not None][-_KEEP:]
 
 
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+def _tail(path: Path) -> str:
+    # Never wait for the other end of a pipe that has taken the log's place.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as stream:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            return ""
+        stream.seek(max(0, status.st_size - _TAIL_BYTES))
+        return stream.read(_TAIL_BYTES).decode("utf-8", "replace")
+
+
+def _parse(line: str) -> Fault | None:
+    try:
+        data = json.loads(line)
+        when, mask = float(data["time"]), data["core_mask"]
+        if not (0 <= when <= _LATEST and isinstance(mask, int)):
+            return None
+        return Fault(when, _printable(data["model"]), mask, _printable(data["reason"]))
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+        return None
+
+
+def _printable(text: object) -> str:
+    """What a terminal and UTF-8 can take: no escapes, no half characters."""
+    if not isinstance(text, str):
+        raise TypeError
+    return "".join(letter if letter.isprintable() else " " for letter in text)

@@ -14,13 +14,15 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.child import Child, Link, trim_log
+from tars_rag.child import Child, Link, Reply, trim_log
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
@@ -118,25 +120,27 @@ def serve(links: list[Link]) -> None:
     header, _ = link.receive()
     # A reader of its own, so that the end of the parent ends us even inside a call that hangs.
     threading.Thread(target=_read, args=(link, requests), daemon=True).start()
-    try:
+    opened: Any = None
+
+    def open_backend() -> Reply:
+        nonlocal opened
         module, name = header["backend"].split(":")
-        opened = getattr(import_module(module), name)(
-            NpuSpec.from_json(header["spec"]), header["core_mask"]
-        )
-        info = opened.info
-    except Exception as error:
-        link.send(_as_header(error))
+        spec = NpuSpec.from_json(header["spec"])
+        opened = getattr(import_module(module), name)(spec, header["core_mask"])
+        info: SessionInfo = opened.info
+        return asdict(info), {}
+
+    link.reply(open_backend, _as_header)
+    if opened is None:
         return
-    link.send({"input_names": info.input_names, "lengths": info.lengths, "versions": info.versions})
     while (feed := requests.get()) is not None:
-        try:
-            rows = opened.run(feed)
-        except Exception as error:
-            link.send(_as_header(error))
-        else:
-            link.send({}, {"rows": rows})
+        link.reply(partial(_run, opened, feed), _as_header)
         trim_log()
     opened.close()
+
+
+def _run(session: Any, feed: Feeds) -> Reply:
+    return {}, {"rows": session.run(feed)}
 
 
 def _read(link: Link, requests: queue.SimpleQueue[dict[str, NDArray[Any]] | None]) -> None:
@@ -150,7 +154,7 @@ def _read(link: Link, requests: queue.SimpleQueue[dict[str, NDArray[Any]] | None
         os._exit(0)
 
 
-def _as_header(error: Exception) -> dict[str, str]:
+def _as_header(error: BaseException) -> dict[str, str]:
     if isinstance(error, InvalidInputError):
         return {"error": "InvalidInputError", "message": str(error)}
     if isinstance(error, DeviceError):

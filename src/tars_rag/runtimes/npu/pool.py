@@ -379,7 +379,10 @@ class _Scheduler:
                     continue
                 logger.warning("NPU core mask %d is out of use: %s", core.core_mask, core.reason)
                 if self._on_fault is not None:
-                    self._on_fault(core.core_mask, core.reason)
+                    try:
+                        self._on_fault(core.core_mask, core.reason)
+                    except Exception:  # its trouble, not that of whoever waits for an answer
+                        logger.exception("What is told of faults of the NPU failed.")
 
     def _fall_back(self) -> Runtime:
         with self._cpu_lock:

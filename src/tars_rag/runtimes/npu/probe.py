@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
@@ -139,14 +141,14 @@ def probe(
     may_use = may_use or (lambda path: os.access(path, os.R_OK | os.W_OK))
     soc = _soc(root)
     nodes = _nodes(root)
-    library = next((root / name for name in _LIBRARIES if (root / name).is_file()), None)
+    library = next((found for name in _LIBRARIES if (found := _library(root / name))), None)
     driver = next((v for name in _DRIVER_VERSIONS if (v := _version(_text(root / name)))), None)
-    version = _library_version(library) if library else None
+    version = library.version if library else None
     npu = next(iter(sorted((root / "sys/class/devfreq").glob("*npu*"))), None)
     frequency = _number(npu / "cur_freq") if npu else None
     policies = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_governor"))
     memory = _memory(root)
-    container = any((root / n).exists() for n in (".dockerenv", "run/.containerenv"))
+    container = any(_exists(root / n) for n in (".dockerenv", "run/.containerenv"))
     cores = NPU_CORES.get(soc or "", 0)
     findings = [*_slow(policies, root)]
     if cores:
@@ -154,7 +156,7 @@ def probe(
         findings += [
             *_device(nodes, blocked, container, root),
             *_driver(driver),
-            *_runtime(library, version, wheel),
+            *_runtime(library, wheel),
             *_wheel(wheel, python),
         ]
     return Machine(
@@ -163,7 +165,7 @@ def probe(
         npu_cores=cores,
         driver=driver,
         device_nodes=tuple("/" + str(n.relative_to(root)) for n in nodes),
-        library="/" + str(library.relative_to(root)) if library else None,
+        library="/" + str(library.path.relative_to(root)) if library else None,
         library_version=version,
         wheel=wheel,
         python=".".join(map(str, python)),
@@ -194,7 +196,7 @@ def _nodes(root: Path) -> list[Path]:
         if "RKNPU" in _text(uevent).upper()
     ]
     usual = [root / "dev/dri/renderD129", root / "dev/rknpu"]
-    return [node for node in dict.fromkeys([*named, *usual]) if node.exists()]
+    return [node for node in dict.fromkeys([*named, *usual]) if _exists(node)]
 
 
 def _device(nodes: list[Path], blocked: list[Path], container: bool, root: Path) -> list[Finding]:
@@ -225,16 +227,21 @@ def _driver(version: str | None) -> list[Finding]:
     return [Finding("warning", what, why, "sudo apt-get update && sudo apt-get full-upgrade")]
 
 
-def _runtime(library: Path | None, version: str | None, wheel: str | None) -> list[Finding]:
+def _runtime(library: _Library | None, wheel: str | None) -> list[Finding]:
     wanted = wheel or TESTED_WHEELS[-1]
     fix = f"sudo cp librknnrt.so /usr/lib/  (version {wanted}, from {_LIBRARY_URL})"
     if library is None:
         why = "the wheel loads the NPU through it, from /usr/lib only"
         return [Finding("error", "librknnrt.so is not in /usr/lib", why, fix)]
-    if library.read_bytes()[:4] != b"\x7fELF":
-        return [Finding("error", f"{library.name} is not a library", "it cannot be loaded", fix)]
-    if version and wheel and _tuple(version)[:2] != _tuple(wheel)[:2]:
-        what = f"librknnrt {version} does not match {WHEEL} {wheel}"
+    if library.unreadable:
+        what = f"{library.path} cannot be read ({library.unreadable})"
+        fix = f"sudo chmod a+rx /usr /usr/lib && sudo chmod a+r {library.path}"
+        return [Finding("error", what, "the wheel loads the NPU through it", fix)]
+    if not library.is_elf:
+        what = f"{library.path.name} is not a library"
+        return [Finding("error", what, "it cannot be loaded", fix)]
+    if library.version and wheel and _tuple(library.version)[:2] != _tuple(wheel)[:2]:
+        what = f"librknnrt {library.version} does not match {WHEEL} {wheel}"
         why = "models made by a newer toolkit do not load, or give wrong answers"
         return [Finding("warning", what, why, fix)]
     return []
@@ -265,9 +272,35 @@ def _slow(policies: list[Path], root: Path) -> list[Finding]:
     return [Finding("warning", f"CPU governor {names}", why, fix)]
 
 
-def _library_version(library: Path) -> str | None:
-    found = re.search(rb"librknnrt version: (\d+\.\d+\.\d+)", library.read_bytes())
-    return found.group(1).decode() if found else None
+@dataclass(frozen=True)
+class _Library:
+    """A file where librknnrt should be. `unreadable` says why it is not known what is in it."""
+
+    path: Path
+    is_elf: bool = False
+    version: str | None = None
+    unreadable: str = ""
+
+
+def _library(path: Path) -> _Library | None:
+    """What lies at `path`; None: no file. Its several megabytes are read once."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            return None
+        return _read_library(path, status.st_mtime_ns, status.st_size)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        return _Library(path, unreadable=error.strerror or type(error).__name__)
+
+
+@lru_cache(maxsize=8)
+def _read_library(path: Path, mtime_ns: int, size: int) -> _Library:
+    content = path.read_bytes()
+    found = re.search(rb"librknnrt version: (\d+\.\d+\.\d+)", content)
+    version = found.group(1).decode() if found else None
+    return _Library(path, is_elf=content.startswith(b"\x7fELF"), version=version)
 
 
 def _memory(root: Path) -> dict[str, int]:
@@ -287,6 +320,10 @@ def _tuple(version: str) -> tuple[int, ...]:
 def _number(path: Path) -> int | None:
     text = _text(path)
     return int(text) if text.isdigit() else None
+
+
+def _exists(path: Path) -> bool:
+    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where a directory is closed)
 
 
 def _text(path: Path) -> str:

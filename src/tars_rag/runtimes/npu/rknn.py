@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,15 +38,57 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
-class _Tail(logging.Handler):
-    """Keeps the wheel's last messages for the next error instead of printing them."""
+class _Messages(logging.Handler):
+    """Keeps the wheel's last messages for the next error instead of printing them.
+
+    The wheel has one logger for everything. A message belongs to the context whose call the thread
+    is in; one that comes from elsewhere may concern any, so all of them keep it.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
-        self.lines: deque[str] = deque(maxlen=12)
+        self._tails: weakref.WeakSet[_Tail] = weakref.WeakSet()
+        self._calling = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.extend(line for line in record.getMessage().splitlines() if line.strip())
+        try:
+            lines = [line for line in record.getMessage().splitlines() if line.strip()]
+        except Exception:  # its arguments do not fit its format
+            lines = [str(record.msg)]
+        own = getattr(self._calling, "tail", None)
+        for tail in [own] if own is not None else list(self._tails):
+            tail.lines.extend(lines)
+
+    def tail(self) -> _Tail:
+        """A place for the messages of one more context."""
+        tail = _Tail()
+        with _import_lock:
+            self._tails.add(tail)
+        return tail
+
+    @contextmanager
+    def go_to(self, tail: _Tail) -> Iterator[None]:
+        """What is said in the block, in this thread, is kept there."""
+        before = getattr(self._calling, "tail", None)
+        self._calling.tail = tail
+        try:
+            yield
+        finally:
+            self._calling.tail = before
+
+    def replace_handlers(self) -> None:
+        """The constructor of each RKNNLite installs a handler of its own, which prints."""
+        logging.getLogger("acuityLogger").handlers[:] = [self]
+
+
+class _Tail:
+    """The last lines that were said to one context."""
+
+    def __init__(self) -> None:
+        self.lines: deque[str] = deque(maxlen=12)
+
+
+_messages = _Messages()
 
 
 def import_wheel() -> Any:
@@ -85,16 +129,16 @@ class RknnContext:
         self.core_mask = core_mask
         self._failed_call = ""
         self._output_bytes = 0
-        self._tail = _Tail()
-        self._lite: Any = import_wheel()()
-        # The constructor of each RKNNLite installs a handler on this logger again.
-        logger = logging.getLogger("acuityLogger")
-        logger.handlers[:] = [self._tail]
-        try:
-            self._open()
-        except BaseException:
-            self.close()
-            raise
+        self._tail = _messages.tail()
+        self._lite: Any = None
+        with _messages.go_to(self._tail):
+            try:
+                self._lite = import_wheel()()
+                _messages.replace_handlers()
+                self._open()
+            except BaseException:
+                self.close()
+                raise
 
     def _open(self) -> None:
         # load_rknn returns 0 for any file that can be read: garbage is found by init_runtime.
@@ -144,7 +188,8 @@ class RknnContext:
             msg = f"{self.path.name} is closed."
             raise DeviceError(msg)
         self._failed_call = ""
-        outputs = self._lite.inference(inputs=list(arrays))
+        with _messages.go_to(self._tail):
+            outputs = self._lite.inference(inputs=list(arrays))
         if self._failed_call or not outputs:
             self._fail(self._failed_call or "inference returned nothing")
         output = outputs[0]
@@ -166,7 +211,8 @@ class RknnContext:
         """Release the context. May be called twice."""
         lite, self._lite = self._lite, None
         if lite is not None:
-            lite.release()
+            with _messages.go_to(self._tail):
+                lite.release()
 
     def _fail(self, what: str, advice: str = "Run: tars-rag doctor") -> NoReturn:
         said = " | ".join(self._tail.lines)
