@@ -8,7 +8,8 @@
     python benchmarks/quantisation.py shapes
     python benchmarks/quantisation.py plot            # needs matplotlib; reads the lines, draws
 
-Lines are appended to docs/quantisation.jsonl. Everything is measured in the toolkit's simulator.
+Lines are appended to quantisation.jsonl, beside this file. Everything is measured in the toolkit's
+simulator.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from tars_rag.models.bert_graph import LINEAR, build_graph
 from tars_rag.models.weights import BertConfig, BertWeights, random_weights
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-RESULTS = DOCS / "quantisation.jsonl"
+RESULTS = Path(__file__).with_name("quantisation.jsonl")
 MIB = 2**20
 
 

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pickle
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -212,6 +213,68 @@ def test_index_goes_on_past_a_bad_file_and_says_so(notes: Path) -> None:
     assert [Path(f["source"]).name for f in summary["failures"]] == ["bad.md"]
 
 
+def test_a_file_of_bad_rows_is_one_line(notes: Path) -> None:
+    (notes / "figures.jsonl").write_text('{"value": 1}\n' * 70 + '{"text": "a board"}\n')
+    (notes / "other.jsonl").write_text("[]\n")
+    result = run("index", notes, "--store", "s", "--json")
+    assert result.exit_code == 1
+    lines = [line for line in result.stderr.splitlines() if line.startswith("not indexed")]
+    assert len(lines) == 2
+    assert "figures.jsonl: line 1: 'text' is missing (and 69 more rows; --json" in lines[0]
+    assert "other.jsonl: line 1: " in lines[1]
+    failures = json.loads(result.stdout)["failures"]
+    assert len(failures) == 71
+    assert failures[69]["problem"].startswith("line 70: ")
+
+
+def test_many_bad_files_are_counted(notes: Path) -> None:
+    for number in range(30):
+        (notes / f"{number:02}.txt").write_bytes(b"caf\xe9")
+    errors = run("index", notes, "--store", "s").stderr
+    assert errors.count("not indexed: ") == 20
+    assert "... and 10 more files" in errors
+
+
+def blank(directory: Path) -> None:
+    (directory / "blank.md").write_text("\n")
+
+
+def image(directory: Path) -> None:
+    (directory / "photo.png").write_bytes(b"\x89PNG\0")
+
+
+def bad_row(directory: Path) -> None:
+    (directory / "rows.jsonl").write_text('{"id": "a"}\n')
+
+
+@pytest.mark.parametrize("make", [None, blank, image, bad_row])
+@pytest.mark.parametrize("json_wanted", [False, True])
+def test_a_slip_in_the_path_makes_no_store(tmp_path: Path, make: Any, json_wanted: bool) -> None:
+    if make:
+        (tmp_path / "dir").mkdir()
+        make(tmp_path / "dir")
+    result = run("index", "dir", "--store", "s2", *(["--json"] if json_wanted else []))
+    assert result.exit_code == 1
+    assert "error: There is no text to index in dir, so no store was made at s2" in result.stderr
+    assert not (tmp_path / "s2").exists()
+    if json_wanted:
+        assert json.loads(result.stdout)["total"] == 0
+    assert "There is no store at s2" in refused("query", "x", "--store", "s2")
+
+
+def test_an_option_that_is_refused_makes_no_store(notes: Path, tmp_path: Path) -> None:
+    refused("index", notes, "--store", "s2", "--chunk-tokens", "9999")
+    refused("index", notes, "--store", "s2", "--overlap", "9999")
+    assert not (tmp_path / "s2").exists()
+
+
+def test_a_store_whose_files_are_gone_is_still_pruned(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    for path in notes.iterdir():
+        path.unlink()
+    assert json.loads(ok("index", notes, "--store", "s", "--prune", "--json"))["total"] == 0
+
+
 def test_index_refuses_a_chunk_the_model_cannot_read(notes: Path) -> None:
     line = refused("index", notes, "--store", "s", "--chunk-tokens", "9999")
     assert "this embedder reads 1 to" in line
@@ -244,6 +307,46 @@ def test_another_embedder_is_refused_by_name(notes: Path, other_embedder_dir: st
 
 def test_an_unknown_model_is_refused_with_the_known_ones(notes: Path) -> None:
     assert "all-MiniLM-L6-v2" in refused("index", notes, "--store", "s", "--model", "minilm")
+
+
+# --- the README's own commands ---
+
+ROOT = Path(__file__).parents[1]
+
+
+def readme_arguments(command: str) -> list[str]:
+    """What the README gives to `tars-rag COMMAND`, without the command itself."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    [line] = [found for found in text.splitlines() if f"bin/tars-rag {command} " in found]
+    return shlex.split(line)[1:]
+
+
+def run_the_readme(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
+    """The second command of the README, over the checkout's own pages, and its question."""
+    index, query = readme_arguments("index"), readme_arguments("query")
+    assert index[-2:] == query[-2:] == ["--store", "my-store"]
+    monkeypatch.chdir(ROOT)
+    place = ["--store", str(tmp_path / "my-store")]
+    result = run(*index[:-2], *place, "--json")
+    assert (result.exit_code, json.loads(result.stdout)["failures"]) == (0, [])
+    found: dict[str, Any] = json.loads(ok(*query[:-2], *place, "--no-rerank", "--json"))
+    return found
+
+
+def test_the_pages_are_indexed_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run_the_readme(monkeypatch, tmp_path)["passages"]
+
+
+@pytest.mark.weights
+def test_the_readmes_question_is_answered_by_another_page(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("EMBED_MODEL", "XDG_CACHE_HOME", "MODEL_CACHE_DIR"):
+        monkeypatch.delenv(name)
+    found = run_the_readme(monkeypatch, tmp_path)
+    best = found["passages"][0]
+    assert found["query"] not in best["text"]
+    assert Path(best["id"].partition("#")[0]).parent.name == "docs"
 
 
 # --- query ---
@@ -403,6 +506,25 @@ def test_eval_prints_exactly_the_measures(tmp_path: Path, reranker_dir: str) -> 
     assert "corpus.jsonl" in refused("eval", tmp_path)
 
 
+def test_bench_needs_what_it_asks_for(tmp_path: Path) -> None:
+    """Documents and queries; who judged what does not matter to the amount of work."""
+    from test_evaluate import CORPUS, QRELS, QUERIES, write_collection
+
+    write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS)
+    shutil.rmtree(tmp_path / "c" / "qrels")
+    counted = json.loads(ok("bench", "c", "--lengths", "16,32", "--json"))
+    queries, passages = counted["work"]
+    assert (queries["texts"], queries["count"]) == ("queries", len(QUERIES))
+    assert (passages["texts"], passages["count"]) == ("passages", 3)
+    assert passages["gmac_no_padding"] <= passages["gmac_buckets"] <= passages["gmac_one_length"]
+    table = ok("bench", "c", "--lengths", "16,32")
+    assert "GMAC" in table
+    assert "corpus.jsonl and queries.jsonl" in " ".join(ok("bench", "--help").split())
+    (tmp_path / "c" / "queries.jsonl").unlink()
+    assert "queries.jsonl cannot be read" in refused("bench", "c")
+    assert "qrels/test.tsv" in refused("eval", "c")
+
+
 # --- store ---
 
 
@@ -451,6 +573,13 @@ def test_a_memory_of_py_tars_is_imported(tmp_path: Path) -> None:
     assert json.loads(again)["total"] == 2
     found = json.loads(ok("query", "dog", "--store", "s", "--strategy", "lexical", "--json"))
     assert found["passages"][0]["metadata"]["bot_response"] == "no"
+
+
+def test_an_empty_memory_makes_no_store(tmp_path: Path) -> None:
+    (tmp_path / "m.pickle").write_bytes(pickle.dumps({"vectors": None, "documents": []}))
+    line = refused("store", "import-hyperdb", "m.pickle", "--store", "s")
+    assert "m.pickle holds no documents" in line
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_hostile_memory_is_refused_and_no_store_is_made(tmp_path: Path) -> None:

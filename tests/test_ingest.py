@@ -21,7 +21,7 @@ from tars_rag.ingest import run
 from tars_rag.ingest.chunks import Splitter, pieces
 from tars_rag.ingest.files import find, read_text
 from tars_rag.ingest.ledger import NAME
-from tars_rag.ingest.run import Report, ingest
+from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.retrieval.store import HybridStore
 from tiny_models import write_model
 
@@ -171,6 +171,26 @@ def test_any_text_can_be_cut(splitter: Splitter, text: str, markdown: bool) -> N
     assert {c for c in text if c.isalnum()} <= set(kept)
 
 
+# --- whether there is anything to index ---
+
+
+def test_nothing_to_ingest(notes: Path, splitter: Splitter, store: HybridStore) -> None:
+    (notes / "photo.png").write_bytes(b"x")
+    (notes / "blank.txt").write_text(" \n")
+    (notes / "binary.txt").write_bytes(b"x\0")
+    rows(notes / "bad.jsonl", {"id": "a"}, "{broken\n")
+    Path(os.fsdecode(os.fsencode(str(notes)) + b"/f\xff.txt")).write_text("board")
+    paths = [notes, notes / "missing"]
+    nothing = nothing_to_ingest(paths, splitter)
+    assert nothing is not None
+    report = ingest(store, paths, splitter)
+    assert store.count() == 0
+    assert sorted(nothing.failures) == sorted(report.failures)
+    assert nothing.ignored == report.ignored == {".png": 1}
+    rows(notes / "bad.jsonl", {"id": "a"}, {"id": "b", "text": "board"})
+    assert nothing_to_ingest(paths, splitter) is None
+
+
 # --- indexing ---
 
 
@@ -313,6 +333,20 @@ def test_rows_keep_their_id_text_and_metadata(
     chunks = [p for key, p in stored.items() if key.startswith("long#")]
     assert len(chunks) > 2
     assert stored["long#1"].metadata == {"source": "their own", "chunk": 1}
+
+
+def test_a_row_changed_only_in_the_kind_of_a_value_is_stored(
+    store: HybridStore, notes: Path, splitter: Splitter
+) -> None:
+    """To Python 1 == True == 1.0; to JSON, to a filter and to the reader they are not the same."""
+    path = notes / "r.jsonl"
+    for value in (1, True, 1.0, 0, False, [1], [True], {"deep": [1]}, {"deep": [True]}):
+        rows(path, {"id": "a", "text": "board", "metadata": {"v": value}})
+        report = ingest(store, [path], splitter)
+        assert (report.written, report.kept) == (1, 0)
+        [stored] = store.get()
+        assert json.dumps(stored.metadata["v"]) == json.dumps(value)
+    assert counts(ingest(store, [path], splitter)) == (0, 1, 0, 0, 0)
 
 
 def test_each_bad_row_is_told_with_its_line(

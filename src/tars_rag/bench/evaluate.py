@@ -53,25 +53,41 @@ class Scores:
         return {name: round(value, 5) for name, value in values.items()}
 
 
-def load_collection(directory: Path) -> Collection:
-    """Read ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``.
+def load_texts(directory: Path) -> tuple[list[Passage], dict[str, str]]:
+    """Read ``corpus.jsonl`` and ``queries.jsonl``: the documents, and the queries by id.
 
-    Documents without any text are left out, as nothing can find them; they still count as
-    relevant where they were judged so.
+    Documents without any text are left out, as nothing can find them.
+
+    Raises:
+        InvalidInputError: A file is missing or a line of it cannot be used; both are named. Or
+            there are no documents.
+    """
+    queries = dict(_texts(directory / "queries.jsonl"))
+    passages = [
+        Passage(key, text) for key, text in _texts(directory / "corpus.jsonl") if text.strip()
+    ]
+    if not passages:
+        msg = f"{directory / 'corpus.jsonl'}: there are no documents with a text."
+        raise InvalidInputError(msg)
+    return passages, queries
+
+
+def load_collection(directory: Path) -> Collection:
+    """Read a collection whose queries are judged in ``qrels/test.tsv``.
+
+    Documents without any text are left out of it; they still count as relevant where they were
+    judged so.
 
     Raises:
         InvalidInputError: A file is missing or a line of it cannot be used; both are named.
     """
     judgements = _judgements(directory / "qrels" / "test.tsv")
-    texts = dict(_texts(directory / "queries.jsonl"))
+    passages, texts = load_texts(directory)
     if unknown := sorted(judgements.keys() - texts.keys()):
         msg = f"{directory}: queries.jsonl lacks judged queries: {', '.join(unknown[:5])}."
         raise InvalidInputError(msg)
-    passages = [
-        Passage(key, text) for key, text in _texts(directory / "corpus.jsonl") if text.strip()
-    ]
-    if not passages or not judgements:
-        msg = f"{directory}: there are no {'judgements' if passages else 'documents'}."
+    if not judgements:
+        msg = f"{directory / 'qrels' / 'test.tsv'}: there are no judgements."
         raise InvalidInputError(msg)
     return Collection(passages, {key: texts[key] for key in judgements}, judgements)
 
@@ -84,8 +100,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                     yield number, line
     except (OSError, UnicodeDecodeError) as error:
         msg = (
-            f"{path} cannot be read ({error}). A collection is a directory with corpus.jsonl, "
-            "queries.jsonl and qrels/test.tsv."
+            f"{path} cannot be read ({error}). A collection is a directory with corpus.jsonl and "
+            "queries.jsonl and, to measure a search with it, qrels/test.tsv."
         )
         raise InvalidInputError(msg) from error
 

@@ -15,16 +15,23 @@ from tars_rag.errors import ConfigError
 
 def bench(
     collection: Annotated[
-        Path, typer.Argument(help="Directory with corpus.jsonl and queries.jsonl (BEIR).")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Holds corpus.jsonl and queries.jsonl, in BEIR's layout."
+        ),
     ],
     lengths: Annotated[
-        str, typer.Option(help="Buckets in tokens, ascending, separated by commas.")
+        str, typer.Option(help="Sequence lengths in tokens, separated by commas.")
     ] = "32,64,96,128,192,256",
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Work sent to an NPU with buckets, against one length for all: computed, not timed."""
-    from tars_rag.bench.evaluate import load_collection
+    """How much arithmetic a collection is for an NPU: computed from the lengths, nothing is timed.
+
+    Every text is padded to the shortest of several sequence lengths (buckets) that it fits, and,
+    to compare with, to the longest one.
+    """
+    from tars_rag.bench.evaluate import load_texts
     from tars_rag.bench.work import Encoder, work
     from tars_rag.models.store import ModelStore
     from tars_rag.models.tokenizer import Tokenizer
@@ -40,11 +47,11 @@ def bench(
     config = BertConfig.from_json(local.directory / CONFIG_NAME)
     encoder = Encoder(config.layers, config.hidden, config.intermediate)
     tokenizer = Tokenizer(local.directory, buckets[-1])
-    found = load_collection(collection)
+    passages, queries = load_texts(collection)
     rows = []
     for name, texts in (
-        ("queries", list(found.queries.values())),
-        ("passages", [passage.text for passage in found.passages]),
+        ("queries", list(queries.values())),
+        ("passages", [passage.text for passage in passages]),
     ):
         tokens = [len(encoding) for encoding in tokenizer.encode(texts)]
         sent = [work(tokens, b, encoder) for b in (None, buckets, buckets[-1:])]
@@ -62,7 +69,7 @@ def bench(
         print_json({"buckets": buckets, "work": rows})
         return
     titles = ("texts", "count", "no padding", "buckets", f"all {buckets[-1]}", "times less")
-    table = Table(*titles, title="Multiply-accumulates, in thousand millions")
+    table = Table(*titles, title="Multiply-accumulates in GMAC (10^9)")
     for row in rows:
         table.add_row(*(f"{v:,.2f}" if isinstance(v, float) else str(v) for v in row.values()))
     out.print(table)

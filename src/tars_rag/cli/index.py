@@ -10,6 +10,7 @@ import typer
 
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
+from tars_rag.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from tars_rag.ingest.run import Report
@@ -40,15 +41,18 @@ def index(
     JSONL rows are objects with id, text and metadata. Exit code 1 if a file could not be read; the
     others are indexed all the same.
     """
-    from tars_rag.ingest.run import ingest
+    from tars_rag.ingest.run import ingest, nothing_to_ingest
 
     settings = resources.read_settings(embed_model=model)
-    with (
-        resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        resources.open_store(store, embedder) as opened,
-    ):
+    with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         splitter = resources.make_splitter(settings, embedder, chunk_tokens, overlap)
-        with progress_bar() as progress:
+        nothing = None if resources.is_store(store) else nothing_to_ingest(paths, splitter)
+        if nothing is not None:
+            if json:
+                print_json(_as_json(nothing, 0))
+            _explain(nothing, prune)
+            raise InvalidInputError(_nothing(paths, store))
+        with resources.open_store(store, embedder) as opened, progress_bar() as progress:
             report = ingest(
                 opened,
                 paths,
@@ -56,7 +60,7 @@ def index(
                 prune=prune,
                 progress=lambda done, total, name: progress(name, done, total),
             )
-        total = opened.count()
+            total = opened.count()
     if json:
         print_json(_as_json(report, total))
     _explain(report, prune)
@@ -64,6 +68,13 @@ def index(
         show(_summary(report, total))
     if report.failures:
         raise typer.Exit(1)
+
+
+def _nothing(paths: list[Path], store: Path) -> str:
+    return (
+        f"There is no text to index in {', '.join(map(str, paths))}, so no store was made at "
+        f"{store}. Give text, Markdown or JSONL files, or a directory that holds some."
+    )
 
 
 def _summary(report: Report, total: int) -> str:
@@ -75,16 +86,28 @@ def _summary(report: Report, total: int) -> str:
 
 
 def _explain(report: Report, prune: bool) -> None:
-    for source, problem in report.failures[:_SHOWN]:
-        text = problem if source in problem else f"{source}: {problem}"
-        say(f"not indexed: {text}", style="red")
-    if (more := len(report.failures) - _SHOWN) > 0:
-        say(f"... and {more} more problems (--json lists them all)", style="red")
+    for line in _problems(report.failures):
+        say(line, style="red")
     if report.vanished and not prune:
         say(f"{len(report.vanished)} indexed files are gone; --prune deletes their passages.")
     if report.ignored:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(report.ignored.items()))
         say(f"Left out as not text, Markdown or JSONL: {kinds}.")
+
+
+def _problems(failures: list[tuple[str, str]]) -> list[str]:
+    """One line for each file, with its first problem and how many rows have one."""
+    of_file: dict[str, list[str]] = {}
+    for source, problem in failures:
+        of_file.setdefault(source, []).append(problem)
+    lines = []
+    for source, (first, *others) in list(of_file.items())[:_SHOWN]:
+        text = first if source in first else f"{source}: {first}"
+        more = f" (and {len(others)} more rows; --json lists them all)" if others else ""
+        lines.append(f"not indexed: {text}{more}")
+    if (more_files := len(of_file) - _SHOWN) > 0:
+        lines.append(f"... and {more_files} more files (--json lists them all)")
+    return lines
 
 
 def _as_json(report: Report, total: int) -> dict[str, Any]:

@@ -128,6 +128,13 @@ def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> Hy
         )
 
 
+def is_store(path: Path) -> bool:
+    """Whether a store was made there, whatever its state."""
+    from tars_rag.retrieval.storage.store_json import NAME
+
+    return (path.expanduser() / NAME).exists()
+
+
 def require_store(path: Path) -> Path:
     """The directory of a store that exists.
 

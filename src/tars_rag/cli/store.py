@@ -10,6 +10,7 @@ import typer
 
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, progress_bar, show
+from tars_rag.errors import InvalidInputError
 
 app = typer.Typer(
     name="store",
@@ -100,6 +101,9 @@ def import_memory(
     from tars_rag.ingest.hyperdb import import_hyperdb, load_hyperdb
 
     memory = load_hyperdb(file)  # refused before a store is made
+    if not memory.documents and not resources.is_store(store):
+        msg = f"{file} holds no documents, so no store was made at {store}."
+        raise InvalidInputError(msg)
     settings = resources.read_settings(embed_model=model)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,

@@ -14,6 +14,7 @@ from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, Splitter, pieces
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Ledger, batches
+from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
 
 if TYPE_CHECKING:
@@ -104,6 +105,28 @@ def ingest(
     return report
 
 
+def nothing_to_ingest(paths: Sequence[Path], splitter: Splitter) -> Report | None:
+    """Whether no file gives a single passage, so that no store need be made for it.
+
+    Returns:
+        What `ingest` would report, or None: there is something. Files are read only as far as the
+        first passage.
+    """
+    found = find(paths)
+    report = Report(ignored=dict(found.ignored), failures=sorted(found.failures.items()))
+    for path in found.files:
+        try:
+            source = _name(path)
+        except InvalidInputError as error:
+            report.failures.append((str(path), str(error)))
+            continue
+        for piece in pieces(path, splitter):
+            if piece.problem is None:
+                return None
+            report.failures.append((source, piece.problem))
+    return report
+
+
 class _Run:
     """Collects passages of many files into batches that the embedder and the store like."""
 
@@ -179,7 +202,9 @@ class _Run:
             chosen[passage.id] = passage
         self._ledger.claim(claims)
         stored = {passage.id: passage for passage in self._store.get(ids=list(chosen))}
-        fresh = [p for p in chosen.values() if not _same(p, stored.get(p.id))]
+        fresh = [
+            p for p in chosen.values() if p.id not in stored or not same_content(p, stored[p.id])
+        ]
         if fresh:
             self._store.upsert(fresh)
         self._report.written += len(fresh)
@@ -217,14 +242,6 @@ def _delete(store: HybridStore, ledger: Ledger, ids: Sequence[str]) -> int:
         deleted += store.delete(ids=list(batch))
         ledger.release(batch)
     return deleted
-
-
-def _same(passage: Passage, stored: Passage | None) -> bool:
-    return (
-        stored is not None
-        and stored.text == passage.text
-        and dict(stored.metadata) == dict(passage.metadata)
-    )
 
 
 def _gone(path: Path) -> bool:
