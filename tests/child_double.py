@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tars_rag.child import Link
-from tars_rag.retrieval.indexes import chroma_process
+from tars_rag.retrieval.indexes import chroma_child
 
 
 class Panic(BaseException):
@@ -65,4 +65,4 @@ def serve_chroma(links: list[Link]) -> None:
     counts = iter([object(), {1}, 3])
     chromadb.Collection.count = lambda self: next(counts)  # type: ignore[assignment, return-value, method-assign]
     chromadb.Collection.get = panic  # type: ignore[method-assign]
-    chroma_process.serve(links)
+    chroma_child.serve(links)
