@@ -454,7 +454,7 @@ def test_progress_ends_at_the_total(store: HybridStore, notes: Path, splitter: S
     (notes / "a.txt").write_text(prose(50))
     (notes / "b.txt").write_text(prose(50, seed=1))
     seen: list[tuple[int, int]] = []
-    ingest(store, [notes], splitter, progress=lambda done, total, name: seen.append((done, total)))
+    ingest(store, [notes], splitter, progress=lambda _, done, total: seen.append((done, total)))
     size = sum(path.stat().st_size for path in notes.iterdir())
     assert seen[-1] == (size, size)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)

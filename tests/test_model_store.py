@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -384,6 +385,22 @@ def test_export_and_import(store: ModelStore, pulled: Path, tmp_path: Path) -> N
         assert contents(model.directory) == contents(pulled)
         assert (model.directory / "files.json").read_text() == (pulled / "files.json").read_text()
     assert leftovers(board) == []
+
+
+def test_a_model_is_not_lost_to_a_kill_while_another_takes_its_place(
+    store: ModelStore, pulled: Path, tmp_path: Path
+) -> None:
+    """Killed between the two renames, the model is set aside; the next pull brings it back."""
+    archive = store.export([TINY], tmp_path / "models.tar")
+    aside = store.root / ".staging" / f"{TINY}.old"
+    aside.parent.mkdir(exist_ok=True)
+    pulled.rename(aside)
+    shutil.rmtree(tmp_path / "hf")  # there is no other source of it
+    store.pull(TINY)
+    assert contents(pulled) == FILES
+    store.import_(archive)
+    assert contents(pulled) == FILES
+    assert leftovers(store) == []
 
 
 def test_a_damaged_model_is_not_exported(store: ModelStore, pulled: Path, tmp_path: Path) -> None:

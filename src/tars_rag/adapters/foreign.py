@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tars_rag.errors import FingerprintError, InvalidInputError
+from tars_rag.files import write_atomically
 from tars_rag.runtimes.base import FloatArray
 
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 42 is the answer."
@@ -105,6 +106,4 @@ def check_probe(directory: Path, probe: FloatArray, *, read_only: bool) -> None:
             )
             raise FingerprintError(msg)
     elif not read_only:
-        partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(probe.tolist()), "utf-8")
-        partial.replace(file)
+        write_atomically(file, json.dumps(probe.tolist()).encode("ascii"))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from tars_rag.errors import InvalidInputError
+from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.passage import Passage, ScoredPassage
 
 if TYPE_CHECKING:
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 RERANK: Final = "hybrid+rerank"
 STRATEGIES: Final = ("naive", "lexical", "hybrid", RERANK)
 _DEPTH: Final = 100  # of a ranking: recall@100
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, in all)."""
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def mean(scores: Sequence[Scores]) -> Scores:
     )
 
 
-def fill(store: HybridStore, collection: Collection, progress: Progress | None = None) -> int:
+def fill(store: HybridStore, collection: Collection, progress: NamedProgress | None = None) -> int:
     """Put the documents into `store`, except those that are there already; return how many.
 
     Raises:
@@ -200,7 +199,7 @@ def evaluate(
     *,
     strategies: Sequence[str] = STRATEGIES,
     rerank_depth: int = 20,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> dict[str, Scores]:
     """Ask every judged query with every strategy.
 

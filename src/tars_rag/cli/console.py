@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import typer
 from rich.console import Console
 from rich.text import Text
+
+from tars_rag.progress import NamedProgress
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -38,15 +40,15 @@ def print_json(value: Any) -> None:
 @contextmanager
 def progress_bar(
     unit: Literal["bytes", "count"] = "bytes", *, download: bool = False
-) -> Iterator[Callable[[str, int, int | None], None]]:
-    """A bar on stderr that is gone when it is done.
+) -> Iterator[NamedProgress]:
+    """A bar on stderr that is gone when it is done, and what draws it.
 
     Args:
         unit: What is counted.
         download: Worth a line of its own where no bar can be drawn.
 
     Yields:
-        A function to call with (what is being done, done, in all or None).
+        To be called as the work goes on.
     """
     from rich.progress import (
         BarColumn,

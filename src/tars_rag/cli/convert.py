@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,7 @@ import typer
 
 from tars_rag.cli.console import err, print_json, say
 from tars_rag.errors import InvalidInputError
+from tars_rag.progress import NamedProgress
 
 
 def convert(
@@ -92,7 +93,7 @@ def _told_when_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _progress() -> Iterator[NamedProgress]:
     """A spinner for a person; for a log, one line for each new step."""
     if err.is_terminal:
         with err.status("starting") as status:
@@ -100,7 +101,7 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         return
     before = ""
 
-    def line(step: str, *_: int) -> None:
+    def line(step: str, *_: int | None) -> None:
         nonlocal before
         if step != before:
             say(step)

@@ -53,13 +53,7 @@ def index(
             _explain(nothing, prune)
             raise InvalidInputError(_nothing(paths, store))
         with resources.open_store(store, embedder) as opened, progress_bar() as progress:
-            report = ingest(
-                opened,
-                paths,
-                splitter,
-                prune=prune,
-                progress=lambda done, total, name: progress(name, done, total),
-            )
+            report = ingest(opened, paths, splitter, prune=prune, progress=progress)
             total = opened.count()
     if json:
         print_json(_as_json(report, total))

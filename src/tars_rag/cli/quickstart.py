@@ -40,9 +40,7 @@ def quickstart(
         reranker = resources.open_reranker(settings, rerank, fetch=True)
         splitter = resources.make_splitter(settings, embedder, None, 32)
         with progress_bar() as progress:
-            report = ingest(
-                opened, [sample], splitter, progress=lambda done, n, name: progress(name, done, n)
-            )
+            report = ingest(opened, [sample], splitter, progress=progress)
         show(
             f"{opened.count()} passages in {opened.path} "
             f"({report.written} written, {report.seconds:.1f} s; "

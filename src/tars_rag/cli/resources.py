@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -124,7 +125,7 @@ def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> Hy
             path,
             embedder,
             read_only=read_only,
-            progress=lambda done, total: progress("rebuild the lexical index", done, total),
+            progress=partial(progress, "rebuild the lexical index"),
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def check(
 
     resources.require_store(directory)
     with progress_bar("count") as progress:
-        report = check_store(directory, repair, lambda n, total: progress("compare", n, total))
+        report = check_store(directory, repair, partial(progress, "compare"))
     if json:
         print_json({**asdict(report), "path": str(report.path), "ok": report.ok})
     else:
@@ -78,7 +79,7 @@ def reembed(
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         progress_bar("count") as progress,
     ):
-        count = embed_anew(directory, embedder, lambda n, total: progress("embed", n, total))
+        count = embed_anew(directory, embedder, partial(progress, "embed"))
         show(f"{count} passages embedded with {embedder.model}: {embedder.fingerprint}")
 
 
@@ -110,7 +111,7 @@ def import_memory(
         resources.open_store(store, embedder) as opened,
         progress_bar("count") as progress,
     ):
-        done = import_hyperdb(memory, opened, lambda n, total: progress(file.name, n, total))
+        done = import_hyperdb(memory, opened, partial(progress, file.name))
         total = opened.count()
     if json:
         print_json(

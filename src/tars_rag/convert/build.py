@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.files import sha256_of
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.tokenizer import TOKENIZER_NAME
+from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import (
     MANIFEST_NAME,
     BundleFile,
@@ -49,7 +49,7 @@ def convert(
     out: Path | None = None,
     allow_degraded: bool = False,
     cache_dir: Path | None = None,
-    progress: toolkit.Progress = lambda *_: None,
+    progress: NamedProgress = lambda *_: None,
 ) -> tuple[Path, Manifest]:
     """Convert a model into a bundle for the NPU and measure it in the toolkit's simulator.
 
@@ -63,7 +63,7 @@ def convert(
         out: The directory to make; default: ``<model>-<target>-<precision>`` here.
         allow_degraded: Keep a bundle below the precision's threshold, and record that it is.
         cache_dir: Where models are kept.
-        progress: Told the step in words, and how many of how many.
+        progress: Told the step, and how many rows of how many, where there are rows.
 
     Returns:
         The directory, and the manifest in it.
@@ -102,10 +102,9 @@ def convert(
     if plan.calibration:
         check_disjoint(plan.calibration, plan.evaluation)
     with termination_raises():
-        python = environment.toolkit_python(progress=lambda what: progress(what, 0, 0))
+        python = environment.toolkit_python(progress=progress)
         with staged(out) as staging:
             manifest = _bundle(plan, lengths, python, staging, allow_degraded, progress)
-            staging.rename(out)
     return out, manifest
 
 
@@ -129,7 +128,7 @@ def _bundle(
     python: Path,
     staging: Path,
     allow_degraded: bool,
-    progress: toolkit.Progress,
+    progress: NamedProgress,
 ) -> Manifest:
     """Build, measure and judge every length, then write the rest of the bundle."""
     prepared = plan.prepare(lengths[-1], progress)
@@ -147,13 +146,13 @@ def _bundle(
         work = staging / "work"
         work.mkdir(exist_ok=True)
 
-        def tell(step: str, row: int, rows: int, length: int = length) -> None:
+        def tell(step: str, row: int, rows: int | None, length: int = length) -> None:
             progress(f"length {length}: {step}", row, rows)
 
         output = staging / f"{stem}-{length}.rknn"
         job = plan.job(length, prepared)
         built = toolkit.run(job, python, output, work, tell)
-        tell("compare with FP32", 0, 0)
+        tell("compare with FP32", 0, None)
         judged, gap = plan.measure(length, built.outputs, exact_graph)
         words = fidelity.verdict(judged, plan.recipe, plan.source.kind)
         if judged.degraded and not allow_degraded:
@@ -179,9 +178,6 @@ def _bundle(
     )
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2)
     (staging / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
-    for file in staging.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
     return manifest
 
 

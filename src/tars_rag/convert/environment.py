@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,8 @@ from platformdirs import user_cache_path
 
 from tars_rag.convert.process import run_to_end
 from tars_rag.errors import ConversionError
+from tars_rag.files import publishing
+from tars_rag.progress import NamedProgress
 
 TOOLKIT_VERSION: Final = "2.5.0"
 PYTHONS: Final = ((3, 11), (3, 10), (3, 12))
@@ -77,13 +79,13 @@ def clean_environment() -> dict[str, str]:
 
 
 def toolkit_python(
-    cache_dir: Path | None = None, progress: Callable[[str], None] = lambda _: None
+    cache_dir: Path | None = None, progress: NamedProgress = lambda *_: None
 ) -> Path:
     """The interpreter of the toolkit's environment, which is made, or made again, if need be.
 
     Args:
         cache_dir: Where the environment is kept; default: the user's cache directory.
-        progress: Told in a few words what is going on.
+        progress: Told what is going on.
 
     Raises:
         ConversionError: No Python 3.10 to 3.12 on Linux, no room on the disk, or the package
@@ -178,7 +180,7 @@ def _candidates() -> Iterator[str]:
                 yield done.stdout.strip()
 
 
-def _make(home: Path, progress: Callable[[str], None]) -> None:
+def _make(home: Path, progress: NamedProgress) -> None:
     """Build beside the final name and rename: a killed attempt leaves nothing that looks done."""
     python = find_python()
     free = shutil.disk_usage(home.parent).free
@@ -190,12 +192,10 @@ def _make(home: Path, progress: Callable[[str], None]) -> None:
         )
         raise ConversionError(msg)
     shutil.rmtree(home, ignore_errors=True)
-    partial = home.with_name(home.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        progress(f"making the conversion environment with {python}")
+    with publishing(home) as partial:
+        progress(f"making the conversion environment with {python}", 0, None)
         _run([str(python), "-I", "-m", "venv", str(partial)], "making a virtual environment failed")
-        progress(f"installing rknn-toolkit2 {TOOLKIT_VERSION} (about 200 MB, once)")
+        progress(f"installing rknn-toolkit2 {TOOLKIT_VERSION} (about 200 MB, once)", 0, None)
         requirements = [f"{name}=={version}" for name, version in PINS.items()]
         pip = [str(_python_of(partial)), "-I", "-m", "pip", "install", "--no-deps", "--no-compile"]
         _run([*pip, "--only-binary=:all:", *requirements], "installing the toolkit failed")
@@ -212,9 +212,6 @@ def _make(home: Path, progress: Callable[[str], None]) -> None:
                 "glibc 2.17 or newer and libgomp (apt install libgomp1)."
             )
             raise ConversionError(msg)
-        partial.rename(home)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _run(command: list[str], problem: str) -> None:

@@ -16,6 +16,7 @@ from tars_rag.convert.source import Source
 from tars_rag.convert.statistics import Linear
 from tars_rag.convert.texts import Sample
 from tars_rag.models.bert_graph import Output, build_graph
+from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import Fidelity
 
 _ROWS_TO_TRACE: Final = 4
@@ -66,11 +67,11 @@ class Plan:
     def _toolkit_finds_ranges(self) -> bool:
         return bool(self.layers) and not self.recipe.equalise
 
-    def prepare(self, length: int, progress: toolkit.Progress) -> Preparation | None:
+    def prepare(self, length: int, progress: NamedProgress) -> Preparation | None:
         """What makes the layers bear int8, from the calibration texts cut at `length`."""
         if not (self.calibration and self.recipe.equalise and self.layers):
             return None
-        progress("prepare the layers for int8", 0, 0)
+        progress("prepare the layers for int8", 0, None)
         feeds = self.source.feeds(self.source.encode(self.calibration, length))
         return quantised.prepare(self.source.weights, feeds, self.layers)
 

@@ -15,10 +15,10 @@ from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.models.batching import Batch, feed
 from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.catalog import find_spec
-from tars_rag.models.fetch import Progress
 from tars_rag.models.store import ModelStore
 from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
+from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import Feeds
 from tars_rag.runtimes.npu.manifest import Kind
 
@@ -94,7 +94,7 @@ class Source:
 
 
 def open_source(
-    model: str, *, cache_dir: Path | None = None, progress: Progress | None = None
+    model: str, *, cache_dir: Path | None = None, progress: NamedProgress | None = None
 ) -> Source:
     """Find, or fetch, a model and read its weights.
 

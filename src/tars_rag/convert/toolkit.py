@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -19,9 +19,7 @@ from tars_rag.convert.environment import clean_environment
 from tars_rag.convert.process import child
 from tars_rag.convert.quantised import Ranges
 from tars_rag.errors import ConversionError
-
-Progress = Callable[[str, int, int], None]
-"""Told the step, and for the simulator the row and the number of rows (else 0, 0)."""
+from tars_rag.progress import NamedProgress
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -79,7 +77,7 @@ class Built:
     peak_mb: int
 
 
-def run(job: Job, python: Path, output: Path, workspace: Path, progress: Progress) -> Built:
+def run(job: Job, python: Path, output: Path, workspace: Path, progress: NamedProgress) -> Built:
     """Build `output` (a .rknn file) and simulate it.
 
     Args:
@@ -88,7 +86,7 @@ def run(job: Job, python: Path, output: Path, workspace: Path, progress: Progres
         output: The file to write.
         workspace: An existing directory for hundreds of megabytes of intermediate files, on the
             file system of `output`. They are removed if all went well.
-        progress: Told what is going on.
+        progress: Told the step, and of the simulator the row and the number of rows.
 
     Raises:
         ConversionError: The toolkit failed or was killed.
@@ -121,7 +119,7 @@ def run(job: Job, python: Path, output: Path, workspace: Path, progress: Progres
     return built
 
 
-def _work(folder: Path, python: Path, progress: Progress) -> dict[str, Any]:
+def _work(folder: Path, python: Path, progress: NamedProgress) -> dict[str, Any]:
     """Run the worker and follow its events until the last one, which is returned."""
     command = [str(python), "-I", str(WORKER), "job.json", str(os.getpid())]
     environment = {**clean_environment(), "TMPDIR": str(folder.resolve())}
@@ -133,7 +131,7 @@ def _work(folder: Path, python: Path, progress: Progress) -> dict[str, Any]:
         for line in process.stdout or ():
             last = json.loads(line)
             if "step" in last:
-                progress(last["step"], last.get("row", 0), last.get("rows", 0))
+                progress(last["step"], last.get("row", 0), last.get("rows"))
         code = process.wait()
     if "error" in last:
         raise _failure(last["error"], folder)

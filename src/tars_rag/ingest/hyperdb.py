@@ -15,7 +15,7 @@ import pickle
 import pickletools
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError
+from tars_rag.progress import Progress
 from tars_rag.retrieval.passage import Passage
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Imported:
 
 
 def import_hyperdb(
-    memory: Memory, store: HybridStore, progress: Callable[[int, int], None] | None = None
+    memory: Memory, store: HybridStore, progress: Progress | None = None
 ) -> Imported:
     """Put the memory of py-tars into `store`; importing it again changes nothing.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
@@ -14,6 +14,7 @@ from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, Splitter, pieces
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Ledger, batches
+from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore
 
 _BATCH = 256
-Progress = Callable[[int, int, str], None]
-"""Called with (bytes done, bytes in all, file being read)."""
 
 
 @dataclass
@@ -69,7 +68,7 @@ def ingest(
     splitter: Splitter,
     *,
     prune: bool = False,
-    progress: Progress | None = None,
+    progress: NamedProgress | None = None,
 ) -> Report:
     """Index files and directories into `store`, doing only what is not done yet.
 
@@ -81,7 +80,7 @@ def ingest(
         paths: Files and directories.
         splitter: Cuts long texts.
         prune: Delete the passages of files that vanished.
-        progress: Called as files are read.
+        progress: Told the file being read, bytes done, and bytes in all.
 
     Raises:
         StoreError: The store or the record of indexed files cannot be written.
@@ -136,7 +135,7 @@ class _Run:
         ledger: Ledger,
         splitter: Splitter,
         report: Report,
-        progress: Progress,
+        progress: NamedProgress,
     ) -> None:
         self._store, self._ledger, self._splitter = store, ledger, splitter
         self._report, self._progress = report, progress
@@ -148,7 +147,7 @@ class _Run:
         sizes = [_size(path) for path in paths]
         total = sum(sizes)
         for path, size in zip(paths, sizes, strict=True):
-            self._progress(self._done, total, path.name)
+            self._progress(path.name, self._done, total)
             try:
                 source, version = _name(path), f"{_hash(path)} {self._splitter.settings}"
             except InvalidInputError as error:
@@ -157,7 +156,7 @@ class _Run:
                 self._file(path, _File(source, version), size, total)
             self._done += size
         self._flush()
-        self._progress(self._done, total, "")
+        self._progress("", self._done, total)
 
     def _file(self, path: Path, file: _File, size: int, total: int) -> None:
         if self._ledger.version(file.source) == file.version and self._present(file.source):
@@ -168,7 +167,7 @@ class _Run:
             self._take(file, piece)
             if len(self._batch) >= _BATCH:
                 self._flush()
-                self._progress(self._done + min(piece.position, size), total, path.name)
+                self._progress(path.name, self._done + min(piece.position, size), total)
         self._read.append(file)
 
     def _take(self, file: _File, piece: Piece) -> None:
@@ -275,5 +274,5 @@ def _size(path: Path) -> int:
         return 0  # reading it says what is wrong
 
 
-def _quiet(done: int, total: int, name: str) -> None:
+def _quiet(what: str, done: int, total: int | None) -> None:
     """No progress wanted."""

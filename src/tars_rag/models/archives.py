@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-import uuid
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from tars_rag.errors import ModelError
+from tars_rag.files import replacing
 
 
 def pack(models: Sequence[Path], archive: Path) -> Path:
@@ -17,20 +17,16 @@ def pack(models: Sequence[Path], archive: Path) -> Path:
     Raises:
         ModelError: The archive cannot be written.
     """
-    part = archive.with_name(f".{archive.name}.{uuid.uuid4().hex}")
     try:
         # Not compressed: weights do not shrink.
-        with tarfile.open(part, "w") as tar:
+        with replacing(archive) as part, tarfile.open(part, "w") as tar:
             for model in models:
                 for file in sorted(model.iterdir()):
                     if file.is_file():
                         tar.add(file, f"{model.name}/{file.name}", recursive=False)
-        part.replace(archive)
     except OSError as error:
         msg = f"{archive} cannot be written ({error}). Choose another place for the archive."
         raise ModelError(msg) from error
-    finally:
-        part.unlink(missing_ok=True)
     return archive
 
 

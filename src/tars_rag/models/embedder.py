@@ -11,11 +11,11 @@ import numpy as np
 from tars_rag.errors import ConfigError, ModelError
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Pooling
-from tars_rag.models.fetch import Progress
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.store import LocalModel, ModelStore
 from tars_rag.models.tokenizer import Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, read_json
+from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import CoreMask, Device, Precision, Settings
 
@@ -40,7 +40,7 @@ class Embedder:
         core_mask: Which NPU cores to use.
         fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
             used or fails.
-        progress: Called while the model is fetched, see `tars_rag.models.fetch.Progress`.
+        progress: Told (what is being fetched, bytes so far, bytes in all or None).
 
     Raises:
         ModelError: The model is unknown, damaged, not of this kind, or cannot be fetched.
@@ -59,7 +59,7 @@ class Embedder:
         rknn_path: str | Path | None = None,
         core_mask: CoreMask = "auto",
         fallback_cpu: bool = False,
-        progress: Progress | None = None,
+        progress: NamedProgress | None = None,
     ) -> None:
         require_choice("device", device, get_args(Device))
         require_choice("precision", precision, get_args(Precision))

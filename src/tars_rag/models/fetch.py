@@ -12,23 +12,26 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
 from tars_rag.models.catalog import ModelFile, ModelSpec
-
-Progress: TypeAlias = Callable[[str, int, int | None], None]
-"""Called with what is being fetched, bytes so far, and bytes in all where known."""
+from tars_rag.progress import NamedProgress
 
 HUB_TIMEOUT_S: Final = 5.0
 INDEX_TIMEOUT_S: Final = 15
 
 
-def fetch(spec: ModelSpec, staging: Path, progress: Progress | None) -> str:
+def fetch(spec: ModelSpec, staging: Path, progress: NamedProgress | None) -> str:
     """Put the files of `spec` into the empty directory `staging`.
+
+    Args:
+        spec: What to fetch.
+        staging: Where to.
+        progress: Told what is being fetched from where, bytes so far, and bytes in all.
 
     Returns:
         The source, for the record.
@@ -158,7 +161,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _reported(
-    directory: Path, label: str, spec: ModelSpec, progress: Progress | None
+    directory: Path, label: str, spec: ModelSpec, progress: NamedProgress | None
 ) -> Iterator[None]:
     """Report the bytes in `directory` while it fills, whichever library fills it."""
     if progress is None:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import tempfile
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -16,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tars_rag.files import sha256_of
+from tars_rag.files import sha256_of, write_atomically
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import GRAPH_VERSION, Output, Pooling, build_graph
 from tars_rag.models.store import LocalModel
@@ -116,26 +114,12 @@ def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> Graph:
     content, cosine = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, content)
+        write_atomically(path, content)
         facts = {"sha256": sha256_of(path), "cosine": cosine}
-        _write(note, json.dumps(facts).encode())
+        write_atomically(note, json.dumps(facts).encode())
     except OSError:
         return Graph(content, cosine)  # a read-only cache: slower to open, no less right
     return Graph(path, cosine)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write by a name of our own and one rename: two processes may do it at once."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with part.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def _quantised(exact: Graph, model: LocalModel) -> tuple[bytes, float]:

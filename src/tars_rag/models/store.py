@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from tars_rag.errors import ModelError
-from tars_rag.files import sha256_of
+from tars_rag.files import replace_directory, restore_directory, set_aside, sha256_of
 from tars_rag.models import archives as bundles
 from tars_rag.models import fetch
 from tars_rag.models.catalog import CATALOG, ModelFile, ModelSpec, find_spec, get_spec
-from tars_rag.models.fetch import Progress
+from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
 
 RECORD_NAME: Final = "files.json"
@@ -109,7 +109,7 @@ class ModelStore:
             return None
         return _checked(directory, spec)
 
-    def get(self, model: str | Path, progress: Progress | None = None) -> LocalModel:
+    def get(self, model: str | Path, progress: NamedProgress | None = None) -> LocalModel:
         """As `find`, and pulled first where it is not on this machine.
 
         Raises:
@@ -117,7 +117,7 @@ class ModelStore:
         """
         return self.find(model) or self.pull(str(model), progress)
 
-    def pull(self, name: str, progress: Progress | None = None) -> LocalModel:
+    def pull(self, name: str, progress: NamedProgress | None = None) -> LocalModel:
         """Fetch a model of the catalogue unless it is there and sound.
 
         Safe to interrupt, and to run in several processes at once: the others wait.
@@ -242,7 +242,10 @@ class ModelStore:
 
     @contextlib.contextmanager
     def _staging(self, name: str) -> Iterator[Path]:
-        """An empty directory beside the models, held by one process at a time."""
+        """An empty directory beside the models, held by one process at a time.
+
+        A model that a killed process had set aside, to put another in its place, is brought back.
+        """
         from filelock import FileLock
 
         staging = self.root / ".staging" / name
@@ -250,6 +253,7 @@ class ModelStore:
             locks = self.root / ".locks"
             locks.mkdir(parents=True, exist_ok=True)
             with FileLock(locks / f"{name}.lock"):
+                restore_directory(set_aside(staging), self.root / name)
                 shutil.rmtree(staging, ignore_errors=True)
                 staging.mkdir(parents=True)
                 try:
@@ -293,19 +297,6 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         msg = f"{path} is damaged ({error}). Remove {directory} and fetch the model again."
         raise ModelError(msg) from error
     return record
-
-
-def replace_directory(staging: Path, target: Path) -> None:
-    """Put a finished directory in the place of `target`; what was there is removed."""
-    for file in staging.iterdir():
-        with file.open("rb") as stream:
-            os.fsync(stream.fileno())
-    old = staging.with_name(f"{staging.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    staging.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) -> LocalModel:

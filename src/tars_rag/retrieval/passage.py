@@ -10,10 +10,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.progress import Progress as Progress
+
 Embed: TypeAlias = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts [n] to vectors [n, dim]."""
-Progress: TypeAlias = Callable[[int, int | None], None]
-"""Told (done, total) passages; the total is None where it is not known."""
 Ranking: TypeAlias = list[tuple[str, float]]
 """Ids with their scores, best first; equal scores are in the order of the ids."""
 

@@ -7,15 +7,14 @@ import uuid
 from pathlib import Path
 
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
-from tars_rag.files import sync
+from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import StoreJson, named, read_store_json
 
 CHROMA, LEXICAL, JOURNAL, LOCK, SEAL = "chroma", "lexical", "journal", "lock", "seal.json"
-_TEMPORARY = {STORE_JSON + ".tmp", SEAL + ".tmp"}
 _PARTS = 3  # of an embedder's fingerprint before its precision class, see models/embedder
 _PRECISIONS = {"exact": "fp32", "int8": "int8"}
-_OURS = {CHROMA, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON} | _TEMPORARY
+_OURS = {CHROMA, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON}
 
 
 def store_path(path: str | Path) -> Path:
@@ -40,7 +39,7 @@ def prepare_directory(path: Path, *, create: bool) -> None:
     try:
         if create:
             _make_directory(path)
-        present = {entry.name for entry in path.iterdir()}
+        present = {entry.name for entry in path.iterdir() if not _unfinished(entry.name)}
     except OSError as error:
         msg = f"The store {path} cannot be opened: {error}. Check path and permissions."
         raise StoreError(msg) from error
@@ -48,13 +47,18 @@ def prepare_directory(path: Path, *, create: bool) -> None:
         return
     if not create:
         raise StoreError(_no_store(path))
-    if present - {LOCK} - _TEMPORARY:
+    if present - {LOCK}:
         what = f"has lost its {STORE_JSON}" if present <= _OURS else "is not empty, and not a store"
         msg = (
             f"{path} {what} (it holds {', '.join(sorted(present)[:5])}). "
             "Give another directory, or restore the missing file from a backup."
         )
         raise StoreError(msg)
+
+
+def _unfinished(name: str) -> bool:
+    """Left by a process that was killed while it wrote one of our files."""
+    return is_partial(name, STORE_JSON) or is_partial(name, SEAL)
 
 
 def _make_directory(path: Path) -> None:
