@@ -1,0 +1,135 @@
+"""The product of many rows of bytes with one vector of small integers, exact, on ONNX Runtime.
+
+It is one operator (MatMulInteger), for which ONNX Runtime has kernels with the integer dot product
+of each processor (VNNI and AMX on x86, UDOT and I8MM on arm64) and a thread pool. It reads the
+rows where they are: a memory-mapped file is not copied.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.errors import DeviceError
+from tars_rag.runtimes.onnx import affinities, big_cores
+
+OFFSET = 128
+"""Rows hold their numbers plus this, as bytes."""
+LIMIT = 63
+"""Largest absolute value on the other side: some x86 kernels add two products of a byte and a
+signed byte in 16 bits, which 255 * 63 * 2 does not overflow, and 255 * 127 * 2 does."""
+PLANES = 2
+"""How many vectors are multiplied at once. The kernels work on 8 or 16; a second one is free."""
+_BLOCK = 1 << 17  # rows at once: bounds the memory of what is in between
+
+
+def integer_product(
+    rows: NDArray[np.uint8], planes: NDArray[np.int8], steps: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Products of each row with the planes, weighted and added.
+
+    The integer products are exact; the rest is float32 arithmetic.
+
+    Args:
+        rows: Bytes [n, dim], C-contiguous, each a number between -127 and 127 plus `OFFSET`.
+        planes: Numbers [dim, PLANES] between -LIMIT and LIMIT.
+        steps: What each plane is multiplied with, [PLANES].
+
+    Returns:
+        ``((rows - OFFSET) @ planes) @ steps``, float32 [n].
+
+    Raises:
+        DeviceError: ONNX Runtime failed, or its integer product is not exact on this processor.
+    """
+    result = np.empty(len(rows), np.float32)
+    session = _session()
+    for start in range(0, len(rows), _BLOCK):
+        block = rows[start : start + _BLOCK]
+        result[start : start + _BLOCK] = _run(session, block, planes, steps)
+    return result
+
+
+def _run(
+    session: Any,
+    rows: NDArray[np.uint8],
+    planes: NDArray[np.int8],
+    steps: NDArray[np.float32],
+) -> NDArray[np.float32]:
+    feed = {"rows": rows, "planes": planes, "steps": steps.reshape(PLANES, 1)}
+    try:
+        (product,) = session.run(None, feed)
+    except Exception as error:  # the library's own exceptions have no common public base
+        msg = (
+            f"ONNX Runtime could not multiply integers ({error}). "
+            "Reinstall it: pip install --force-reinstall onnxruntime"
+        )
+        raise DeviceError(msg) from error
+    return np.asarray(product, np.float32).reshape(-1)
+
+
+@functools.cache
+def _session() -> Any:
+    """One session for the process; any number of threads may run it."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    cores = big_cores()
+    options.intra_op_num_threads = len(cores)
+    # A search is a burst of a millisecond or two; between two of them nobody should spin.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if 1 < len(cores) < (os.cpu_count() or 1):
+        options.add_session_config_entry(
+            "session.intra_op_thread_affinities", affinities(cores, len(cores))
+        )
+    session = onnxruntime.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
+    _prove(session)
+    return session
+
+
+def _prove(session: Any) -> None:
+    """Refuse a kernel that saturates or rounds: what rests on the product would be wrong."""
+    rng = np.random.default_rng(0)
+    for dim in (1, 31, 384):
+        rows = rng.integers(1, 256, (67, dim)).astype(np.uint8)
+        planes = rng.integers(-LIMIT, LIMIT + 1, (dim, PLANES)).astype(np.int8)
+        rows[0], rows[1], planes[:, 0] = 255, 1, np.where(planes[:, 0] < 0, -LIMIT, LIMIT)
+        exact = (rows.astype(np.int64) - OFFSET) @ planes.astype(np.int64)
+        for plane in range(PLANES):
+            steps = np.zeros(PLANES, np.float32)
+            steps[plane] = 1
+            if not np.array_equal(_run(session, rows, planes, steps), exact[:, plane]):
+                msg = (
+                    "ONNX Runtime's integer product is not exact on this processor, so that no "
+                    "search could be trusted. Install another version: pip install -U onnxruntime"
+                )
+                raise DeviceError(msg)
+
+
+def _graph() -> bytes:
+    from onnx import TensorProto, helper
+
+    tensor = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [
+            helper.make_node("MatMulInteger", ["rows", "planes", "offset"], ["integers"]),
+            helper.make_node("Cast", ["integers"], ["numbers"], to=TensorProto.FLOAT),
+            helper.make_node("MatMul", ["numbers", "steps"], ["product"]),
+        ],
+        "integer_product",
+        [
+            tensor("rows", TensorProto.UINT8, ["n", "dim"]),
+            tensor("planes", TensorProto.INT8, ["dim", PLANES]),
+            tensor("steps", TensorProto.FLOAT, [PLANES, 1]),
+        ],
+        [tensor("product", TensorProto.FLOAT, ["n", 1])],
+        [helper.make_tensor("offset", TensorProto.UINT8, [], [OFFSET])],
+    )
+    opset = helper.make_opsetid("", 13)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
+    content: bytes = model.SerializeToString()
+    return content
