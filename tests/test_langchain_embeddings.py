@@ -99,7 +99,7 @@ def test_equal_settings_share_one_open_model(
     other_embedder_dir: str,
 ) -> None:
     first = TarsEmbeddings(model=embedder_dir)
-    engine = first.engine
+    opened = first.embedder
     others = [
         TarsEmbeddings(model=embedder_dir),
         copy.copy(first),
@@ -107,9 +107,10 @@ def test_equal_settings_share_one_open_model(
         pickle.loads(pickle.dumps(first)),
         first.model_copy(),
     ]
-    assert all(other == first and other.engine is engine for other in others)
-    assert TarsEmbeddings(model=other_embedder_dir).engine is not engine
-    assert first.model_copy(update={"model_name": other_embedder_dir}).engine is not engine
+    assert all(other == first and other.embedder is opened for other in others)
+    assert first.engine is opened  # the earlier name
+    assert TarsEmbeddings(model=other_embedder_dir).embedder is not opened
+    assert first.model_copy(update={"model_name": other_embedder_dir}).embedder is not opened
 
 
 def test_the_model_is_let_go_with_its_last_owner(embedder_dir: str) -> None:
@@ -117,21 +118,21 @@ def test_the_model_is_let_go_with_its_last_owner(embedder_dir: str) -> None:
     import weakref
 
     embeddings = TarsEmbeddings(model=embedder_dir)
-    engine = weakref.ref(embeddings.engine)
+    opened = weakref.ref(embeddings.embedder)
     twin = copy.deepcopy(embeddings)
-    assert twin.engine is engine()
+    assert twin.embedder is opened()
     del embeddings
     gc.collect()
-    assert engine() is not None
+    assert opened() is not None
     del twin
     gc.collect()
-    assert engine() is None
+    assert opened() is None
 
 
 def test_threads_open_one_model(embedder_dir: str) -> None:
     found: list[Embedder] = []
     owners = [TarsEmbeddings(model=embedder_dir) for _ in range(8)]
-    threads = [threading.Thread(target=lambda o=o: found.append(o.engine)) for o in owners]
+    threads = [threading.Thread(target=lambda o=o: found.append(o.embedder)) for o in owners]
     for thread in threads:
         thread.start()
     for thread in threads:

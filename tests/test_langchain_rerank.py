@@ -158,9 +158,9 @@ def test_what_a_budget_left_out_comes_last_without_a_score(
 def test_copies_and_pickles_share_the_model(rerank: TarsRerank) -> None:
     for twin in (copy.copy(rerank), copy.deepcopy(rerank), pickle.loads(pickle.dumps(rerank))):
         assert twin == rerank
-        assert twin.engine is rerank.engine
+        assert twin.reranker is rerank.reranker
     encoder = TarsCrossEncoder(model=rerank.model_name)
-    assert pickle.loads(pickle.dumps(encoder)).engine is rerank.engine
+    assert pickle.loads(pickle.dumps(encoder)).reranker is rerank.reranker
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")

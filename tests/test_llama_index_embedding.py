@@ -117,7 +117,7 @@ def test_dict_and_json_round_trip(embedder_dir: str, tmp_path: Any) -> None:
     ]
     for twin in again:
         assert twin.to_dict() == given.to_dict()
-        assert twin.engine is given.engine
+        assert twin.embedder is given.embedder
 
 
 def test_copies_and_pickles_share_the_model(
@@ -132,7 +132,7 @@ def test_copies_and_pickles_share_the_model(
     assert not caplog.records  # the framework drops what it cannot pickle with a warning
     for twin in twins:
         assert twin.to_dict() == embedding.to_dict()
-        assert twin.engine is embedding.engine
+        assert twin.embedder is embedding.embedder
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,7 @@ def test_settings_round_trip(rerank: TarsRerank) -> None:
     assert rerank.to_dict()["class_name"] == "TarsRerank"
     for twin in twins:
         assert twin.to_dict() == rerank.to_dict()
-        assert twin.engine is rerank.engine
+        assert twin.reranker is rerank.reranker
 
 
 @pytest.mark.parametrize("arguments", [{"topn": 3}, {"top_n": 0}, {"device": "gpu"}, {"model": ""}])

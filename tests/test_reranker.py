@@ -20,6 +20,7 @@ from tars_rag.errors import ConfigError, DeviceError, InvalidInputError, ModelEr
 from tars_rag.models.random_model import SMALL, flashrank_name, write_random_model
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import random_weights
+from tars_rag.settings import Placement
 
 NAME = "ms-marco-MiniLM-L-12-v2"
 QUERY = "how is lift measured at high speed?"
@@ -302,6 +303,16 @@ def test_a_broken_model_names_the_file(tmp_path: Path, name: str) -> None:
 def test_a_wrong_argument_is_named(cache: Path, arguments, error, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=message):
         Reranker(**{"model": NAME, "cache_dir": cache} | arguments)
+
+
+def test_a_reranker_is_made_from_a_placement(cache: Path) -> None:
+    reranker = Reranker.placed(NAME, Placement(device="cpu", threads=1, cache_dir=cache))
+    assert reranker.placement == Placement(device="cpu", threads=1, cache_dir=cache)
+    twin = pickle.loads(pickle.dumps(reranker))
+    assert twin.placement == reranker.placement
+    np.testing.assert_array_equal(twin.score("a", ["b"]), reranker.score("a", ["b"]))
+    with pytest.raises(ConfigError, match="precision='int8' is not valid for a reranker"):
+        Reranker.placed(NAME, Placement(precision="int8", cache_dir=cache))
 
 
 def test_from_the_environment(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

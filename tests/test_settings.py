@@ -1,13 +1,18 @@
-"""Settings: every name of the environment, and an error that names what is wrong."""
+"""Settings and Placement: every name of the environment, and an error that names what is wrong."""
 
 from __future__ import annotations
 
+import pickle
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from tars_rag import Settings
-from tars_rag.errors import ConfigError
+from tars_rag.errors import ConfigError, InvalidInputError
+from tars_rag.settings import Placement
 
 NAMES = (
     "NPU_EMBEDDER_ENABLED",
@@ -119,3 +124,73 @@ def test_dotenv_is_read_and_the_environment_wins(
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAG_STRATEGY", "naive")
     assert Settings.from_env(rag_strategy="lexical").rag_strategy == "lexical"
+
+
+# -- Placement
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed", "error"),
+    [
+        ("device", "gpu", "auto, npu, cpu", ConfigError),
+        ("device", ["cpu"], "auto, npu, cpu", ConfigError),
+        ("precision", "fp16", "fp32, int8", ConfigError),
+        ("core_mask", "9", "0_1_2", ConfigError),
+        ("core_mask", 1, "0_1_2", ConfigError),
+        ("fallback_cpu", "yes", "True, False", ConfigError),
+        ("rknn_path", 7, "path", ConfigError),
+        ("cache_dir", b"/models", "path", ConfigError),
+        ("cache_dir", "~nobody-of-this-name/models", "path", ConfigError),
+        ("threads", 0, "at least 1", InvalidInputError),
+        ("threads", -3, "at least 1", InvalidInputError),
+        ("threads", 2.0, "at least 1", InvalidInputError),
+        ("threads", True, "at least 1", InvalidInputError),
+        ("threads", "2", "at least 1", InvalidInputError),
+    ],
+)
+def test_a_placement_names_the_field_the_value_and_what_is_allowed(
+    field: str, value: Any, allowed: str, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as caught:
+        Placement(**{field: value})
+    assert f"{field}={value!r}" in str(caught.value)
+    assert allowed in str(caught.value)
+    with pytest.raises(error):
+        replace(Placement(), **{field: value})
+
+
+def test_equal_placements_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    ours = Placement(cache_dir="~/models", rknn_path="", fallback_cpu=True, threads=np.int64(2))
+    same = Placement(cache_dir=Path("/home/me/models"), fallback_cpu=1, threads=2)  # type: ignore[arg-type]
+    assert ours == same
+    assert hash(ours) == hash(same)
+    assert pickle.loads(pickle.dumps(ours)) == ours
+    assert (ours.rknn_path, ours.fallback_cpu) == (None, True)
+    with pytest.raises(FrozenInstanceError):
+        ours.device = "cpu"  # type: ignore[misc]
+
+
+def test_a_placement_may_fall_back() -> None:
+    assert Placement().may_fall_back
+    assert not Placement(device="npu").may_fall_back
+    assert Placement(device="npu", fallback_cpu=True).may_fall_back
+
+
+def test_settings_say_where_each_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.from_env().embedder_placement == Placement()
+    assert Settings.from_env().reranker_placement == Placement(device="cpu")
+    for name, value in {
+        "NPU_EMBEDDER_ENABLED": "1",
+        "NPU_RERANK_ENABLED": "1",
+        "RKNN_EMBEDDER_PATH": "/e",
+        "RKNN_RERANKER_PATH": "/r",
+        "NPU_CORE_MASK": "3",
+        "NPU_FALLBACK_CPU": "1",
+        "MODEL_CACHE_DIR": "/models",
+    }.items():
+        monkeypatch.setenv(name, value)
+    common = Placement(device="npu", core_mask="0_1", fallback_cpu=True, cache_dir="/models")
+    settings = Settings.from_env()
+    assert settings.embedder_placement == replace(common, rknn_path="/e")
+    assert settings.reranker_placement == replace(common, rknn_path="/r")

@@ -1,23 +1,100 @@
-"""Settings: the environment, validated once.
+"""What the user chose, validated once: `Settings`, the environment, and `Placement`.
 
-The names are those that boards already use. An unknown value is an error that names the
-variable, the value and what is allowed.
+An unknown value is an error that names the variable or argument, the value and what is allowed.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tars_rag.errors import ConfigError
+from tars_rag.errors import ConfigError, InvalidInputError
 
 Strategy = Literal["hybrid", "naive", "lexical"]
 Device = Literal["auto", "npu", "cpu"]
 Precision = Literal["fp32", "int8"]
 CoreMask = Literal["auto", "0", "1", "2", "0_1", "0_1_2", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model runs, as one value that is passed whole.
+
+    Equal placements describe the same: paths are kept as `Path`, without ``~``.
+
+    Attributes:
+        device: ``auto``: the NPU where it is usable, else the CPU; ``npu``; ``cpu``.
+        precision: Of an embedder on the CPU; on the NPU the model's file has its own.
+        threads: On the CPU. None: one for each core, of big.LITTLE processors the big ones.
+        rknn_path: For the NPU: a bundle directory or a single .rknn file. None: the most faithful
+            bundle of the model in the model cache.
+        core_mask: Which NPU cores to use.
+        fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
+            used or fails.
+        cache_dir: The model cache. None: MODEL_CACHE_DIR, or the user's cache directory.
+
+    Raises:
+        ConfigError: A value is not allowed; the message names the field, the value and what is.
+        InvalidInputError: `threads` is not a whole number of at least 1.
+    """
+
+    device: Device = "auto"
+    precision: Precision = "fp32"
+    threads: int | None = None
+    rknn_path: str | Path | None = None
+    core_mask: CoreMask = "auto"
+    fallback_cpu: bool = False
+    cache_dir: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        _require_choice("device", self.device, get_args(Device))
+        _require_choice("precision", self.precision, get_args(Precision))
+        _require_choice("core_mask", self.core_mask, get_args(CoreMask))
+        _require_choice("fallback_cpu", self.fallback_cpu, (True, False))
+        _require_threads(self.threads)
+        object.__setattr__(self, "fallback_cpu", bool(self.fallback_cpu))
+        for name in ("rknn_path", "cache_dir"):
+            object.__setattr__(self, name, _path(name, getattr(self, name)))
+
+    @property
+    def may_fall_back(self) -> bool:
+        """Whether the CPU may take over where the NPU cannot be used."""
+        return self.fallback_cpu or self.device == "auto"
+
+
+def _require_choice(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        msg = f"{name}={value!r} is not valid. Use one of: {', '.join(map(str, allowed))}."
+        raise ConfigError(msg)
+
+
+def _require_threads(value: object) -> None:
+    if value is None:
+        return
+    whole = not isinstance(value, bool) and isinstance(value, Integral)
+    if whole and value >= 1:  # type: ignore[operator]
+        return
+    msg = f"threads={value!r} is not valid. Use a whole number of at least 1, or None."
+    raise InvalidInputError(msg)
+
+
+def _path(name: str, value: object) -> Path | None:
+    """A path without ``~``; None for none or an empty one."""
+    if value is None or value == "":
+        return None
+    try:
+        return Path(os.fspath(value)).expanduser()  # type: ignore[call-overload]
+    except (TypeError, RuntimeError) as error:  # no path; the home of nobody
+        msg = f"{name}={value!r} is not valid ({error}). Use the path of a file or directory."
+        raise ConfigError(msg) from error
+
 
 _SWITCH = {
     **dict.fromkeys(("1", "true", "yes", "on"), True),
@@ -103,6 +180,25 @@ class Settings(BaseSettings):
     def rerank_device(self) -> Device:
         """The device `NPU_RERANK_ENABLED` asks for."""
         return _device(self.npu_rerank_enabled, "cpu")
+
+    @property
+    def embedder_placement(self) -> Placement:
+        """Where and how the embedder runs."""
+        return self._placement(self.embed_device, self.rknn_embedder_path)
+
+    @property
+    def reranker_placement(self) -> Placement:
+        """Where and how the reranker runs."""
+        return self._placement(self.rerank_device, self.rknn_reranker_path)
+
+    def _placement(self, device: Device, rknn_path: Path | None) -> Placement:
+        return Placement(
+            device=device,
+            rknn_path=rknn_path,
+            core_mask=self.npu_core_mask,
+            fallback_cpu=self.npu_fallback_cpu,
+            cache_dir=self.model_cache_dir,
+        )
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Settings:

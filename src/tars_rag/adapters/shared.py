@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing_extensions import Self
 
 from tars_rag.adapters.handle import Handle
 from tars_rag.errors import ConfigError
-from tars_rag.settings import CoreMask, Device, Precision, Settings
+from tars_rag.settings import CoreMask, Device, Placement, Precision, Settings
 
 if TYPE_CHECKING:
     from tars_rag.models.embedder import Embedder
@@ -32,7 +33,7 @@ PathText = Annotated[str | Path | None, AfterValidator(_as_text)]
 """A path that is kept as text, because both frameworks write their settings as JSON."""
 
 
-class EngineArguments(TypedDict, total=False):
+class ModelArguments(TypedDict, total=False):
     """For type checkers, which know pydantic's fields by their name or their alias, not both."""
 
     model: str
@@ -45,13 +46,13 @@ class EngineArguments(TypedDict, total=False):
     fallback_cpu: bool
 
 
-class EmbedderArguments(EngineArguments, total=False):
+class EmbedderArguments(ModelArguments, total=False):
     """The arguments of what is made from `EmbedderFields`."""
 
     precision: Precision
 
 
-class EngineFields(BaseModel):
+class ModelFields(BaseModel):
     """The settings that embedder and reranker have in common."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
@@ -76,25 +77,30 @@ class EngineFields(BaseModel):
             return {key: value for key, value in data.items() if key != "class_name"}
         return data
 
-    def _open(self, engine: Callable[..., T], *more: str) -> T:
-        names = ("device", "cache_dir", "threads", "rknn_path", "core_mask", "fallback_cpu", *more)
-        settings = {"model": self.model_name, **{name: getattr(self, name) for name in names}}
-        return self._handle.get((engine, *settings.items()), lambda: engine(**settings))
+    @property
+    def placement(self) -> Placement:
+        """Where and how the model runs, as one value."""
+        fields = dataclasses.fields(Placement)
+        given = {f.name: getattr(self, f.name) for f in fields if f.name in type(self).model_fields}
+        return Placement(**given)
+
+    def _shared(self, opened: Callable[[str, Placement], T]) -> T:
+        """The one open model of all that have the same settings."""
+        placement = self.placement
+        key = (opened, self.model_name, placement)
+        return self._handle.get(key, lambda: opened(self.model_name, placement))
 
     @classmethod
-    def _from(cls, settings: Settings, fields: dict[str, Any], overrides: dict[str, Any]) -> Self:
+    def _from(cls, model: str, placement: Placement, overrides: dict[str, Any]) -> Self:
         if "model_name" in overrides:
             overrides["model"] = overrides.pop("model_name")
-        common = {
-            "cache_dir": settings.model_cache_dir,
-            "core_mask": settings.npu_core_mask,
-            "fallback_cpu": settings.npu_fallback_cpu,
-        }
-        return cls(**{**common, **fields, **overrides})
+        fields = dataclasses.fields(Placement)
+        given = {f.name: getattr(placement, f.name) for f in fields if f.name in cls.model_fields}
+        return cls(**{"model": model, **given, **overrides})
 
 
-class EmbedderFields(EngineFields):
-    """The settings of an `Embedder`, and the engine they describe."""
+class EmbedderFields(ModelFields):
+    """The settings of an `Embedder`, and the model they describe."""
 
     model_name: str = Field(
         "all-MiniLM-L6-v2", alias="model", min_length=1, description="Catalogue name of the model."
@@ -102,7 +108,7 @@ class EmbedderFields(EngineFields):
     precision: Precision = Field("fp32", description="'fp32' or 'int8', on the CPU.")
 
     @property
-    def engine(self) -> Embedder:
+    def embedder(self) -> Embedder:
         """The embedder, opened on first use and shared by all that have the same settings.
 
         Raises:
@@ -111,7 +117,12 @@ class EmbedderFields(EngineFields):
         """
         from tars_rag.models.embedder import Embedder
 
-        return self._open(Embedder, "precision")
+        return self._shared(Embedder.placed)
+
+    @property
+    def engine(self) -> Embedder:
+        """The earlier name of `embedder`."""
+        return self.embedder
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -124,16 +135,11 @@ class EmbedderFields(EngineFields):
             ConfigError: A variable has a value that is not allowed.
         """
         settings = Settings.from_env()
-        fields = {
-            "model": settings.embed_model,
-            "device": settings.embed_device,
-            "rknn_path": settings.rknn_embedder_path,
-        }
-        return cls._from(settings, fields, overrides)
+        return cls._from(settings.embed_model, settings.embedder_placement, overrides)
 
 
-class RerankerFields(EngineFields):
-    """The settings of a `Reranker`, and the engine they describe."""
+class RerankerFields(ModelFields):
+    """The settings of a `Reranker`, and the model they describe."""
 
     model_name: str = Field(
         "ms-marco-MiniLM-L-12-v2",
@@ -144,7 +150,7 @@ class RerankerFields(EngineFields):
     device: Device = Field("cpu", description="'auto', 'npu' or 'cpu'.")
 
     @property
-    def engine(self) -> Reranker:
+    def reranker(self) -> Reranker:
         """The reranker, opened on first use and shared by all that have the same settings.
 
         Raises:
@@ -153,7 +159,12 @@ class RerankerFields(EngineFields):
         """
         from tars_rag.models.reranker import Reranker
 
-        return self._open(Reranker)
+        return self._shared(Reranker.placed)
+
+    @property
+    def engine(self) -> Reranker:
+        """The earlier name of `reranker`."""
+        return self.reranker
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
@@ -174,9 +185,4 @@ class RerankerFields(EngineFields):
                 "example to ms-marco-MiniLM-L-12-v2."
             )
             raise ConfigError(msg)
-        fields = {
-            "model": settings.rerank_model,
-            "device": settings.rerank_device,
-            "rknn_path": settings.rknn_reranker_path,
-        }
-        return cls._from(settings, fields, overrides)
+        return cls._from(settings.rerank_model, settings.reranker_placement, overrides)

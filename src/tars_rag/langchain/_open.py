@@ -73,7 +73,7 @@ class OpenStore(VectorStore, ABC):
         self.read_only = read_only
         self.chroma_url = chroma_url
         self._embedder = (
-            self._embedding.engine
+            self._embedding.embedder
             if isinstance(self._embedding, TarsEmbeddings)
             else ForeignEmbedder(
                 self._embedding, self._embedding.embed_documents, self._embedding.embed_query

@@ -218,7 +218,7 @@ class SyncVectorStore(OpenStore):
         **kwargs: Any,
     ) -> list[ScoredPassage]:
         refuse(kwargs, allowed="k, filter, strategy, rerank")
-        reranker = self.rerank.engine if self.rerank and rerank else None
+        reranker = self.rerank.reranker if self.rerank and rerank else None
         pipeline = Pipeline(
             self.store, reranker, strategy=self.strategy, candidates=self.candidates
         )

@@ -35,7 +35,7 @@ class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
     @property
     def fingerprint(self) -> str:
         """What a store records, so that vectors of different kinds never mix."""
-        return self.engine.fingerprint
+        return self.embedder.fingerprint
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts, in any number and of any length; batches are formed inside.
@@ -51,7 +51,7 @@ class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
             ModelError: The model is unknown, missing or damaged.
             DeviceError: The device gave no answer that can be trusted.
         """
-        vectors: list[list[float]] = self.engine.embed(texts).tolist()
+        vectors: list[list[float]] = self.embedder.embed(texts).tolist()
         return vectors
 
     def embed_query(self, text: str) -> list[float]:
@@ -68,7 +68,7 @@ class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
             ModelError: The model is unknown, missing or damaged.
             DeviceError: The device gave no answer that can be trusted.
         """
-        vector: list[float] = self.engine.embed_query(text).tolist()
+        vector: list[float] = self.embedder.embed_query(text).tolist()
         return vector
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
 from tars_rag.adapters.helpers import ranked
-from tars_rag.adapters.shared import EngineArguments, RerankerFields
+from tars_rag.adapters.shared import ModelArguments, RerankerFields
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
 from tars_rag.settings import Settings
@@ -32,7 +32,7 @@ class _Serializable(RerankerFields, Serializable):
         return ["tars_rag", "langchain"]
 
 
-class _RerankArguments(EngineArguments, total=False):
+class _RerankArguments(ModelArguments, total=False):
     top_n: int | None
     budget_ms: float | None
 
@@ -99,7 +99,7 @@ class TarsRerank(_Serializable, BaseDocumentCompressor):
         if not documents:
             return []
         texts = [document.page_content for document in documents]
-        scores = self.engine.score(query, texts, budget_ms=self.budget_ms)
+        scores = self.reranker.score(query, texts, budget_ms=self.budget_ms)
         return [_scored(documents[row], score) for row, score in ranked(scores, self.top_n)]
 
     async def acompress_documents(
@@ -127,7 +127,7 @@ class TarsCrossEncoder(_Serializable, BaseCrossEncoder):
 
     if TYPE_CHECKING:
 
-        def __init__(self, **settings: Unpack[EngineArguments]) -> None: ...
+        def __init__(self, **settings: Unpack[ModelArguments]) -> None: ...
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Score pairs; the pairs of one query are run together.
@@ -151,6 +151,6 @@ class TarsCrossEncoder(_Serializable, BaseCrossEncoder):
             rows.setdefault(pair[0], []).append(row)
         scores = np.empty(len(text_pairs), np.float32)
         for query, members in rows.items():
-            scores[members] = self.engine.score(query, [text_pairs[row][1] for row in members])
+            scores[members] = self.reranker.score(query, [text_pairs[row][1] for row in members])
         result: list[float] = scores.tolist()
         return result

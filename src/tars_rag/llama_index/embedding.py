@@ -55,17 +55,17 @@ class TarsEmbedding(EmbedderFields, BaseEmbedding):
     @property
     def fingerprint(self) -> str:
         """What a store records, so that vectors of different kinds never mix."""
-        return self.engine.fingerprint
+        return self.embedder.fingerprint
 
     def _get_query_embedding(self, query: str) -> list[float]:
-        vector: list[float] = self.engine.embed_query(query).tolist()
+        vector: list[float] = self.embedder.embed_query(query).tolist()
         return vector
 
     def _get_text_embedding(self, text: str) -> list[float]:
         return self._get_text_embeddings([text])[0]
 
     def _get_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        vectors: list[list[float]] = self.engine.embed(texts).tolist()
+        vectors: list[list[float]] = self.embedder.embed(texts).tolist()
         return vectors
 
     async def _aget_query_embedding(self, query: str) -> list[float]:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
 from tars_rag.adapters.helpers import ranked
-from tars_rag.adapters.shared import EngineArguments, RerankerFields
+from tars_rag.adapters.shared import ModelArguments, RerankerFields
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
 from tars_rag.runtimes.base import FloatArray
@@ -22,7 +22,7 @@ from tars_rag.settings import Settings
 dispatcher = get_dispatcher(__name__)
 
 
-class _Arguments(EngineArguments, total=False):
+class _Arguments(ModelArguments, total=False):
     top_n: int | None
     budget_ms: float | None
     keep_retrieval_score: bool
@@ -128,7 +128,7 @@ class TarsRerank(RerankerFields, BaseNodePostprocessor):
 
     def _score(self, nodes: list[NodeWithScore], query: str) -> FloatArray:
         texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-        return self.engine.score(query, texts, budget_ms=self.budget_ms)
+        return self.reranker.score(query, texts, budget_ms=self.budget_ms)
 
     def _order(self, nodes: list[NodeWithScore], scores: FloatArray) -> list[NodeWithScore]:
         return [

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 
-from tars_rag.errors import ConfigError, ModelError
+from tars_rag.errors import ModelError
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.opening import open_runtime
@@ -17,7 +18,7 @@ from tars_rag.models.tokenizer import Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, read_json
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
-from tars_rag.settings import CoreMask, Device, Precision, Settings
+from tars_rag.settings import CoreMask, Device, Placement, Precision, Settings
 
 # Texts tokenised at a time: bounds the memory, and is enough to find rows of like length.
 _WINDOW: Final = 4096
@@ -61,34 +62,39 @@ class Embedder:
         fallback_cpu: bool = False,
         progress: NamedProgress | None = None,
     ) -> None:
-        require_choice("device", device, get_args(Device))
-        require_choice("precision", precision, get_args(Precision))
-        require_choice("core_mask", core_mask, get_args(CoreMask))
-        self._arguments: dict[str, Any] = {
-            "model": model,
-            "device": device,
-            "precision": precision,
-            "cache_dir": cache_dir,
-            "threads": threads,
-            "rknn_path": rknn_path,
-            "core_mask": core_mask,
-            "fallback_cpu": fallback_cpu,
-        }
-        store = ModelStore(cache_dir)
+        placement = Placement(
+            device=device,
+            precision=precision,
+            threads=threads,
+            rknn_path=rknn_path,
+            core_mask=core_mask,
+            fallback_cpu=fallback_cpu,
+            cache_dir=cache_dir,
+        )
+        self._open(model, placement, progress)
+
+    @classmethod
+    def placed(
+        cls,
+        model: str | Path,
+        placement: Placement,
+        progress: NamedProgress | None = None,
+    ) -> Embedder:
+        """As the constructor, with all that says where and how it runs as one value."""
+        embedder = cls.__new__(cls)
+        embedder._open(model, placement, progress)
+        return embedder
+
+    def _open(
+        self, model: str | Path, placement: Placement, progress: NamedProgress | None
+    ) -> None:
+        self._asked_for, self.placement = model, placement
+        store = ModelStore(placement.cache_dir)
         local = store.get(model, progress)
         config = BertConfig.from_json(local.directory / CONFIG_NAME)
         pooling = _pooling(local)
         opened = open_runtime(
-            local,
-            store.root,
-            output="pooled",
-            pooling=pooling,
-            precision=precision,
-            device=device,
-            threads=threads,
-            rknn_path=Path(rknn_path) if rknn_path else None,
-            core_mask=core_mask,
-            fallback_cpu=fallback_cpu,
+            local, store.root, output="pooled", pooling=pooling, placement=placement
         )
         self._runtime = opened.runtime
         self.model = local.name
@@ -137,17 +143,11 @@ class Embedder:
     @classmethod
     def from_settings(cls, settings: Settings, **overrides: Any) -> Embedder:
         """The embedder that the settings describe; keyword arguments win over them."""
-        return cls(
-            **{
-                "model": settings.embed_model,
-                "device": settings.embed_device,
-                "cache_dir": settings.model_cache_dir,
-                "rknn_path": settings.rknn_embedder_path,
-                "core_mask": settings.npu_core_mask,
-                "fallback_cpu": settings.npu_fallback_cpu,
-                **overrides,
-            }
+        model, progress = (
+            overrides.pop("model", settings.embed_model),
+            overrides.pop("progress", None),
         )
+        return cls.placed(model, replace(settings.embedder_placement, **overrides), progress)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Embedder:
@@ -164,7 +164,7 @@ class Embedder:
         return rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuild, (type(self), self._arguments)
+        return type(self).placed, (self._asked_for, self.placement)
 
     def __enter__(self) -> Embedder:
         return self
@@ -174,22 +174,6 @@ class Embedder:
 
     def __repr__(self) -> str:
         return f"Embedder({self.model!r}, device={self.device!r}, fingerprint={self.fingerprint!r})"
-
-
-def rebuild(kind: type[Any], arguments: dict[str, Any]) -> Any:
-    """Make a model object again from its configuration: what pickle and copy call."""
-    return kind(**arguments)
-
-
-def require_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    """Refuse an argument that is not one of `allowed`.
-
-    Raises:
-        ConfigError: It is not.
-    """
-    if value not in allowed:
-        msg = f"{name}={value!r} is not valid. Use one of: {', '.join(allowed)}."
-        raise ConfigError(msg)
 
 
 def _pooling(model: LocalModel) -> Pooling:

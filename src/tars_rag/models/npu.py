@@ -22,7 +22,7 @@ from tars_rag.runtimes.npu.isolate import IsolatedSession
 from tars_rag.runtimes.npu.manifest import Kind
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.probe import Machine
-from tars_rag.settings import CoreMask
+from tars_rag.settings import Placement
 
 # Embedded on both devices to find out how faithful a file without a manifest is.
 _SAMPLES: Final = (
@@ -40,7 +40,7 @@ def open_pool(
     model: LocalModel,
     npu: NpuModel,
     machine: Machine,
-    core_mask: CoreMask,
+    placement: Placement,
     fallback: Callable[[], Runtime] | None,
 ) -> NpuPool:
     """Open a model on the cores of this machine.
@@ -68,7 +68,7 @@ def open_pool(
 
     return NpuPool(
         lambda mask: IsolatedSession(npu.spec, mask),
-        machine.core_masks(core_mask),
+        machine.core_masks(placement.core_mask),
         fallback=fallback,
         on_fault=fault,
     )
@@ -78,7 +78,7 @@ def find_model(
     model: LocalModel,
     kind: Kind,
     pooling: Pooling,
-    rknn_path: Path | None,
+    placement: Placement,
     cache: Path,
     machine: Machine,
 ) -> NpuModel:
@@ -87,11 +87,12 @@ def find_model(
     Raises:
         ModelError: There is none, or it is not sound.
     """
-    if rknn_path is None:
+    path = placement.rknn_path
+    if path is None:
         for folder, manifest in find_bundles(cache):
             wanted = (model.name, kind, machine.soc)
             if (manifest.model, manifest.kind, manifest.target) == wanted:
-                rknn_path = folder
+                path = folder
                 break
         else:
             variable = "RKNN_EMBEDDER_PATH" if kind == "embedder" else "RKNN_RERANKER_PATH"
@@ -100,7 +101,7 @@ def find_model(
                 f"(tars-rag convert {model.name}) and put it into {cache}, or set {variable}."
             )
             raise ModelError(msg)
-    npu = read_model(rknn_path, kind)
+    npu = read_model(Path(path), kind)
     return dataclasses.replace(npu, spec=dataclasses.replace(npu.spec, pooling=pooling))
 
 

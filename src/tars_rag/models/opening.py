@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tars_rag.errors import DeviceError, ModelError
@@ -14,7 +14,7 @@ from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.npu.manifest import Kind
 from tars_rag.runtimes.onnx import OnnxRuntime
-from tars_rag.settings import CoreMask, Device, Precision
+from tars_rag.settings import Placement, Precision
 
 logger = logging.getLogger("tars_rag")
 
@@ -40,12 +40,7 @@ def open_runtime(
     *,
     output: Output,
     pooling: Pooling = "mean",
-    precision: Precision = "fp32",
-    device: Device = "auto",
-    threads: int | None = None,
-    rknn_path: Path | None = None,
-    core_mask: CoreMask = "auto",
-    fallback_cpu: bool = False,
+    placement: Placement,
 ) -> Opened:
     """Open a model on the NPU or the CPU.
 
@@ -54,30 +49,21 @@ def open_runtime(
         cache: Where graphs made from weights are kept.
         output: ``pooled`` for an embedder, ``logit`` for a cross-encoder.
         pooling: Of an embedder.
-        precision: On the CPU; on the NPU the bundle has its own.
-        device: ``npu``, ``cpu``, or ``auto``: the NPU where it is usable, else the CPU.
-        threads: On the CPU; None for all (big) cores.
-        rknn_path: A bundle directory or a single .rknn file.
-        core_mask: Which NPU cores to use.
-        fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
-            used or fails.
+        placement: Where and how to run it.
 
     Raises:
         DeviceError: ``npu`` was asked for and cannot be used.
         ModelError: The model's files do not make a graph of the kind asked for.
     """
 
-    def cpu(precision: Precision = precision) -> Opened:
-        return _open_cpu(model, cache, output, pooling, precision, threads)
+    def cpu(precision: Precision = placement.precision) -> Opened:
+        return _open_cpu(model, cache, output, pooling, replace(placement, precision=precision))
 
-    if device != "cpu":
-        may_fall_back = fallback_cpu or device == "auto"
+    if placement.device != "cpu":
         try:
-            opened = _open_npu(
-                model, cache, output, pooling, device, rknn_path, core_mask, cpu, may_fall_back
-            )
+            opened = _open_npu(model, cache, output, pooling, placement, cpu)
         except (DeviceError, ModelError) as error:
-            if not may_fall_back:
+            if not placement.may_fall_back:
                 raise
             logger.warning("%s runs on the CPU instead of the NPU: %s", model.name, error)
         else:
@@ -116,17 +102,16 @@ def _open_cpu(
     cache: Path,
     output: Output,
     pooling: Pooling,
-    precision: Precision,
-    threads: int | None,
+    placement: Placement,
 ) -> Opened:
     from tars_rag.models.graphs import cpu_graph
 
     ready = onnx_file(model.directory) if output == "logit" else None
     if ready:
-        return Opened(OnnxRuntime(ready, threads=threads), "exact")
-    graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=precision)
-    identity = f"{model.digest(WEIGHTS_NAME)[:8]}{precision}"
-    runtime = OnnxRuntime(graph.source, threads=threads)
+        return Opened(OnnxRuntime(ready, threads=placement.threads), "exact")
+    graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
+    identity = f"{model.digest(WEIGHTS_NAME)[:8]}{placement.precision}"
+    runtime = OnnxRuntime(graph.source, threads=placement.threads)
     return Opened(runtime, precision_class(graph.cosine, identity))
 
 
@@ -135,17 +120,14 @@ def _open_npu(
     cache: Path,
     output: Output,
     pooling: Pooling,
-    device: Device,
-    rknn_path: Path | None,
-    core_mask: CoreMask,
-    cpu: Callable[..., Opened],
-    may_fall_back: bool,
+    placement: Placement,
+    cpu: Callable[[Precision], Opened],
 ) -> Opened | None:
-    """Open the model on the NPU; None where `device` is ``auto`` and there is nothing to open."""
+    """Open the model on the NPU; None where the device is ``auto`` and there is none."""
     from tars_rag.runtimes.npu.probe import probe
 
     machine = probe()
-    if device == "auto" and not machine.has_npu:
+    if placement.device == "auto" and not machine.has_npu:
         return None
     from tars_rag.models import npu
 
@@ -153,7 +135,7 @@ def _open_npu(
         msg = f"{model.name} cannot run on the NPU: {machine.reason}. More: tars-rag doctor"
         raise DeviceError(msg)
     kind: Kind = "embedder" if output == "pooled" else "cross-encoder"
-    file = npu.find_model(model, kind, pooling, rknn_path, cache, machine)
+    file = npu.find_model(model, kind, pooling, placement, cache, machine)
     earned = "npu"
 
     def take_over() -> Runtime:
@@ -168,7 +150,8 @@ def _open_npu(
             raise DeviceError(msg)
         return npu.SameFeeds(opened.runtime)
 
-    pool = npu.open_pool(model, file, machine, core_mask, take_over if may_fall_back else None)
+    fallback = take_over if placement.may_fall_back else None
+    pool = npu.open_pool(model, file, machine, placement, fallback)
     if output == "pooled":
         try:
             earned = precision_class(

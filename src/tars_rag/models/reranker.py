@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import ConfigError, InvalidInputError
 from tars_rag.models.batching import Batch, feed, plan
-from tars_rag.models.embedder import rebuild, require_choice
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.store import ModelStore
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, read_json
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
-from tars_rag.settings import CoreMask, Device, Settings
+from tars_rag.settings import CoreMask, Device, Placement, Settings
 
 MAX_LENGTH: Final = 512
 """FlashRank's default: query and passage together, in tokens."""
@@ -70,30 +70,46 @@ class Reranker:
         fallback_cpu: bool = False,
         progress: NamedProgress | None = None,
     ) -> None:
-        require_choice("device", device, get_args(Device))
-        require_choice("core_mask", core_mask, get_args(CoreMask))
-        self._arguments: dict[str, Any] = {
-            "model": model,
-            "device": device,
-            "cache_dir": cache_dir,
-            "threads": threads,
-            "rknn_path": rknn_path,
-            "core_mask": core_mask,
-            "fallback_cpu": fallback_cpu,
-        }
-        store = ModelStore(cache_dir)
-        local = store.get(model, progress)
-        config = read_json(local.directory / CONFIG_NAME)
-        opened = open_runtime(
-            local,
-            store.root,
-            output="logit",
+        placement = Placement(
             device=device,
             threads=threads,
-            rknn_path=Path(rknn_path) if rknn_path else None,
+            rknn_path=rknn_path,
             core_mask=core_mask,
             fallback_cpu=fallback_cpu,
+            cache_dir=cache_dir,
         )
+        self._open(model, placement, progress)
+
+    @classmethod
+    def placed(
+        cls,
+        model: str | Path,
+        placement: Placement,
+        progress: NamedProgress | None = None,
+    ) -> Reranker:
+        """As the constructor, with all that says where and how it runs as one value.
+
+        Raises:
+            ConfigError: Its precision is not ``fp32``: a reranker's file has its own.
+        """
+        reranker = cls.__new__(cls)
+        reranker._open(model, placement, progress)
+        return reranker
+
+    def _open(
+        self, model: str | Path, placement: Placement, progress: NamedProgress | None
+    ) -> None:
+        if placement.precision != "fp32":
+            msg = (
+                f"precision={placement.precision!r} is not valid for a reranker. Leave it out, or "
+                "name a model that is INT8, such as ms-marco-MiniLM-L-12-v2."
+            )
+            raise ConfigError(msg)
+        self._asked_for, self.placement = model, placement
+        store = ModelStore(placement.cache_dir)
+        local = store.get(model, progress)
+        config = read_json(local.directory / CONFIG_NAME)
+        opened = open_runtime(local, store.root, output="logit", placement=placement)
         self._runtime = opened.runtime
         self.model = local.name
         positions = int(config.get("max_position_embeddings", MAX_LENGTH))
@@ -163,17 +179,8 @@ class Reranker:
         model = overrides.pop("model", settings.rerank_model.strip())
         if not model:
             return None
-        return cls(
-            **{
-                "model": model,
-                "device": settings.rerank_device,
-                "cache_dir": settings.model_cache_dir,
-                "rknn_path": settings.rknn_reranker_path,
-                "core_mask": settings.npu_core_mask,
-                "fallback_cpu": settings.npu_fallback_cpu,
-                **overrides,
-            }
-        )
+        progress = overrides.pop("progress", None)
+        return cls.placed(model, replace(settings.reranker_placement, **overrides), progress)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Reranker | None:
@@ -213,7 +220,7 @@ class Reranker:
         self._seconds_per_token = (time.perf_counter() - start) / tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuild, (type(self), self._arguments)
+        return type(self).placed, (self._asked_for, self.placement)
 
     def __enter__(self) -> Reranker:
         return self
