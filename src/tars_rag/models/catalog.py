@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from tars_rag.errors import ModelError
 
-Kind = Literal["embedder", "reranker", "weights"]
+CatalogueKind = Literal["embedder", "reranker", "weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class ModelSpec:
     """
 
     name: str
-    kind: Kind
+    kind: CatalogueKind
     repository: str
     revision: str
     licence: str

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Graph:
+class CpuGraph:
     """A graph ready to load.
 
     Attributes:
@@ -47,7 +47,7 @@ def cpu_graph(
     output: Output,
     pooling: Pooling = "mean",
     precision: Precision = "fp32",
-) -> Graph:
+) -> CpuGraph:
     """The graph of a model's weights for the CPU, from the cache or built now.
 
     The cached file is named after the weights' sha256 and is checked against its own, which is
@@ -103,12 +103,12 @@ def _silent_root_logger() -> Iterator[None]:
         root.removeHandler(handler)
 
 
-def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> Graph:
+def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> CpuGraph:
     path, note = stem.with_name(f"{stem.name}.onnx"), stem.with_name(f"{stem.name}.json")
     try:
         facts = json.loads(note.read_text(encoding="utf-8"))
         if sha256_of(path) == facts["sha256"]:
-            return Graph(path, float(facts["cosine"]))
+            return CpuGraph(path, float(facts["cosine"]))
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not made yet, or damaged: what is made now replaces it
     content, cosine = make()
@@ -118,11 +118,11 @@ def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> Graph:
         facts = {"sha256": sha256_of(path), "cosine": cosine}
         write_atomically(note, json.dumps(facts).encode())
     except OSError:
-        return Graph(content, cosine)  # a read-only cache: slower to open, no less right
-    return Graph(path, cosine)
+        return CpuGraph(content, cosine)  # a read-only cache: slower to open, no less right
+    return CpuGraph(path, cosine)
 
 
-def _quantised(exact: Graph, model: LocalModel) -> tuple[bytes, float]:
+def _quantised(exact: CpuGraph, model: LocalModel) -> tuple[bytes, float]:
     """Dynamic INT8, weights per output channel, and how close it comes to `exact`."""
     import onnx
 

@@ -19,8 +19,7 @@ from typing import Any, Final
 
 from tars_rag.errors import ModelError
 from tars_rag.files import replace_directory, restore_directory, set_aside, sha256_of
-from tars_rag.models import archives as bundles
-from tars_rag.models import fetch
+from tars_rag.models import archives, fetch
 from tars_rag.models.catalog import CATALOG, ModelFile, ModelSpec, find_spec, get_spec
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
@@ -182,7 +181,7 @@ class ModelStore:
                 )
                 raise ModelError(msg)
             models.append(directory)
-        return bundles.pack(models, Path(archive))
+        return archives.pack(models, Path(archive))
 
     def import_(self, archive: str | Path) -> list[LocalModel]:
         """Unpack a file of `export` into the cache; every file is verified first.
@@ -195,7 +194,7 @@ class ModelStore:
                 catalogue.
         """
         with self._staging("import") as staging:
-            bundles.unpack(Path(archive), staging)
+            archives.unpack(Path(archive), staging)
             for directory in sorted(staging.iterdir()):
                 if read_record(directory) is None:
                     msg = f"{archive} lacks {directory.name}/{RECORD_NAME}. Export it again."
