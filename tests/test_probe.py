@@ -111,7 +111,7 @@ def test_socs(tmp_path: Path, compatible: bytes, soc: str | None, cores: int) ->
         ({"wheel": None}, "error", "is not installed", r"pip install 'tars-rag\[npu\]'"),
         ({"wheel": None, "python": (3, 13)}, "error", "is not installed", "python3.12 -m venv"),
         ({"wheel": "2.3.2"}, "warning", "librknnrt 2.5.0 does not match", "version 2.3.2"),
-        ({"wheel": "2.5.1"}, "warning", "not a tested version", "lite2==2.5.0"),
+        ({"wheel": "2.5.1"}, "warning", "not a tested version", "lite2>=2.3.2,<=2.5.0"),
         (
             {"sys__kernel__debug__rknpu__version": b"RKNPU driver: v0.8.2"},
             "warning",

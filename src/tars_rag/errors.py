@@ -34,6 +34,10 @@ class StoreLockedError(StoreError):
     """Another process has the store open; the message names its pid."""
 
 
+class UnknownLayoutError(StoreError):
+    """A file of Chroma or tantivy looks otherwise than in the versions tested; not damage."""
+
+
 class FingerprintError(StoreError):
     """The store's vectors were made by another embedder than the one given."""
 

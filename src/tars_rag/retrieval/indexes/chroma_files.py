@@ -14,21 +14,25 @@ import errno
 import json
 import shutil
 import sqlite3
-import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from tars_rag.files import sync, write_atomically
+from tars_rag.retrieval.indexes.chroma_layout import (
+    DATABASE,
+    SAVED,
+    cut_short,
+    database,
+    require_known_names,
+    require_known_tables,
+)
 
 _PIECE = 1 << 20
-_SAVED = "index_metadata.pickle"
 _ASIDE = "damaged-"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
-_HEADER = struct.Struct("<iQQQQQQiiQQQdQ")
 _Marks = dict[str, tuple[int, int]]
 
 
@@ -46,13 +50,18 @@ class Seal:
     def __init__(self, path: Path, chroma: Path) -> None:
         self.path = path
         self._chroma = chroma
-        self._database = chroma / "chroma.sqlite3"
+        self._database = chroma / DATABASE
         self._seen: _Marks | None = None  # the state that the file is of, where that is known
 
     def damage(self) -> Damage | None:
-        """What is not as it was sealed, or must be more than was; None: nothing."""
+        """What is not as it was sealed, or must be more than was; None: nothing.
+
+        Raises:
+            UnknownLayoutError: No tested version of Chroma wrote the files.
+        """
         if not self._database.is_file():
             return None  # there is worse to report
+        require_known_tables(self._database)
         aside = {entry.name.removeprefix(_ASIDE) for entry in self._chroma.glob(_ASIDE + "*")}
         stamps = self._stamps()
         try:
@@ -89,6 +98,7 @@ class Seal:
         Raises:
             OSError: They cannot be made durable, or Chroma found no room for all of one: it does
                 not notice.
+            UnknownLayoutError: No tested version of Chroma wrote them: they cannot be checked.
         """
         # SQLite commits by removing its rollback journal, and does not fsync that: should the name
         # come back after a power cut, the next open would roll the commit back.
@@ -96,15 +106,20 @@ class Seal:
         stamps = self._stamps()
         if stamps == self._seen:
             return
+        require_known_tables(self._database)
+        saves = self._saves()
+        for name in saves:
+            with contextlib.suppress(FileNotFoundError):  # set aside
+                require_known_names(self._chroma / name)
         for name in {Path(name).parent.name for name in stamps}:
-            if _cut_short(self._chroma / name):
+            if cut_short(self._chroma / name):
                 raise OSError(errno.ENOSPC, "No room for the vector files", name)
         for name in stamps:
             sync(self._chroma / name)
         for directory in {(self._chroma / name).parent for name in stamps}:
             sync(directory)
         files = {name: _measure(self._chroma / name) for name in stamps}
-        content = {"boot": _boot(), "saves": self._saves(), "files": files}
+        content = {"boot": _boot(), "saves": saves, "files": files}
         write_atomically(self.path, json.dumps(content).encode("ascii"))
         self._seen = stamps
 
@@ -140,7 +155,7 @@ class Seal:
         Only where Chroma has saved: before that the vectors are in SQLite alone.
         """
         stamps = {}
-        for saved in self._chroma.glob(f"*/{_SAVED}"):
+        for saved in self._chroma.glob(f"*/{SAVED}"):
             directory = saved.parent
             if not directory.name.startswith(_ASIDE):
                 for file in directory.iterdir():
@@ -163,7 +178,7 @@ class Seal:
             times = [stamp[1] for key, stamp in stamps.items() if key.startswith(directory)]
             noticed = noted.get(directory, 0) > saves.get(directory, 0)
             last = written > max(times, default=0)
-            if noticed and last and not _cut_short(self._chroma / directory):
+            if noticed and last and not cut_short(self._chroma / directory):
                 whole.add(name)
         return whole
 
@@ -192,47 +207,11 @@ class Seal:
             return []  # the database is damaged: assume the worst
 
 
-@contextlib.contextmanager
-def database(path: Path) -> Iterator[sqlite3.Connection]:
-    """Chroma's database, to be read; never made where it is missing.
-
-    Raises:
-        sqlite3.Error: It cannot be opened.
-    """
-    # Not mode=ro: a transaction that a process left half-way could not be rolled back, and a sound
-    # database would look damaged.
-    uri = f"file:{quote(str(path))}?mode=rw"
-    with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
-        yield connection
-
-
 def _boot() -> str:
     try:
         return _BOOT_ID.read_text("ascii").strip()
     except OSError:
         return ""
-
-
-def _cut_short(directory: Path) -> bool:
-    """Whether a file holds less than the header says: hnswlib does not see a write fail.
-
-    Of each vector data_level0.bin has a record, length.bin a float32, and link_lists.bin a size and
-    as many bytes (saveIndex in hnswlib's hnswalg.h, as Chroma changed it).
-    """
-    try:
-        header = _HEADER.unpack((directory / "header.bin").read_bytes())
-        count, record = header[3], header[4]
-        links = (directory / "link_lists.bin").read_bytes()
-        level0 = (directory / "data_level0.bin").stat().st_size
-        lengths = (directory / "length.bin").stat().st_size
-    except (FileNotFoundError, struct.error):
-        return True
-    at = 0
-    for _ in range(count):
-        if at + 4 > len(links):
-            return True
-        at += 4 + int.from_bytes(links[at : at + 4], "little")
-    return at > len(links) or level0 < count * record or lengths < 4 * count
 
 
 def _measure(path: Path) -> tuple[int, int]:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.chroma_files import Seal, database
+from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.chroma_layout import database
 from tars_rag.retrieval.indexes.codec import matches
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import VectorIndex

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import re
 import stat
@@ -14,13 +13,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from tars_rag.errors import ConfigError
+from tars_rag.guests import RKNN, Guest
 from tars_rag.runtimes.onnx import big_cores
 
 NPU_CORES: Final = {"rk3588": 3, "rk3576": 2, "rk3568": 1, "rk3566": 1, "rk3562": 1}
 """NPU cores of each SoC that the wheel supports."""
-
-TESTED_WHEELS: Final = ("2.3.2", "2.5.0")
-WHEEL: Final = "rknn-toolkit-lite2"
 
 # The wheel looks nowhere else, and ignores LD_LIBRARY_PATH.
 _LIBRARIES = (
@@ -113,14 +110,6 @@ class Machine:
         return tuple(1 << n for n in wanted)
 
 
-def wheel_version() -> str | None:
-    """The installed version of the wheel."""
-    try:
-        return importlib.metadata.version(WHEEL)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def probe(
     root: Path = Path("/"),
     *,
@@ -137,7 +126,7 @@ def probe(
         may_use: Whether a device node may be read and written.
     """
     if wheel is None and root == Path("/"):
-        wheel = wheel_version()
+        wheel = RKNN.installed
     may_use = may_use or (lambda path: os.access(path, os.R_OK | os.W_OK))
     soc = _soc(root)
     nodes = _nodes(root)
@@ -228,7 +217,7 @@ def _driver(version: str | None) -> list[Finding]:
 
 
 def _runtime(library: _Library | None, wheel: str | None) -> list[Finding]:
-    wanted = wheel or TESTED_WHEELS[-1]
+    wanted = wheel or RKNN.last
     fix = f"sudo cp librknnrt.so /usr/lib/  (version {wanted}, from {_LIBRARY_URL})"
     if library is None:
         why = "the wheel loads the NPU through it, from /usr/lib only"
@@ -241,7 +230,7 @@ def _runtime(library: _Library | None, wheel: str | None) -> list[Finding]:
         what = f"{library.path.name} is not a library"
         return [Finding("error", what, "it cannot be loaded", fix)]
     if library.version and wheel and _tuple(library.version)[:2] != _tuple(wheel)[:2]:
-        what = f"librknnrt {library.version} does not match {WHEEL} {wheel}"
+        what = f"librknnrt {library.version} does not match {RKNN.name} {wheel}"
         why = "models made by a newer toolkit do not load, or give wrong answers"
         return [Finding("warning", what, why, fix)]
     return []
@@ -254,12 +243,17 @@ def _wheel(wheel: str | None, python: tuple[int, ...]) -> list[Finding]:
         if python >= (3, 13):
             why += f"; there is none for Python {python[0]}.{python[1]}"
             fix = "python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]'"
-        return [Finding("error", f"{WHEEL} is not installed", why, fix)]
-    if wheel not in TESTED_WHEELS:
-        why = f"tars-rag was tested with {' and '.join(TESTED_WHEELS)}"
-        fix = f"pip install {WHEEL}=={TESTED_WHEELS[-1]}"
-        return [Finding("warning", f"{WHEEL} {wheel} is not a tested version", why, fix)]
-    return []
+        return [Finding("error", f"{RKNN.name} is not installed", why, fix)]
+    return untested(RKNN, wheel)
+
+
+def untested(guest: Guest, version: str) -> list[Finding]:
+    """Whether a guest's version is one that tars-rag was tested with."""
+    if guest.is_tested(version):
+        return []
+    what = f"{guest.name} {version} is not a tested version"
+    why = f"{guest.private}: tars-rag knows them of {guest.first} to {guest.last} only"
+    return [Finding("warning", what, why, f"pip install '{guest.pin}'")]
 
 
 def _slow(policies: list[Path], root: Path) -> list[Finding]:
