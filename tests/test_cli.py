@@ -7,6 +7,8 @@ import gzip
 import json
 import os
 import pickle
+import pty
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +24,7 @@ import pytest
 import typer.testing
 
 from tars_rag.cli import app
+from tars_rag.cli.console import say_again, say_once
 from tars_rag.errors import StoreError
 from tars_rag.ingest.ledger import NAME
 from tars_rag.models.store import write_record
@@ -363,6 +366,130 @@ def test_query_finds_and_explains(notes: Path) -> None:
     assert "Boards" in ok("query", "fan", "--store", "s", "--strategy", "lexical", "--no-rerank")
 
 
+def test_a_question_needs_no_quotation_marks(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    words = ["how", "many", "guitars", "--store", "s", "are", "there", "--json"]
+    assert json.loads(ok("query", *words))["query"] == "how many guitars are there"
+    quoted = json.loads(ok("query", "how  many", "--store", "s", "--json"))
+    assert quoted["query"] == "how  many"
+    dashed = json.loads(ok("query", "--store", "s", "--json", "--", "what", "is", "-k"))
+    assert dashed["query"] == "what is -k"
+
+
+def test_the_missing_reranker_is_told_once(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ok("index", notes, "--store", "s")
+    first, second = run("query", "piano", "--store", "s"), run("query", "cat", "--store", "s")
+    assert f"tars-rag models pull {MISSING}" in first.stderr
+    assert second.stderr == ""
+    for page in (first, second):  # not silently: the line of the times says so
+        assert page.stdout.splitlines()[-1].endswith("; not reranked")
+    assert "not reranked" not in ok("query", "cat", "--store", "s", "--no-rerank")
+    monkeypatch.setenv("RERANK_MODEL", "ms-marco-MiniLM-L-12-v2")
+    assert "ms-marco-MiniLM-L-12-v2" in run("query", "piano", "--store", "s").stderr
+
+
+def test_what_was_told_is_told_again_after_a_change(capsys: pytest.CaptureFixture[str]) -> None:
+    for topic in ("a", "a", "b"):
+        say_once(topic, f"about {topic}")
+    assert capsys.readouterr().err == "about a\nabout b\n"
+    say_again("a")
+    say_again("never told")
+    for topic in ("a", "b"):
+        say_once(topic, f"about {topic}")
+    assert capsys.readouterr().err == "about a\n"
+
+
+def test_it_is_told_each_time_where_nothing_can_be_remembered(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok("index", notes, "--store", "s")
+    (tmp_path / "file").write_text("x")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    for _ in range(2):
+        assert MISSING in run("query", "piano", "--store", "s").stderr
+
+
+def test_an_empty_store_says_that_it_is(notes: Path) -> None:
+    ok("index", notes, "--store", "my store")
+    found = run("query", "piano", "--store", "my store", "--where", '{"kind": "none"}')
+    assert "empty" not in found.stderr
+    for path in notes.iterdir():
+        path.unlink()
+    ok("index", notes, "--store", "my store", "--prune")
+    found = run("query", "piano", "--store", "my store", "--json")
+    assert (found.exit_code, json.loads(found.stdout)["passages"]) == (0, [])
+    assert "The store my store is empty" in found.stderr
+    assert found.stderr.strip().endswith("--store 'my store'")
+
+
+MARKDOWN = (
+    """# Cooling
+
+Most **small boards** get hot, see [the table](https://example.org/table).
+
+| board | watts |
+|---|---|
+| first | 5 |
+
+"""
+    + " ".join(["Some words that nobody asked for stand here."] * 6)
+    + """
+The cooled guitar is rarely mentioned anywhere. It stays so.
+"""
+)
+
+
+def test_passages_are_wrapped_at_words_and_show_what_was_found(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (notes / "cooling.md").write_text(MARKDOWN)
+    ok("index", notes / "cooling.md", "--store", "s", "--chunk-tokens", "126")
+    monkeypatch.setenv("COLUMNS", "60")
+    page = ok("query", "guitar cooling", "--store", "s", "--strategy", "lexical")
+    lines = [line for line in page.splitlines() if line.startswith("   ")]
+    assert len(lines) > 3
+    assert all(len(line) <= 60 for line in lines)
+    words = {word.strip(",.") for line in lines for word in line.split()} - {""}
+    assert words <= set(re.findall(r"\w+", MARKDOWN))
+    assert "The cooled guitar" in " ".join(" ".join(lines).split())
+    assert "\x1b" not in page
+    monkeypatch.setenv("COLUMNS", "200")
+    page = ok("query", "table watts", "--store", "s", "--strategy", "lexical")
+    assert "Most small boards get hot, see the table." in page
+    assert "board, watts\n   first, 5\n" in page
+    assert not {"**", "|", "](", "# "} & {mark for mark in ("**", "|", "](", "# ") if mark in page}
+
+
+def in_a_terminal(*arguments: str | Path, answer: str = "") -> tuple[int, str]:
+    """Exit code, and all that a terminal shows of a command."""
+    master, slave = pty.openpty()
+    code = "from tars_rag.cli import main; main()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "80"},
+    ) as child:
+        os.close(slave)
+        os.write(master, answer.encode())
+        shown = b""
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while piece := os.read(master, 65536):
+                shown += piece
+        os.close(master)
+    return child.returncode, shown.decode()
+
+
+def test_found_words_are_marked_on_a_terminal(notes: Path) -> None:
+    ok("index", notes, "--store", "s")
+    code, shown = in_a_terminal("query", "what", "music", "with", "guitars", "--store", "s")
+    assert code == 0
+    for word in ("guitar", "music"):
+        assert f"\x1b[1;33m{word}\x1b[0m" in shown
+    assert "\x1b[1;33mwith" not in shown  # in the question, and says nothing
+
+
 def test_query_json_is_pure_and_whole(notes: Path) -> None:
     ok("index", notes, "--store", "s")
     found = json.loads(ok("query", "music", "--store", "s", "--json"))
@@ -523,6 +650,44 @@ def test_bench_needs_what_it_asks_for(tmp_path: Path) -> None:
     (tmp_path / "c" / "queries.jsonl").unlink()
     assert "queries.jsonl cannot be read" in refused("bench", "c")
     assert "qrels/test.tsv" in refused("eval", "c")
+
+
+# --- convert asks before it installs the vendor's toolkit ---
+
+
+@pytest.fixture
+def no_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """pip has nothing to fetch the toolkit from, so that saying yes ends in that error."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "/nowhere")
+
+
+def test_convert_says_what_to_pass_where_nobody_can_be_asked(
+    embedder_dir: str, tmp_path: Path, no_index: None
+) -> None:
+    line = refused("convert", embedder_dir, "--lengths", "16,32", "--out", "my bundle")
+    assert "200 MB to fetch, 367 MB in " in line
+    assert line.strip().endswith(
+        f"tars-rag convert {embedder_dir} --lengths 16,32 --out 'my bundle' --yes"
+    )
+    assert not list(tmp_path.glob("cache/tars-rag/toolkit-*/*"))
+
+
+@pytest.mark.parametrize(("answer", "says"), [("n\n", "Nothing was installed"), ("y\n", "failed")])
+def test_convert_asks_a_person(
+    embedder_dir: str, tmp_path: Path, no_index: None, answer: str, says: str
+) -> None:
+    code, shown = in_a_terminal("convert", embedder_dir, "--lengths", "16", answer=answer)
+    assert code == 1
+    assert "Make it? [y/N]" in shown
+    assert says in shown
+    assert not list(tmp_path.glob("*-rk3588-*"))
+
+
+def test_convert_with_yes_does_not_ask(embedder_dir: str, no_index: None) -> None:
+    line = refused("convert", embedder_dir, "--lengths", "16", "--yes")
+    assert "installing the toolkit failed" in line
+    assert "Make it?" not in line
 
 
 # --- store ---

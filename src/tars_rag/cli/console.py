@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import typer
@@ -27,9 +31,58 @@ def say(message: str, style: str = "") -> None:
     err.print(Text(message, style=style), soft_wrap=True)
 
 
+def say_once(topic: str, message: str, style: str = "") -> None:
+    """`say` it the first time only that this user is told of `topic`."""
+    path = _told(topic)
+    if path.exists():
+        return
+    say(message, style)
+    with contextlib.suppress(OSError):  # then it is said again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def say_again(topic: str) -> None:
+    """The next `say_once` about `topic` is said: what it tells of had changed in between."""
+    with contextlib.suppress(OSError):
+        _told(topic).unlink()
+
+
+def _told(topic: str) -> Path:
+    import platformdirs
+
+    name = hashlib.sha256(topic.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return Path(platformdirs.user_cache_dir("tars-rag", appauthor=False)) / "told" / name
+
+
 def fail(message: str) -> None:
     """The reason why a command ends with exit code 1: one red line on stderr."""
     say("error: " + " ".join(message.split()), style="red")
+
+
+def command_line(context: typer.Context, *more: str) -> str:
+    """The command that is running, with `more` behind it, to be pasted into a shell."""
+    options: list[str] = []
+    arguments: list[str] = []
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        value = context.params[name]
+        values = [str(v) for v in (value if isinstance(value, list | tuple) else [value])]
+        if parameter.param_type_name == "argument":
+            arguments += values
+        elif isinstance(value, bool):
+            options.append(parameter.opts[0] if value else parameter.secondary_opts[0])
+        else:
+            options += [word for one in values for word in (parameter.opts[0], one)]
+    names: list[str] = []
+    group: Any = context
+    while group.parent is not None:  # the last one is the program itself
+        names.insert(0, group.info_name or "")
+        group = group.parent
+    return shlex.join(["tars-rag", *names, *arguments, *options, *more])
 
 
 def print_json(value: Any) -> None:

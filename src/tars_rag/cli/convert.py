@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from tars_rag.cli.console import err, print_json, say
-from tars_rag.errors import InvalidInputError
+from tars_rag.cli.console import command_line, err, print_json, say
+from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.progress import NamedProgress
 
 
 def convert(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Argument(
@@ -48,17 +50,26 @@ def convert(
         typer.Option("--allow-degraded", help="Keep a bundle below the fidelity threshold."),
     ] = False,
     cache_dir: Annotated[Path | None, typer.Option(help="Where models are kept.")] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Make the toolkit's environment without asking.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
     """Convert a model for the NPU and measure what that costs.
 
-    The vendor's toolkit is installed once, apart from your environment. A result below the
-    precision's fidelity threshold is not kept.
+    The vendor's toolkit is installed once, in an environment of its own (367 MB; you are asked
+    first). A result below the precision's fidelity threshold is not kept.
     """
     from tars_rag.convert.build import convert as build
     from tars_rag.convert.build import verdicts
 
-    with _told_when_interrupted(), _progress() as progress:
+    with _told_when_interrupted(), _progress() as (progress, paused):
+
+        def ask(directory: Path) -> None:
+            if not yes:
+                with paused():
+                    _ask(directory, command_line(context, "--yes"))
+
         directory, manifest = build(
             model,
             precision=precision,
@@ -70,6 +81,7 @@ def convert(
             allow_degraded=allow_degraded,
             cache_dir=cache_dir,
             progress=progress,
+            before_making=ask,
         )
     if as_json:
         print_json(manifest.model_dump(mode="json", exclude_none=True))
@@ -83,6 +95,22 @@ def convert(
     typer.echo(directory)
 
 
+def _ask(directory: Path, command: str) -> None:
+    """Whether the toolkit may be installed; an error if not, or if nobody is there to say so."""
+    from tars_rag.convert.environment import DOWNLOAD_MB, SIZE_MB, TOOLKIT_VERSION
+
+    needed = (
+        f"Converting needs the vendor's rknn-toolkit2 {TOOLKIT_VERSION} in an environment of its "
+        f"own: {DOWNLOAD_MB} MB to fetch, {SIZE_MB} MB in {directory}, once."
+    )
+    if not sys.stdin.isatty():
+        msg = f"{needed} To allow that: {command}"
+        raise ConversionError(msg)
+    if not typer.confirm(f"{needed} Make it?", err=True):
+        msg = f"Nothing was installed, so nothing was converted. To go on: {command}"
+        raise ConversionError(msg)
+
+
 @contextmanager
 def _told_when_interrupted() -> Iterator[None]:
     try:
@@ -93,11 +121,21 @@ def _told_when_interrupted() -> Iterator[None]:
 
 
 @contextmanager
-def _progress() -> Iterator[NamedProgress]:
-    """A spinner for a person; for a log, one line for each new step."""
+def _progress() -> Iterator[tuple[NamedProgress, Callable[[], AbstractContextManager[None]]]]:
+    """What is told of each step, and a pause of it to ask something in.
+
+    A spinner for a person; for a log, one line for each new step.
+    """
     if err.is_terminal:
         with err.status("starting") as status:
-            yield lambda step, done, of: status.update(f"{step} {done}/{of}" if of else step)
+
+            @contextmanager
+            def paused() -> Iterator[None]:
+                status.stop()
+                yield
+                status.start()
+
+            yield lambda step, n, of: status.update(f"{step} {n}/{of}" if of else step), paused
         return
     before = ""
 
@@ -107,7 +145,7 @@ def _progress() -> Iterator[NamedProgress]:
             say(step)
         before = step
 
-    yield line
+    yield line, nullcontext
 
 
 def _numbers(text: str) -> list[int]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json as jsonlib
+import shlex
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from tars_rag.cli import resources
-from tars_rag.cli.console import out, print_json, show
+from tars_rag.cli.console import print_json, say, show
+from tars_rag.cli.passages import show_passages
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tars_rag.retrieval.passage import ScoredPassage
     from tars_rag.retrieval.pipeline import Answer, Step
 
 
 def query(
-    text: Annotated[str, typer.Argument(metavar="QUERY", help="What to look for.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="QUERY...", help="What to look for; needs no quotation marks."),
+    ],
     store: resources.StoreOption,
     k: Annotated[
         int | None, typer.Option("-k", min=1, help="How many passages (default: MEMORY_TOP_K).")
@@ -43,6 +46,7 @@ def query(
     json: resources.JsonOption = False,
 ) -> None:
     """Search a store and show the best passages, with the time of each step."""
+    text = " ".join(words)
     conditions = _parse(where)
     resources.require_store(store)
     settings = resources.read_settings(embed_model=model, memory_top_k=k, rag_strategy=strategy)
@@ -57,29 +61,15 @@ def query(
         answer = pipeline.search(
             text, settings.memory_top_k, conditions, rerank=rerank is not False, budget_ms=budget_ms
         )
+        if not answer.passages and opened.count() == 0:
+            where_to = shlex.quote(str(store))
+            say(f"The store {store} is empty. Fill it: tars-rag index FILES --store {where_to}")
     if json:
         print_json(_as_json(text, settings.rag_strategy, answer))
         return
-    show_passages(answer.passages)
-    show(steps_line(answer.steps), style="dim")
-
-
-def show_passages(passages: Sequence[ScoredPassage]) -> None:
-    """Ranked passages: rank, score, where it is from, text."""
-    if not passages:
-        show("Nothing was found.")
-    for rank, passage in enumerate(passages, 1):
-        head = Text.assemble((f"{rank}. ", "bold"), (f"{passage.score:.3f}  ", "cyan"), passage.id)
-        if heading := passage.metadata.get("heading") or passage.metadata.get("title"):
-            head.append(f"  {heading}", style="italic")
-        out.print(head, soft_wrap=True)
-        out.print(Text("   " + shorten(passage.text)), soft_wrap=True)
-
-
-def shorten(text: str, limit: int = 240) -> str:
-    """The beginning of a text, on one line."""
-    line = " ".join(text[: limit * 4].split())
-    return line if len(line) <= limit else line[:limit].rsplit(" ", 1)[0] + " ..."
+    show_passages(answer.passages, text)
+    missing = reranker is None and rerank is None and settings.rerank_model
+    show(steps_line(answer.steps) + ("; not reranked" if missing else ""), style="dim")
 
 
 def steps_line(steps: Sequence[Step]) -> str:

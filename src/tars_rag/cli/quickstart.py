@@ -10,7 +10,8 @@ import typer
 
 from tars_rag.cli import resources
 from tars_rag.cli.console import out, progress_bar, show
-from tars_rag.cli.query import show_passages, steps_table
+from tars_rag.cli.passages import show_passages
+from tars_rag.cli.query import steps_table
 
 QUESTIONS = (
     "Why does my board restart when it is busy?",
@@ -50,7 +51,7 @@ def quickstart(
         for question in QUESTIONS:
             answer = pipeline.search(question, _SHOWN)
             show(f"\n{question}", style="bold green")
-            show_passages(answer.passages)
+            show_passages(answer.passages, question)
         out.print()
         out.print(steps_table(answer.steps, "Where the time of the last question went"))
     show("\nnext: tars-rag index YOUR_FILES --store ./my-store")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from tars_rag.cli.console import progress_bar, say
+from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, ModelError, StoreError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def open_embedder(
 def open_reranker(
     settings: Settings, wanted: bool | None, *, fetch: bool = False
 ) -> Reranker | None:
-    """The reranker, or None, with a line on stderr that says why.
+    """The reranker, or None, with a line on stderr that says why, once and not at every query.
 
     Args:
         settings: Name the model.
@@ -89,6 +89,7 @@ def open_reranker(
         msg = "--rerank needs a model, and RERANK_MODEL is empty. Set it, or leave --rerank out."
         raise ConfigError(msg)
     models = ModelStore(settings.model_cache_dir)
+    topic = f"no reranker {name}"
     if models.find(name) is None:
         try:
             if not (wanted or fetch):
@@ -99,8 +100,9 @@ def open_reranker(
         except ModelError as error:
             if wanted:
                 raise
-            say(f"No reranker, so fusion decides: {error}", style="yellow")
+            say_once(topic, f"No reranker, so fusion decides: {error}", style="yellow")
             return None
+    say_again(topic)
     return Reranker.from_settings(settings)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -50,6 +50,7 @@ def convert(
     allow_degraded: bool = False,
     cache_dir: Path | None = None,
     progress: NamedProgress = lambda *_: None,
+    before_making: Callable[[Path], None] = lambda _: None,
 ) -> tuple[Path, Manifest]:
     """Convert a model into a bundle for the NPU and measure it in the toolkit's simulator.
 
@@ -64,6 +65,8 @@ def convert(
         allow_degraded: Keep a bundle below the precision's threshold, and record that it is.
         cache_dir: Where models are kept.
         progress: Told the step, and how many rows of how many, where there are rows.
+        before_making: Called with its directory before the toolkit's environment is made; may
+            raise, and then nothing is made.
 
     Returns:
         The directory, and the manifest in it.
@@ -102,7 +105,7 @@ def convert(
     if plan.calibration:
         check_disjoint(plan.calibration, plan.evaluation)
     with termination_raises():
-        python = environment.toolkit_python(progress=progress)
+        python = environment.toolkit_python(progress=progress, before_making=before_making)
         with staged(out) as staging:
             manifest = _bundle(plan, lengths, python, staging, allow_degraded, progress)
     return out, manifest

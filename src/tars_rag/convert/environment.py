@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -51,6 +51,8 @@ _STAND_INS: Final = {
 _NOT_NEEDED: Final = ("onnx/backend/test/data", "pip")
 _STAMP: Final = "tars-rag.json"
 _ROOM_NEEDED: Final = 1_000_000_000
+DOWNLOAD_MB: Final = 200
+SIZE_MB: Final = 367
 # What pip and TLS need to reach an index through a proxy or a mirror; nothing else is passed on.
 _PASSED: Final = {
     "HOME", "LANG", "LC_ALL", "LC_CTYPE", "PATH", "TMPDIR", "USER", "NETRC",
@@ -79,13 +81,17 @@ def clean_environment() -> dict[str, str]:
 
 
 def toolkit_python(
-    cache_dir: Path | None = None, progress: NamedProgress = lambda *_: None
+    cache_dir: Path | None = None,
+    progress: NamedProgress = lambda *_: None,
+    before_making: Callable[[Path], None] = lambda _: None,
 ) -> Path:
     """The interpreter of the toolkit's environment, which is made, or made again, if need be.
 
     Args:
         cache_dir: Where the environment is kept; default: the user's cache directory.
         progress: Told what is going on.
+        before_making: Called with the directory before anything of it is made or downloaded; what
+            it raises is raised here.
 
     Raises:
         ConversionError: No Python 3.10 to 3.12 on Linux, no room on the disk, or the package
@@ -104,6 +110,7 @@ def toolkit_python(
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{home}.lock"):
             if not _works(home):
+                before_making(home)
                 _make(home, progress)
     except OSError as error:
         msg = (
@@ -195,7 +202,7 @@ def _make(home: Path, progress: NamedProgress) -> None:
     with publishing(home) as partial:
         progress(f"making the conversion environment with {python}", 0, None)
         _run([str(python), "-I", "-m", "venv", str(partial)], "making a virtual environment failed")
-        progress(f"installing rknn-toolkit2 {TOOLKIT_VERSION} (about 200 MB, once)", 0, None)
+        progress(f"installing rknn-toolkit2 {TOOLKIT_VERSION} ({DOWNLOAD_MB} MB, once)", 0, None)
         requirements = [f"{name}=={version}" for name, version in PINS.items()]
         pip = [str(_python_of(partial)), "-I", "-m", "pip", "install", "--no-deps", "--no-compile"]
         _run([*pip, "--only-binary=:all:", *requirements], "installing the toolkit failed")

@@ -1,0 +1,146 @@
+"""Ranked passages for a person: the part of each that fits best, wrapped, found words marked."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import PurePath
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from tars_rag.cli.console import out, show
+from tars_rag.cli.markdown import readable
+
+if TYPE_CHECKING:
+    from tars_rag.retrieval.passage import ScoredPassage
+
+_LENGTH = 320  # of what is shown of a passage, in characters
+_LONGEST_WORD = 80  # what is longer is of a script without spaces, or no word
+_INDENT = "   "
+_WORD = re.compile(r"\w+")
+_SENTENCE_END = re.compile("(?<=[.!?:;])\\s+|(?<=[\u3002\uff01\uff1f\uff1b])")
+_ENDINGS = ("ings", "ing", "ies", "ied", "ed", "es", "s", "ly", "e", "y")
+_COMMON = """
+    a an the and or but if of to in on at by for with from as is are was were be been do does did
+    how what which who whom when where why can could would should will it its this that these those
+    i me my we our you your he him his she her they them their not no so than then there have has
+"""
+
+
+def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
+    """Ranked passages: rank, score, where it is from, and the part of the text that fits best.
+
+    On a terminal the words that a passage shares with `query` are marked.
+    """
+    if not passages:
+        show("Nothing was found.")
+    common = _COMMON.split()
+    wanted = {stem(word) for word in _WORD.findall(query) if word.lower() not in common}
+    for rank, passage in enumerate(passages, 1):
+        head = Text.assemble((f"{rank}. ", "bold"), (f"{passage.score:.3f}  ", "cyan"), passage.id)
+        heading = passage.metadata.get("heading") or passage.metadata.get("title")
+        if heading:
+            head.append(f"  {heading}", style="italic")
+        out.print(head, soft_wrap=True)
+        blocks = readable(passage.text, markdown=_is_markdown(passage))
+        if len(blocks) > 1 and str(heading).endswith(blocks[0]):
+            del blocks[0]  # it stands in the line above
+        for line in excerpt(blocks, wanted):
+            _show_wrapped(line, wanted)
+
+
+def excerpt(blocks: Sequence[str], wanted: set[str], length: int = _LENGTH) -> list[str]:
+    """Sentences from where most of the wanted words are, about `length` characters of them.
+
+    Args:
+        blocks: What stands on lines of its own.
+        wanted: Words as `stem` makes them.
+        length: In characters.
+
+    Returns:
+        Lines. Dots stand where something was left out; no word is cut.
+    """
+    parts = [(n, part) for n, block in enumerate(blocks) for part in _sentences(block)]
+    start = _best_start([part for _, part in parts], wanted, length)
+    lines: list[str] = []
+    room, last = length, -1
+    for number, part in parts[start:]:
+        fits = len(part.rstrip()) <= room
+        if not fits and lines and room < length // 3:
+            lines[-1] = f"{lines[-1].rstrip()} ..."
+            break
+        shown = part if fits else _beginning(part, room)
+        if number == last:
+            lines[-1] += shown
+        else:
+            lines.append(shown)
+        if not fits:
+            break
+        room, last = room - len(part), number
+    if start and lines:
+        lines[0] = f"... {lines[0]}"
+    return [line.rstrip() for line in lines]
+
+
+def stem(word: str) -> str:
+    """A word without case, accents and the commonest English endings: enough to mark words by."""
+    plain = unicodedata.normalize("NFKD", word.casefold())
+    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
+    for ending in _ENDINGS:
+        if plain.endswith(ending) and len(plain) >= len(ending) + 3 and plain[-2:] != "ss":
+            plain = plain.removesuffix(ending)
+            break
+    doubled = len(plain) > 3 and plain[-1] == plain[-2] and plain[-1] not in "ls"
+    return plain[:-1] if doubled else plain  # running, run
+
+
+def _sentences(block: str) -> list[str]:
+    """Its sentences, each with the space behind it."""
+    ends = [0, *(end.end() for end in _SENTENCE_END.finditer(block)), len(block)]
+    return [block[a:b] for a, b in pairwise(ends) if a < b]
+
+
+def _best_start(parts: Sequence[str], wanted: set[str], length: int) -> int:
+    """The number of the part where `length` characters with most of the wanted words start."""
+    if sum(map(len, parts)) <= length:
+        return 0
+    found = [wanted & {stem(word) for word in _WORD.findall(part)} for part in parts]
+    best, most = 0, 0
+    for start in range(len(parts)):
+        words: set[str] = set()
+        room = length
+        for at in range(start, len(parts)):
+            if at > start and len(parts[at]) > room:
+                break
+            words |= found[at]
+            room -= len(parts[at])
+        if len(words) > most:
+            best, most = start, len(words)
+    return best
+
+
+def _beginning(text: str, length: int) -> str:
+    """The words that fit; of a script without spaces, the characters."""
+    words, _, rest = text[: length + 1].rpartition(" ")
+    return (text[:length] if len(rest) > min(length, _LONGEST_WORD) else words) + " ..."
+
+
+def _show_wrapped(line: str, wanted: set[str]) -> None:
+    text = Text(line)
+    for word in _WORD.finditer(line):
+        if stem(word[0]) in wanted:
+            text.stylize("bold yellow", word.start(), word.end())
+    for row in text.wrap(out, max(out.width - len(_INDENT), 20)):
+        row.rstrip()
+        out.print(Text.assemble(_INDENT, row), soft_wrap=True)
+
+
+def _is_markdown(passage: ScoredPassage) -> bool:
+    from tars_rag.ingest.files import MARKDOWN
+
+    source = passage.metadata.get("source")
+    name = source if isinstance(source, str) else passage.id.partition("#")[0]
+    return PurePath(name).suffix.lower() in MARKDOWN
