@@ -31,6 +31,7 @@ MAGIC: Final = 1337
 
 _META = "meta.json"
 _TAIL = struct.Struct("<II")
+_VERSION = {"major", "minor", "patch", "index_format_version"}
 _PIECE = 1 << 20
 
 
@@ -131,12 +132,17 @@ def _format_version(footer: dict[str, Any]) -> object:
     return found if isinstance(found, int) else None
 
 
+def _has_its_keys(footer: dict[str, Any]) -> bool:
+    """No checksum covers the footer itself, and not every release of tantivy reads all of it."""
+    return set(footer) == {"version", "crc"} and set(footer["version"]) == _VERSION
+
+
 def _file_damage(path: Path) -> str | None:
     length, magic = _tail(path)
     if magic != MAGIC:
         return "truncated or altered"
     footer = _footer(path)
-    if footer is None or _format_version(footer) != FORMAT_VERSION:
+    if footer is None or _format_version(footer) != FORMAT_VERSION or not _has_its_keys(footer):
         return "footer altered"
     found, left = 0, path.stat().st_size - _TAIL.size - length
     with path.open("rb") as stream:
