@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import pickle
+import subprocess
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tars_rag import Settings
 from tars_rag.errors import ConfigError, InvalidInputError
@@ -119,6 +124,98 @@ def test_dotenv_is_read_and_the_environment_wins(
     settings = Settings.from_env()
     assert settings.rag_strategy == "naive"
     assert settings.memory_top_k == 9
+
+
+ENGLISH = "# settings\nMEMORY_TOP_K=7\nexport RAG_STRATEGY='naive'\n"
+GERMAN = "OWNER=Jörg Müller\n" + ENGLISH
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ENGLISH.encode(),
+        GERMAN.encode(),
+        GERMAN.replace("\n", "\r\n").encode("utf-8-sig"),
+        GERMAN.encode("latin-1"),
+        GERMAN.replace("\n", "\r\n").encode("latin-1"),
+        GERMAN.encode("utf-16"),
+        GERMAN.encode("utf-16-be").join([b"\xfe\xff", b""]),
+        GERMAN.encode("utf-32"),
+        b"KEY=\xff\xfe\x80\n" + ENGLISH.encode(),
+    ],
+)
+def test_dotenv_of_any_encoding_that_can_be_told(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    settings = Settings.from_env()
+    assert (settings.memory_top_k, settings.rag_strategy) == (7, "naive")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("RKNN_EMBEDDER_PATH=/home/jörg/minilm\n".encode("latin-1"), "iconv -f LATIN1 -t UTF-8"),
+        (b"embed_model=\xff\n", r"embed_model=b'\\xff'.*iconv"),
+        (ENGLISH.encode("utf-16-le"), "iconv -f UTF-16LE -t UTF-8"),
+        (b"\x7fELF\0\0\0", "zero bytes"),
+        (b"\xff\xfeA", "begins like UTF-16 and is not"),
+        (b"A=" + b"x" * (1 << 20), "more than 1,048,576 bytes"),
+    ],
+)
+def test_dotenv_that_cannot_be_read_is_named(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Settings.from_env()
+    assert str(tmp_path / ".env") in str(caught.value)
+
+
+def test_the_command_of_the_message_mends_the_file(tmp_path: Path) -> None:
+    text = "EMBED_MODEL=modèle\n"
+    (tmp_path / ".env").write_bytes(text.encode("latin-1"))
+    with pytest.raises(ConfigError) as caught:
+        Settings.from_env()
+    command = str(caught.value).split("convert the file: ")[1]
+    subprocess.run(command, shell=True, check=True)
+    assert Settings.from_env().embed_model == "modèle"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+def test_dotenv_without_permission_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text(ENGLISH)
+    (tmp_path / ".env").chmod(0)
+    with pytest.raises(ConfigError, match=r"Permission denied.*chmod u\+r"):
+        Settings.from_env()
+
+
+def test_a_read_error_of_dotenv_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / ".env").write_text(ENGLISH)
+
+    def refused(*_: Any, **__: Any) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(ConfigError, match=r"Permission denied.*chmod u\+r"):
+        Settings.from_env()
+
+
+def test_a_virtual_environment_named_dotenv_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / ".env").mkdir()
+    assert Settings.from_env().memory_top_k == 5
+
+
+def test_a_named_file_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "board.env").write_text("MEMORY_TOP_K=9\n")
+    (tmp_path / ".env").write_text("MEMORY_TOP_K=7\n")
+    assert Settings(_env_file=tmp_path / "board.env").memory_top_k == 9  # type: ignore[call-arg]
+
+
+@settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.binary() | st.binary().map(lambda tail: ENGLISH.encode() + tail))
+def test_no_dotenv_escapes_as_another_error(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    with contextlib.suppress(ConfigError):  # and no other
+        Settings.from_env()
 
 
 def test_arguments_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,3 +127,14 @@ def test_the_lock_is_held_as_long_as_the_process_of_chroma(path: Path) -> None:
     with HybridStore(path, HashEmbedder()) as store:
         assert time.monotonic() - began >= 0.4
         assert store.count() == 20
+
+
+@pytest.mark.parametrize("data", ["A=Jörg".encode("latin-1"), b"IS_PERSISTENT=perhaps\n"])
+def test_chroma_takes_no_settings_from_another_programs_dotenv(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    (tmp_path / ".env").write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    with HybridStore(Path("store"), HashEmbedder()) as store:
+        assert_right(store, {f"p{n}": 1 for n in range(20)})
+    assert check_store(path).ok

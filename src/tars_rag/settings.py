@@ -13,8 +13,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
+from tars_rag.envfile import read_env_file
 from tars_rag.errors import ConfigError, InvalidInputError
 
 Strategy = Literal["hybrid", "naive", "lexical"]
@@ -132,6 +138,16 @@ _OptionalSwitch = Annotated[bool | None, BeforeValidator(_switch), BeforeValidat
 _OptionalPath = Annotated[Path | None, BeforeValidator(_empty_is_none)]
 
 
+class _EnvFile(PydanticBaseSettingsSource):
+    """``.env``, read by `read_env_file`: pydantic's own reader gives up on one byte of Latin-1."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return read_env_file({field_name}).get(field_name), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        return dict(read_env_file(self.settings_cls.model_fields.keys()))
+
+
 def _device(enabled: bool | None, unset: Device) -> Device:
     return unset if enabled is None else "npu" if enabled else "cpu"
 
@@ -143,9 +159,7 @@ class Settings(BaseSettings):
     name the variable.
     """
 
-    model_config = SettingsConfigDict(
-        env_file=".env", env_file_encoding="utf-8", extra="ignore", frozen=True
-    )
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     npu_embedder_enabled: _OptionalSwitch = Field(
         None, description="1: embed on the NPU. 0: on the CPU. Unset: on the NPU if it is usable."
@@ -170,6 +184,19 @@ class Settings(BaseSettings):
     model_cache_dir: _OptionalPath = Field(
         None, description="Where models are kept. Unset: the user's cache directory."
     )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments win over the environment, and that over ``.env``."""
+        named = getattr(dotenv_settings, "env_file", None)  # Settings(_env_file=...)
+        return init_settings, env_settings, dotenv_settings if named else _EnvFile(settings_cls)
 
     @property
     def embed_device(self) -> Device:
@@ -206,7 +233,7 @@ class Settings(BaseSettings):
 
         Raises:
             ConfigError: A value is not allowed; the message names the variable, the value and
-                what is allowed.
+                what is allowed. Or ``.env`` cannot be read.
         """
         try:
             return cls(**overrides)

@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Mapping
 from functools import partial
 from multiprocessing import reduction
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -124,10 +125,14 @@ class _Server:
 
 
 def _open(path: str) -> Any:
+    # Chroma reads the .env of the working directory, when it is imported already: one that is
+    # another program's, may not be UTF-8, and may set what Chroma takes for its own settings.
+    directory = Path(path).absolute()
+    os.chdir(directory.parent)
     import chromadb
     from chromadb.config import Settings
 
-    return chromadb.PersistentClient(path, settings=Settings(anonymized_telemetry=False))
+    return chromadb.PersistentClient(str(directory), settings=Settings(anonymized_telemetry=False))
 
 
 def _as_header(error: BaseException) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 from urllib.parse import urlsplit
 
@@ -97,8 +98,16 @@ class ServerClient:
     alive = True
 
     def __init__(self, url: str) -> None:
-        import chromadb
-        from chromadb.config import Settings
+        try:
+            import chromadb
+            from chromadb.config import Settings
+        except UnicodeDecodeError as error:
+            msg = (
+                f"Chroma's client reads {Path('.env').absolute()} and takes only UTF-8 ({error}). "
+                "Start in another directory, or convert the file: iconv -f LATIN1 -t UTF-8 .env > "
+                ".env.utf8 && mv .env.utf8 .env"
+            )
+            raise ConfigError(msg) from error
 
         self.place = url
         parts = urlsplit(url)
