@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from tars_rag.errors import FingerprintError, InvalidInputError
+from tars_rag.errors import FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import write_atomically
+from tars_rag.retrieval.storage.layout import LOCK
+from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
 
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 42 is the answer."
@@ -17,6 +21,9 @@ _PROBE_FILE = "probe.json"
 _SAME_KIND = 0.99
 """The least cosine between two models' vectors of one text for both to be of one kind: what an
 INT8 copy of a model must reach in docs/architecture.md."""
+SAME_MODEL = 0.9
+"""The least cosine between two vectors that one model made of one text, in different batches:
+dynamically quantised ones came down to 0.955 (131 Cranfield texts)."""
 
 
 class ForeignEmbedder:
@@ -83,27 +90,100 @@ class ForeignEmbedder:
         return unit
 
 
-def check_probe(directory: Path, probe: FloatArray, *, read_only: bool) -> None:
+def check_probe(
+    store: HybridStore,
+    probe: FloatArray,
+    embed: Callable[[list[str]], FloatArray] | None,
+    *,
+    read_only: bool,
+    shared_by_processes: bool,
+) -> None:
     """Refuse a store whose vectors came from a model that embeds one fixed text differently.
 
+    The first probe is recorded in the store's directory. Where it is missing or damaged there and
+    the store holds passages, one of them is embedded again and compared instead.
+
     Args:
-        directory: The store's; the first probe is recorded there.
+        store: Open.
         probe: `ForeignEmbedder.probe`, float32 [dim].
+        embed: Texts to vectors; None: no model is at hand, so that nothing is recorded for a store
+            that holds passages.
         read_only: Record nothing.
+        shared_by_processes: The store's vectors are on a Chroma server, so that its lock is held
+            by nobody between calls.
 
     Raises:
-        FingerprintError: The recorded probe is another one.
+        FingerprintError: The recorded probe, or the stored vector, is another one.
+        StoreError: The probe cannot be read or written.
     """
-    file = directory / _PROBE_FILE
-    if file.exists():
-        recorded = np.asarray(json.loads(file.read_text("utf-8")), np.float32)
-        cosine = float(recorded @ probe) if recorded.shape == probe.shape else 0.0
-        if cosine < _SAME_KIND:
-            msg = (
-                f"The store in {directory} was made with embeddings that differ from these: the "
-                f"same text has a cosine of {cosine:.3f} between them, {_SAME_KIND} is needed. Use "
-                "the embeddings it was made with, or index again into a new directory."
-            )
-            raise FingerprintError(msg)
-    elif not read_only:
-        write_atomically(file, json.dumps(probe.tolist()).encode("ascii"))
+    file = store.path / _PROBE_FILE
+    recorded = _read_probe(file, probe)
+    if recorded is None and (embed is not None or store.count() == 0):
+        if embed is not None:
+            _compare_passage(store, embed)
+        if not read_only:
+            lock = _exclusive(store.path) if shared_by_processes else contextlib.nullcontext()
+            with lock:
+                recorded = _read_probe(file, probe)  # another process may have been faster
+                if recorded is None:
+                    _write_probe(file, probe)
+    if recorded is not None:
+        _require_same(store, cosine_of(recorded, probe))
+
+
+def _read_probe(file: Path, like: FloatArray) -> FloatArray | None:
+    """The recorded probe; None if there is none, or what is there is no vector of that length."""
+    try:
+        recorded = np.asarray(json.loads(file.read_bytes()), np.float32)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        msg = f"{file} cannot be read: {error.strerror or error}. Check its permissions."
+        raise StoreError(msg) from error
+    except (ValueError, TypeError, RecursionError):  # cut short, not text, not numbers
+        return None
+    usable = recorded.shape == like.shape and 0 < np.linalg.norm(recorded) < np.inf
+    return recorded if usable else None
+
+
+def _write_probe(file: Path, probe: FloatArray) -> None:
+    try:
+        write_atomically(file, json.dumps(probe.tolist()).encode())
+    except OSError as error:
+        msg = f"{file} cannot be written: {error.strerror or error}. Check permissions and space."
+        raise StoreError(msg) from error
+
+
+@contextlib.contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    lock = StoreLock(directory / LOCK)
+    try:
+        lock.acquire(wait=True)
+        yield
+    finally:
+        lock.close()
+
+
+def _compare_passage(store: HybridStore, embed: Callable[[list[str]], FloatArray]) -> None:
+    for passage in store.get(limit=1):
+        stored = store.vectors([passage.id]).get(passage.id)
+        if stored is not None:
+            cosine = cosine_of(stored, embed([passage.text])[0])
+            _require_same(store, cosine, least=SAME_MODEL)
+
+
+def cosine_of(one: FloatArray, other: FloatArray) -> float:
+    """Of two vectors [dim]; 0 if their lengths differ."""
+    if one.shape != other.shape:
+        return 0.0
+    return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def _require_same(store: HybridStore, cosine: float, least: float = _SAME_KIND) -> None:
+    if cosine < least:
+        msg = (
+            f"The store in {store.path} was made with embeddings that differ from these: the same "
+            f"text has a cosine of {cosine:.3f} between them, {least} is needed. Use the "
+            "embeddings it was made with, or index again into a new directory."
+        )
+        raise FingerprintError(msg)

@@ -1,8 +1,6 @@
-"""Small steps that both frameworks' stores and rerankers take."""
+"""Orders of scored rows: best first, or near to the query and far from each other."""
 
 from __future__ import annotations
-
-from collections.abc import Collection
 
 import numpy as np
 
@@ -23,17 +21,6 @@ def ranked(scores: FloatArray, top_n: int | None) -> list[tuple[int, float | Non
     """
     order = np.argsort(-scores, kind="stable")[:top_n].tolist()  # NaN sorts last
     return [(row, None if np.isnan(scores[row]) else float(scores[row])) for row in order]
-
-
-def refuse(unknown: Collection[str], *, allowed: str) -> None:
-    """Raise for keyword arguments that a framework's signature lets through.
-
-    Raises:
-        InvalidInputError: `unknown` is not empty; the message names its keys and what is allowed.
-    """
-    if unknown:
-        msg = f"Unknown argument {', '.join(map(repr, unknown))}. Allowed: {allowed}."
-        raise InvalidInputError(msg)
 
 
 def diverse(query: FloatArray, vectors: FloatArray, k: int, weight: float) -> list[int]:

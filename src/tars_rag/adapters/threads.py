@@ -6,9 +6,9 @@ import asyncio
 import contextvars
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Generic, Literal, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -40,3 +40,37 @@ async def in_thread(lane: Lane, func: Callable[P, T], /, *args: P.args, **kwargs
     """
     call = functools.partial(contextvars.copy_context().run, func, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_pool(lane), call)
+
+
+class Asynchronous(Generic[P, T]):
+    """The asynchronous twin of a method, with the same arguments and result.
+
+    It runs the method in a thread; that of a subclass, where it has its own:
+    ``asearch = Asynchronous(search).query`` in the body of a class.
+    """
+
+    def __init__(self, method: Callable[P, T]) -> None:
+        self._method = method
+
+    @property
+    def query(self) -> Callable[P, Coroutine[Any, Any, T]]:
+        """For calls whose answer a person waits for."""
+        return self._twin("query")
+
+    @property
+    def bulk(self) -> Callable[P, Coroutine[Any, Any, T]]:
+        """For work that may take long."""
+        return self._twin("bulk")
+
+    def _twin(self, lane: Lane) -> Callable[P, Coroutine[Any, Any, T]]:
+        method, name = self._method, self._method.__name__
+
+        async def twin(*args: P.args, **kwargs: P.kwargs) -> T:
+            owner, *rest = args
+            return await in_thread(lane, getattr(owner, name), *rest, **kwargs)
+
+        functools.update_wrapper(twin, method)
+        twin.__name__ = f"_a{name[1:]}" if name.startswith("_") else f"a{name}"
+        twin.__qualname__ = method.__qualname__.removesuffix(name) + twin.__name__
+        twin.__doc__ = f"As `{name}`, without blocking the event loop."
+        return twin

@@ -13,6 +13,7 @@ except ModuleNotFoundError as error:
 
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsCrossEncoder, TarsRerank
-from tars_rag.langchain.vectorstore import TarsRetriever, TarsVectorStore
+from tars_rag.langchain.retriever import TarsRetriever
+from tars_rag.langchain.vectorstore import TarsVectorStore
 
 __all__ = ["TarsCrossEncoder", "TarsEmbeddings", "TarsRerank", "TarsRetriever", "TarsVectorStore"]

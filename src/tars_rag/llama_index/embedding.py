@@ -9,8 +9,14 @@ from llama_index.core.callbacks import CallbackManager
 from pydantic import ConfigDict, Field
 from typing_extensions import Unpack
 
+from tars_rag.adapters.arguments import require_kind
+from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.adapters.shared import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
+from tars_rag.adapters.vector_check import VectorCheck
+
+if TYPE_CHECKING:
+    from tars_rag.models.embedder import Embedder
 
 
 class _Arguments(EmbedderArguments, total=False):
@@ -76,3 +82,21 @@ class TarsEmbedding(EmbedderFields, BaseEmbedding):
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
         return await in_thread("bulk", self._get_text_embeddings, texts)
+
+
+def embedder_of(embed_model: BaseEmbedding) -> tuple[Embedder | ForeignEmbedder, VectorCheck]:
+    """What embeds for a store, and compares vectors with what it makes itself.
+
+    Raises:
+        InvalidInputError: `embed_model` is no embedding model, or does not return vectors.
+    """
+    wanted = "an embedding model, as in TarsVectorStore('my-store', TarsEmbedding())"
+    require_kind("embed_model", embed_model, BaseEmbedding, wanted)
+    embedder = (
+        embed_model.embedder
+        if isinstance(embed_model, TarsEmbedding)
+        else ForeignEmbedder(
+            embed_model, embed_model.get_text_embedding_batch, embed_model.get_query_embedding
+        )
+    )
+    return embedder, VectorCheck(embedder.embed, embedder.embed_query, embedder.fingerprint)

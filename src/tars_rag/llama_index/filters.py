@@ -12,6 +12,7 @@ from llama_index.core.vector_stores.types import (
     MetadataFilters,
 )
 
+from tars_rag.adapters.arguments import require_kind
 from tars_rag.errors import InvalidInputError
 
 Where = dict[str, Any]
@@ -42,6 +43,7 @@ def to_where(filters: MetadataFilters | None) -> Where | None:
     Raises:
         InvalidInputError: An operator or value that the store cannot decide.
     """
+    require_kind("filters", filters, (MetadataFilters, type(None)), "a MetadataFilters object")
     if filters is None or not filters.filters:
         return None
     condition = filters.condition or FilterCondition.AND

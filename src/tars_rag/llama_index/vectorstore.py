@@ -8,50 +8,28 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
     VectorStoreQuery,
-    VectorStoreQueryMode,
     VectorStoreQueryResult,
 )
-from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 from pydantic import ConfigDict, Field, PrivateAttr
 from typing_extensions import Self
 
-from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
-from tars_rag.adapters.handle import Handle
-from tars_rag.adapters.helpers import refuse
+from tars_rag.adapters.arguments import refuse, require_all, require_kind
+from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.adapters.shared import PathText
+from tars_rag.adapters.shared_store import NamedEmbedder, SharedStore
 from tars_rag.adapters.threads import in_thread
+from tars_rag.adapters.vector_check import VectorCheck
 from tars_rag.errors import InvalidInputError
-from tars_rag.llama_index.embedding import TarsEmbedding
-from tars_rag.llama_index.filters import Where, both, to_where
-from tars_rag.retrieval.passage import Passage
+from tars_rag.llama_index.embedding import TarsEmbedding, embedder_of
+from tars_rag.llama_index.filters import to_where
+from tars_rag.llama_index.nodes import REF_DOC_ID, as_node, as_passage, as_search, vectors_of
+from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.store import HybridStore
-from tars_rag.runtimes.base import FloatArray
-from tars_rag.settings import Strategy
-
-_NODE, _NODE_ID, _REF_DOC_ID = "_node", "_node_id", "_ref_doc_id"
-_FRAMEWORK_KEYS = ("document_id", "doc_id", "ref_doc_id")  # set to filter by; the node's own win
-_STRATEGIES: dict[VectorStoreQueryMode, Strategy] = {
-    VectorStoreQueryMode.DEFAULT: "naive",
-    VectorStoreQueryMode.TEXT_SEARCH: "lexical",
-    VectorStoreQueryMode.SPARSE: "lexical",
-    VectorStoreQueryMode.HYBRID: "hybrid",
-}
-
-
-class _Recorded:
-    """Stands for the model that made the nodes' vectors; the store never embeds by itself."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def embed(self, texts: Sequence[str]) -> FloatArray:
-        msg = "The query has no query_embedding: embed it first, as an index's retriever does."
-        raise InvalidInputError(msg)
 
 
 class TarsVectorStore(BasePydanticVectorStore):
@@ -80,7 +58,8 @@ class TarsVectorStore(BasePydanticVectorStore):
     read_only: bool = Field(False, description="Open beside a process that writes.")
     chroma_url: str | None = Field(None, description="A Chroma server to keep the vectors in.")
 
-    _handle: Handle = PrivateAttr(default_factory=Handle)
+    _shared: SharedStore = PrivateAttr()
+    _check: VectorCheck | None = PrivateAttr(None)
 
     def __init__(
         self,
@@ -95,12 +74,14 @@ class TarsVectorStore(BasePydanticVectorStore):
         Args:
             path: The store's directory, made if it is not there.
             embed_model: What makes the nodes' vectors, so that a store made with another one is
-                refused.
-            fingerprint: The same as a name, where there is no such object.
+                refused, and nodes and queries that another one embedded.
+            fingerprint: A name for it, where there is no such object or where vectors come from
+                elsewhere: they are then compared by their length only.
             **fields: `read_only`, `chroma_url`.
 
         Raises:
-            InvalidInputError: Neither or both of `embed_model` and `fingerprint` are given.
+            InvalidInputError: Neither or both of `embed_model` and `fingerprint` are given, or
+                `embed_model` is none.
         """
         if (embed_model is None) == (fingerprint is None):
             msg = (
@@ -108,14 +89,23 @@ class TarsVectorStore(BasePydanticVectorStore):
                 "embed_model, or a fingerprint that names it (not both)."
             )
             raise InvalidInputError(msg)
-        if isinstance(embed_model, TarsEmbedding):
-            fingerprint = embed_model.fingerprint
-        elif embed_model is not None:
-            foreign = ForeignEmbedder(
-                embed_model, embed_model.get_text_embedding_batch, embed_model.get_query_embedding
-            )
-            fingerprint, fields["probe"] = foreign.fingerprint, foreign.probe.tolist()
+        embedder: TextEmbedder | None = None
+        check: VectorCheck | None = None
+        if embed_model is not None:
+            embedder, check = embedder_of(embed_model)
+            fingerprint = embedder.fingerprint
+        if isinstance(embedder, ForeignEmbedder):
+            fields["probe"] = embedder.probe.tolist()
         super().__init__(path=path, fingerprint=fingerprint, **fields)
+        self._check = check
+        self._shared = SharedStore(
+            str(self.path),
+            embedder or NamedEmbedder(self.fingerprint),
+            read_only=self.read_only,
+            chroma_url=self.chroma_url,
+            probe=None if self.probe is None else np.asarray(self.probe, np.float32),
+            sharing="llama_index",
+        )
 
     @classmethod
     def from_env(
@@ -147,25 +137,16 @@ class TarsVectorStore(BasePydanticVectorStore):
             StoreLockedError: Another process writes to this directory.
             StoreError: The store is damaged, or its directory cannot be written.
         """
-        path = Path(str(self.path)).absolute()
-        made_by = (_Recorded, self.fingerprint)
-        key = (HybridStore, path, *made_by, self.read_only, self.chroma_url)
-        return self._handle.get(key, lambda: self._open(path))
+        return self._shared.store
 
-    def _open(self, path: Path) -> HybridStore:
-        store = HybridStore(
-            path,
-            _Recorded(self.fingerprint),
-            read_only=self.read_only,
-            chroma_url=self.chroma_url,
-        )
-        if self.probe is not None:
-            check_probe(path, np.asarray(self.probe, np.float32), read_only=self.read_only)
-        return store
+    @property
+    def store(self) -> HybridStore:
+        """The same as `client`, by the name it has in LangChain."""
+        return self._shared.store
 
     def close(self) -> None:
         """Let go of the directory, for every object that shares the store; using one reopens it."""
-        self._handle.close()
+        self._shared.close()
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """Store nodes with their embeddings; one whose id is there already replaces it.
@@ -183,15 +164,23 @@ class TarsVectorStore(BasePydanticVectorStore):
             StoreError: The store cannot be written.
         """
         refuse(kwargs, allowed="nodes")
+        require_all("nodes", nodes, BaseNode, "a node with its embedding")
         if not nodes:
             return []
-        self.client.upsert([_passage(node) for node in nodes], _vectors(nodes))
-        return [node.node_id for node in nodes]
+        passages, vectors = [as_passage(node) for node in nodes], vectors_of(nodes)
+        ids = [passage.id for passage in passages]
+        if self._check is not None:
+            self._check.passages(ids, [passage.text for passage in passages], vectors)
+        with self._shared.using() as store:
+            store.upsert(passages, vectors)
+        return ids
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Delete the nodes that came from a document; none is no error."""
         refuse(delete_kwargs, allowed="ref_doc_id")
-        self.client.delete(where={_REF_DOC_ID: ref_doc_id})
+        require_kind("ref_doc_id", ref_doc_id, str, "the id of a document")
+        with self._shared.using() as store:
+            store.delete(where={REF_DOC_ID: ref_doc_id})
 
     def delete_nodes(
         self,
@@ -210,18 +199,20 @@ class TarsVectorStore(BasePydanticVectorStore):
         if node_ids is None and where is None:
             msg = "delete_nodes needs node_ids or filters. To delete all nodes, use clear()."
             raise InvalidInputError(msg)
-        self.client.delete(ids=node_ids, where=where)
+        with self._shared.using() as store:
+            store.delete(ids=node_ids, where=where)
 
     def get_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
         """Nodes by id (in that order), by filter, or those that both name; all for neither."""
-        found = self.client.get(ids=node_ids, where=to_where(filters))
-        return [_node(passage) for passage in found]
+        with self._shared.using() as store:
+            return [as_node(passage) for passage in store.get(node_ids, to_where(filters))]
 
     def clear(self) -> None:
         """Delete all nodes."""
-        self.client.clear()
+        with self._shared.using() as store:
+            store.clear()
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Search the nodes.
@@ -243,25 +234,20 @@ class TarsVectorStore(BasePydanticVectorStore):
             FingerprintError: The store's vectors were made by another model.
         """
         refuse(kwargs, allowed="query")
-        strategy = _STRATEGIES.get(query.mode)
-        if strategy is None:
-            allowed = ", ".join(mode.value for mode in _STRATEGIES)
-            msg = f"Query mode {query.mode.value!r} is not supported. Supported: {allowed}."
-            raise InvalidInputError(msg)
-        if strategy != "naive" and query.query_str is None:
-            msg = f"Query mode {query.mode.value!r} needs a query_str."
-            raise InvalidInputError(msg)
-        vector = query.query_embedding
-        hits = self.client.search(
-            query.query_str or "",
-            _top_k(query),
-            strategy,
-            _restriction(query),
-            vector=None if vector is None else np.asarray(vector, np.float32),
-            weight=query.alpha,
-        )
+        search = as_search(query)
+        if search.vector is not None and self._check is not None:
+            self._check.query(query.query_str, search.vector)
+        with self._shared.using() as store:
+            hits = store.search(
+                search.query,
+                search.k,
+                search.strategy,
+                search.where,
+                vector=search.vector,
+                weight=query.alpha,
+            )
         return VectorStoreQueryResult(
-            nodes=[_node(hit.passage) for hit in hits],
+            nodes=[as_node(hit.passage) for hit in hits],
             similarities=[hit.score for hit in hits],
             ids=[hit.id for hit in hits],
         )
@@ -296,51 +282,3 @@ class TarsVectorStore(BasePydanticVectorStore):
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
         return await in_thread("query", self.query, query, **kwargs)
-
-
-def _passage(node: BaseNode) -> Passage:
-    """What is found by is the text that was embedded; the node itself rides along as JSON."""
-    metadata = node_to_metadata_dict(node)
-    whole = {key: metadata.pop(key) for key in ("_node_content", "_node_type")}
-    own = {key: node.metadata[key] for key in _FRAMEWORK_KEYS if key in node.metadata}
-    reserved = {_NODE: whole, _NODE_ID: node.node_id, _REF_DOC_ID: node.ref_doc_id}
-    text = node.get_content(metadata_mode=MetadataMode.EMBED)
-    return Passage(node.node_id, text, {**metadata, **own, **reserved})
-
-
-def _node(passage: Passage) -> BaseNode:
-    whole = passage.metadata.get(_NODE)
-    if whole is None:  # stored by the command line or through LangChain
-        return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
-    return metadata_dict_to_node(whole)
-
-
-def _vectors(nodes: Sequence[BaseNode]) -> FloatArray:
-    rows: list[list[float]] = []
-    for node in nodes:
-        if node.embedding is None:
-            msg = f"Node {node.node_id!r} has no embedding: embed nodes before adding them."
-            raise InvalidInputError(msg)
-        if rows and len(node.embedding) != len(rows[0]):
-            msg = (
-                f"Node {node.node_id!r} has an embedding of {len(node.embedding)} numbers, the "
-                f"others have {len(rows[0])}: embed all nodes with one model."
-            )
-            raise InvalidInputError(msg)
-        rows.append(node.embedding)
-    return np.asarray(rows, np.float32)
-
-
-def _top_k(query: VectorStoreQuery) -> int:
-    own = {
-        VectorStoreQueryMode.HYBRID: query.hybrid_top_k,
-        VectorStoreQueryMode.SPARSE: query.sparse_top_k,
-    }.get(query.mode)
-    return query.similarity_top_k if own is None else own
-
-
-def _restriction(query: VectorStoreQuery) -> Where | None:
-    """Filters and ids as one; an index that keeps no ids of its own sends empty lists."""
-    documents = {_REF_DOC_ID: {"$in": query.doc_ids}} if query.doc_ids else None
-    nodes = {_NODE_ID: {"$in": query.node_ids}} if query.node_ids else None
-    return both(to_where(query.filters), documents, nodes)

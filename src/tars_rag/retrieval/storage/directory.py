@@ -137,7 +137,7 @@ class StoreDirectory:
         """Wait for running operations, then release everything. May be called twice."""
         if self._closed or os.getpid() != self._pid:
             return
-        with self._threads.write():
+        with self._lock.closing(), self._threads.write():
             self._closed = True
             self._parts.close()
 

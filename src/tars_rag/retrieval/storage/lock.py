@@ -16,6 +16,12 @@ from tars_rag.errors import StoreError, StoreLockedError
 # How long the process of a Chroma may outlive a killed parent: one that writes may be saving a
 # large index to a slow disk, one that reads leaves at once.
 _ORPHAN_SECONDS, _READER_SECONDS = 60.0, 1.0
+# A store of this process may be about to be closed (the garbage collector has it), and one that is
+# being closed finishes running calls first.
+_COLLECTED_SECONDS, _CLOSING_SECONDS = 0.5, 60.0
+# The lock files (device, inode) of stores that this process is closing. A list without a lock: the
+# garbage collector closes stores too, at any moment, and appending and removing are atomic.
+_closing: list[tuple[int, int]] = []
 
 
 class StoreLock:
@@ -48,6 +54,8 @@ class StoreLock:
         try:
             while not self._try(operation):
                 if time.monotonic() - began > self._patience():
+                    if self._try(operation):  # given back while its holder was looked up
+                        break
                     raise StoreLockedError(self._locked_message())
                 time.sleep(0.02)
         except OSError as error:
@@ -60,6 +68,19 @@ class StoreLock:
     def release(self) -> None:
         """Give the lock back; the file stays open."""
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Tell others in this process, while the block runs, that the lock is about to be free."""
+        try:
+            file = self._file()
+        except OSError:
+            file = (0, 0)  # closed already
+        _closing.append(file)
+        try:
+            yield
+        finally:
+            _closing.remove(file)
 
     def close(self) -> None:
         """Release and close. May be called twice."""
@@ -79,7 +100,13 @@ class StoreLock:
         if self._only_read():
             return _READER_SECONDS
         pid = self._writer()
+        if pid == str(os.getpid()):
+            return _CLOSING_SECONDS if self._file() in _closing else _COLLECTED_SECONDS
         return _ORPHAN_SECONDS if pid.isdecimal() and not _exists(int(pid)) else 0
+
+    def _file(self) -> tuple[int, int]:
+        status = os.fstat(self.descriptor)
+        return status.st_dev, status.st_ino
 
     def _writer(self) -> str:
         return os.pread(self.descriptor, 32, 0).decode("ascii", "replace").strip()

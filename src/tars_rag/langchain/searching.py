@@ -1,0 +1,159 @@
+"""One search of a `TarsVectorStore`, with its settings where the call does not say otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from langchain_core.documents import Document
+
+from tars_rag.adapters.arguments import refuse, require_kind
+from tars_rag.adapters.foreign import ForeignEmbedder
+from tars_rag.adapters.helpers import diverse
+from tars_rag.adapters.shared_store import SharedStore
+from tars_rag.errors import InvalidInputError
+from tars_rag.langchain.documents import as_document, relevance
+from tars_rag.langchain.rerank import TarsRerank
+from tars_rag.retrieval.passage import ScoredPassage
+from tars_rag.retrieval.pipeline import Pipeline
+from tars_rag.runtimes.base import FloatArray
+from tars_rag.settings import Strategy
+
+if TYPE_CHECKING:
+    from tars_rag.models.embedder import Embedder
+
+Where = dict[str, Any]
+NO_RERANKER = (
+    "rerank=True, but this store has no reranker. Make it with one: "
+    "TarsVectorStore(..., rerank=TarsRerank())"
+)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Finds passages in a store.
+
+    Attributes:
+        shared: The store.
+        embedder: Of the store.
+        strategy: Unless a call says otherwise.
+        k: How many passages, unless a call says otherwise.
+        rerank: Orders what was found; None: fusion decides.
+        candidates: How many passages are found for the reranker.
+    """
+
+    shared: SharedStore
+    embedder: Embedder | ForeignEmbedder
+    strategy: Strategy
+    k: int
+    rerank: TarsRerank | None
+    candidates: int
+
+    def find(
+        self,
+        query: str,
+        k: int | None = None,
+        *,
+        filter: Where | None = None,
+        strategy: Strategy | None = None,
+        rerank: bool | None = None,
+        **unknown: Any,
+    ) -> list[ScoredPassage]:
+        """The passages that answer a query best, best first.
+
+        Raises:
+            InvalidInputError: An argument is unknown or cannot be used.
+        """
+        refuse(unknown, allowed="k, filter, strategy, rerank", instead=INSTEAD)
+        require_kind("rerank", rerank, (bool, type(None)), "True, False or None")
+        if rerank and self.rerank is None:
+            raise InvalidInputError(NO_RERANKER)
+        reranker = None if rerank is False else self.rerank
+        with self.shared.using() as store:
+            pipeline = Pipeline(
+                store,
+                reranker.reranker if reranker else None,
+                strategy=self.strategy,
+                candidates=self.candidates,
+            )
+            answer = pipeline.search(
+                query,
+                self.k if k is None else k,
+                where=filter,
+                strategy=strategy,
+                budget_ms=reranker.budget_ms if reranker else None,
+            )
+        return answer.passages
+
+    def relevant(
+        self, query: str, k: int | None, score_threshold: float | None = None, **call: Any
+    ) -> list[tuple[Document, float]]:
+        """What `find` finds with its relevance, from 0 to 1 and comparable across queries."""
+        hits = [(hit, relevance(hit)) for hit in self.find(query, k, **call)]
+        least = -1.0 if score_threshold is None else score_threshold
+        return [(as_document(hit.passage), score) for hit, score in hits if score >= least]
+
+    def nearest(self, vector: Sequence[float], k: int | None, **call: Any) -> list[ScoredPassage]:
+        """The passages nearest to a vector, nearest first; `filter` as for `find`.
+
+        Raises:
+            InvalidInputError: As for `find`.
+        """
+        refuse(call.keys() - {"filter"}, allowed="k, filter", instead=INSTEAD)
+        k = self.k if k is None else k
+        with self.shared.using() as store:
+            return store.search("", k, "naive", call.get("filter"), vector=_row(vector))
+
+    def diverse(
+        self, query: str, k: int | None, fetch_k: int, weight: float, **call: Any
+    ) -> list[ScoredPassage]:
+        """`k` of the `fetch_k` passages that `find` finds, chosen by maximal marginal relevance.
+
+        Raises:
+            InvalidInputError: As for `find`.
+        """
+        allowed = "k, fetch_k, lambda_mult, filter, strategy"
+        refuse(call.keys() - {"filter", "strategy"}, allowed=allowed)
+        k = self.k if k is None else k
+        hits = self.find(query, max(fetch_k, k), rerank=False, **call)
+        return self._choose(hits, self.embedder.embed_query(query), k, weight)
+
+    def diverse_nearest(
+        self, vector: Sequence[float], k: int | None, fetch_k: int, weight: float, **call: Any
+    ) -> list[ScoredPassage]:
+        """As `diverse`, of the passages nearest to a vector."""
+        refuse(call.keys() - {"filter"}, allowed="k, fetch_k, lambda_mult, filter")
+        k = self.k if k is None else k
+        hits = self.nearest(vector, max(fetch_k, k), **call)
+        return self._choose(hits, _row(vector), k, weight)
+
+    def _choose(
+        self, hits: Sequence[ScoredPassage], query: FloatArray, k: int, weight: float
+    ) -> list[ScoredPassage]:
+        with self.shared.using() as store:
+            stored = store.vectors(hit.id for hit in hits)
+        hits = [hit for hit in hits if hit.id in stored]  # one may have been deleted meanwhile
+        if not hits:
+            return []
+        rows = diverse(query, np.stack([stored[hit.id] for hit in hits]), k, weight)
+        return [hits[row] for row in rows]
+
+
+def _row(vector: object) -> FloatArray:
+    try:
+        return np.asarray(vector, np.float32)
+    except (TypeError, ValueError) as error:
+        msg = f"The embedding is not a list of numbers ({error}): {vector!r:.80}"
+        raise InvalidInputError(msg) from error
+
+
+INSTEAD = {
+    "where": "Write filter={...}, in the same language.",
+    "where_document": "Texts are searched by words: strategy='lexical', or 'hybrid' (the default).",
+    "fetch_k": "It belongs to max_marginal_relevance_search, or search_type='mmr'.",
+    "lambda_mult": "It belongs to max_marginal_relevance_search, or search_type='mmr'.",
+    "score_threshold": "It belongs to search_type='similarity_score_threshold'.",
+}
+"""What to write in place of arguments that other stores, or other ways to search, know."""

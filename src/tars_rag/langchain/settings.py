@@ -1,0 +1,95 @@
+"""The arguments of a `TarsVectorStore`: checked before anything is opened, or read from outside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from langchain_core.embeddings import Embeddings
+
+from tars_rag.adapters.arguments import refuse, require_count, require_kind, require_strategy
+from tars_rag.adapters.foreign import ForeignEmbedder
+from tars_rag.errors import InvalidInputError
+from tars_rag.langchain.embeddings import TarsEmbeddings
+from tars_rag.langchain.rerank import TarsRerank
+from tars_rag.settings import Settings
+
+if TYPE_CHECKING:
+    from tars_rag.models.embedder import Embedder
+
+_ALLOWED = "embedding, path, strategy, k, rerank, candidates, read_only, chroma_url"
+_COLLECTION = "A collection is a directory of its own: write path='DIRECTORY/NAME'."
+_SERVER = "For a Chroma server write chroma_url='http://HOST:PORT'."
+_INSTEAD = {
+    "persist_directory": "Write path=...",
+    "embedding_function": "Write embedding=...",
+    "collection_name": _COLLECTION,
+    "collection_metadata": "Distances are cosine; there is nothing to set.",
+    "collection_configuration": "Distances are cosine; there is nothing to set.",
+    "client": _SERVER,
+    "client_settings": _SERVER,
+    "host": _SERVER,
+    "port": _SERVER,
+    "relevance_score_fn": "Relevance is the reranker's score, or else cosine similarity.",
+    "search_type": "Write as_retriever(search_type=...).",
+    "search_kwargs": "Write as_retriever(search_kwargs=...).",
+}
+_FIRST = (
+    "an Embeddings object: TarsVectorStore(TarsEmbeddings(model='all-MiniLM-L6-v2'), 'my-store')"
+)
+
+
+def check_settings(
+    embedding: object,
+    search: tuple[object, object, object, object],
+    read_only: object,
+    chroma_url: object,
+    unknown: dict[str, Any],
+) -> None:
+    """Refuse constructor arguments that are unknown or of the wrong kind.
+
+    Args:
+        embedding: The constructor's.
+        search: Its strategy, k, rerank and candidates.
+        read_only: The constructor's.
+        chroma_url: The constructor's.
+        unknown: Any other arguments.
+
+    Raises:
+        InvalidInputError: The message names the argument and what to write.
+    """
+    strategy, k, rerank, candidates = search
+    refuse(unknown, allowed=_ALLOWED, instead=_INSTEAD)
+    require_kind("embedding", embedding, (Embeddings, type(None)), _FIRST)
+    require_strategy(strategy)
+    require_count("k", k)
+    require_count("candidates", candidates)
+    require_kind("rerank", rerank, (TarsRerank, type(None)), "TarsRerank() or None")
+    require_kind("read_only", read_only, bool, "True or False")
+    if chroma_url is not None and not str(chroma_url).startswith(("http://", "https://")):
+        msg = f"chroma_url is {chroma_url!r:.80} and not a server's URL: http://localhost:8000"
+        raise InvalidInputError(msg)
+
+
+def embedder_of(embedding: Embeddings) -> Embedder | ForeignEmbedder:
+    """What embeds for the store.
+
+    Raises:
+        InvalidInputError: What a foreign model returns are not vectors.
+    """
+    if isinstance(embedding, TarsEmbeddings):
+        return embedding.embedder
+    return ForeignEmbedder(embedding, embedding.embed_documents, embedding.embed_query)
+
+
+def environment(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from RAG_STRATEGY, MEMORY_TOP_K and RERANK_MODEL; `overrides` win.
+
+    Raises:
+        ConfigError: A variable has a value that is not allowed.
+    """
+    settings = Settings.from_env()
+    arguments = {"strategy": settings.rag_strategy, "k": settings.memory_top_k, **overrides}
+    asked_for = "rerank_model" in settings.model_fields_set and settings.rerank_model.strip()
+    if "rerank" not in arguments and asked_for:
+        arguments["rerank"] = TarsRerank.from_env()
+    return arguments

@@ -1,0 +1,127 @@
+"""LlamaIndex's nodes as passages, and back; its query as a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from llama_index.core.schema import BaseNode, MetadataMode, TextNode
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
+from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
+
+from tars_rag.adapters.arguments import require_kind
+from tars_rag.errors import InvalidInputError
+from tars_rag.llama_index.filters import Where, both, to_where
+from tars_rag.retrieval.passage import Passage
+from tars_rag.runtimes.base import FloatArray
+from tars_rag.settings import Strategy
+
+NODE, NODE_ID, REF_DOC_ID = "_node", "_node_id", "_ref_doc_id"
+"""Keys of a passage's metadata: the whole node, and what nodes are filtered and deleted by."""
+_FRAMEWORK_KEYS = ("document_id", "doc_id", "ref_doc_id")  # set to filter by; the node's own win
+_STRATEGIES: dict[VectorStoreQueryMode, Strategy] = {
+    VectorStoreQueryMode.DEFAULT: "naive",
+    VectorStoreQueryMode.TEXT_SEARCH: "lexical",
+    VectorStoreQueryMode.SPARSE: "lexical",
+    VectorStoreQueryMode.HYBRID: "hybrid",
+}
+
+
+def as_passage(node: BaseNode) -> Passage:
+    """What is found by is the text that was embedded; the node itself rides along as JSON."""
+    metadata = node_to_metadata_dict(node)
+    whole = {key: metadata.pop(key) for key in ("_node_content", "_node_type")}
+    own = {key: node.metadata[key] for key in _FRAMEWORK_KEYS if key in node.metadata}
+    reserved = {NODE: whole, NODE_ID: node.node_id, REF_DOC_ID: node.ref_doc_id}
+    text = node.get_content(metadata_mode=MetadataMode.EMBED)
+    return Passage(node.node_id, text, {**metadata, **own, **reserved})
+
+
+def as_node(passage: Passage) -> BaseNode:
+    """The node that a passage was made from; a text node for what LangChain or files brought."""
+    whole = passage.metadata.get(NODE)
+    if whole is None:
+        return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
+    return metadata_dict_to_node(whole)
+
+
+def vectors_of(nodes: Sequence[BaseNode]) -> FloatArray:
+    """Their embeddings, float32 [n, dim].
+
+    Raises:
+        InvalidInputError: A node has none, or one of another length than the rest.
+    """
+    rows: list[list[float]] = []
+    for node in nodes:
+        if node.embedding is None:
+            msg = f"Node {node.node_id!r} has no embedding: embed nodes before adding them."
+            raise InvalidInputError(msg)
+        if rows and len(node.embedding) != len(rows[0]):
+            msg = (
+                f"Node {node.node_id!r} has an embedding of {len(node.embedding)} numbers, the "
+                f"others have {len(rows[0])}: embed all nodes with one model."
+            )
+            raise InvalidInputError(msg)
+        rows.append(node.embedding)
+    return np.asarray(rows, np.float32)
+
+
+@dataclass(frozen=True)
+class NodeSearch:
+    """A `VectorStoreQuery` in the terms of `HybridStore.search`.
+
+    Attributes:
+        query: The words; empty where only the vector counts.
+        vector: float32 [dim]; None where only the words count.
+        k: How many nodes.
+        strategy: Vectors, words, or both.
+        where: Its filters and ids as one, in Chroma's filter language.
+    """
+
+    query: str
+    vector: FloatArray | None
+    k: int
+    strategy: Strategy
+    where: Where | None
+
+
+def as_search(query: VectorStoreQuery) -> NodeSearch:
+    """Translate a query.
+
+    Raises:
+        InvalidInputError: Its mode or a filter is not supported, or it lacks what its mode needs.
+    """
+    require_kind("query", query, VectorStoreQuery, "a VectorStoreQuery (an index makes them)")
+    strategy = _STRATEGIES.get(query.mode)
+    if strategy is None:
+        allowed = ", ".join(mode.value for mode in _STRATEGIES)
+        msg = f"Query mode {query.mode.value!r} is not supported. Supported: {allowed}."
+        raise InvalidInputError(msg)
+    if strategy != "naive" and query.query_str is None:
+        msg = f"Query mode {query.mode.value!r} needs a query_str."
+        raise InvalidInputError(msg)
+    if strategy != "lexical" and query.query_embedding is None:
+        msg = (
+            f"Query mode {query.mode.value!r} needs a query_embedding: embed the query first, as "
+            "an index's retriever does."
+        )
+        raise InvalidInputError(msg)
+    vector = query.query_embedding
+    row = None if vector is None else np.asarray(vector, np.float32)
+    return NodeSearch(query.query_str or "", row, _top_k(query), strategy, _restriction(query))
+
+
+def _top_k(query: VectorStoreQuery) -> int:
+    own = {
+        VectorStoreQueryMode.HYBRID: query.hybrid_top_k,
+        VectorStoreQueryMode.SPARSE: query.sparse_top_k,
+    }.get(query.mode)
+    return query.similarity_top_k if own is None else own
+
+
+def _restriction(query: VectorStoreQuery) -> Where | None:
+    """Filters and ids as one; an index that keeps no ids of its own sends empty lists."""
+    documents = {REF_DOC_ID: {"$in": query.doc_ids}} if query.doc_ids else None
+    nodes = {NODE_ID: {"$in": query.node_ids}} if query.node_ids else None
+    return both(to_where(query.filters), documents, nodes)
