@@ -1,43 +1,31 @@
-"""BM25 on tantivy: incremental, persistent, English.
+"""BM25 on tantivy: incremental, persistent, in the words of one language or of all.
 
 A passage is one document: its id (to delete and find it by), the indexed terms, and its content
 whole: reading what a search returns takes tantivy a tenth of the time it takes Chroma, and the two
-indexes can be compared.
+indexes can be compared. The terms come from `analysers`; tantivy only splits them at spaces.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import StoreError
 from tars_rag.files import sync, writing_problem
+from tars_rag.retrieval.indexes.analysers import ANALYSER_VERSION, analyser
 from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
-from tars_rag.retrieval.indexes.tantivy_files import digest
+from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE, check_language
+from tars_rag.retrieval.indexes.tantivy_files import digest, documents
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
-_ANALYZER = "tars_en"
 _HEAP_BYTES = 32_000_000
 _MAX_TERMS = 1024
 _TIES, _MAX_TIES = 100, 4096
-_SURROGATES = re.compile("[\ud800-\udfff]")
-
-# The Snowball project's English list, with the pieces an apostrophe leaves ("don't": don, t).
-_STOP_WORDS = """
-    i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she
-    her hers herself it its itself they them their theirs themselves what which who whom this that
-    these those am is are was were be been being have has had having do does did doing would should
-    could ought a an the and but if or because as until while of at by for with about against
-    between into through during before after above below to from up down in out on off over under
-    again further then once here there when where why how all any both each few more most other
-    some such no nor not only own same so than too very can will let
-    s t d m ll re ve don didn doesn isn aren wasn weren haven hasn hadn won wouldn shouldn couldn
-    mustn shan
-"""
+_K1 = 1.2  # tantivy's, as is b = 0.75
 
 
 class LexicalIndex:
@@ -45,27 +33,37 @@ class LexicalIndex:
 
     One thread may write while any number search; a search sees the last commit and nothing else.
 
+    Args:
+        path: The directory; made if missing, unless `read_only`.
+        language: Whose words they are: a code, an English name or a locale (`languages`).
+        read_only: Only search.
+
     Raises:
-        StoreError: The directory holds something that is not such an index.
+        InvalidInputError: There is no such language; the message names those that there are.
+        StoreError: The directory holds something that is not such an index, or one of another
+            language or of another version of the analyser.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, path: Path, *, language: str = DEFAULT_LANGUAGE, read_only: bool = False
+    ) -> None:
         import tantivy
 
         self._tantivy = tantivy
         self.path = path
+        self.language = check_language(language)
         self.read_only = read_only
+        self._analyser = analyser(self.language)
         try:
             if not read_only:
                 path.mkdir(parents=True, exist_ok=True)
-            self._schema = _schema()
+            # An index of other terms has another name for them, and is refused by tantivy.
+            name = f"tars_{ANALYSER_VERSION}_{self.language}"
+            self._schema = _schema(name)
             self._index = tantivy.Index(self._schema, str(path))
-            self._analyzer = _analyzer()
-            self._query_analyzer = _analyzer(_STOP_WORDS.split())
-            self._index.register_tokenizer(_ANALYZER, self._analyzer)
+            self._index.register_tokenizer(name, _at_spaces())
             self._index.config_reader(reload_policy="manual")
-            self._index.reload()
-            self._searcher = self._index.searcher()
+            self.refresh()
         except (ValueError, OSError) as error:
             msg = (
                 f"The lexical index {path} cannot be opened ({error}). "
@@ -85,12 +83,13 @@ class LexicalIndex:
                 document = self._tantivy.Document()
                 document.add_text("id", key)
                 document.add_bytes("content", pack_content(passage))
-                document.add_text("text", _SURROGATES.sub(" ", passage.text))
+                document.add_text("text", self._analyser.passage_terms(passage.text))
                 writer.add_document(document)
 
     def refresh(self) -> None:
         """See what was committed since, here or in another process."""
         self._index.reload()
+        self._documents = documents(self.path)
         self._searcher = self._index.searcher()
 
     def stamp(self) -> object:
@@ -124,6 +123,21 @@ class LexicalIndex:
         )
         searcher = self._searcher
         return dict(self._read(searcher, _hits(searcher, both, len(ids))))
+
+    def reach(self, query: str) -> float:
+        """What BM25 of `query` could come to at most; 0 where the query has no word.
+
+        The sum over its terms of idf x (k1 + 1), which a passage comes near that holds each of
+        them often. A term that no passage holds counts with the idf it would have, so a passage's
+        share of it, score / reach, says how much of the query it matched, in any query alike.
+        """
+        searcher = self._searcher
+        total = max(self._documents, searcher.num_docs)
+        reach = 0.0
+        for _, count, held in self._terms(searcher, query):
+            idf = math.log1p(max(total - held, 0) + 0.5) - math.log(held + 0.5)
+            reach += count * (_K1 + 1) * idf
+        return reach
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id, as they were added; unknown ids left out."""
@@ -205,31 +219,37 @@ class LexicalIndex:
         cause = writing_problem(self.path, _HEAP_BYTES)
         told = f"{cause}. tantivy said: {error}" if cause else str(error)
         return (
-            f"The lexical index {self.path} cannot be written: {told}. Check space and permissions, "
-            "then repeat the call: what was acknowledged before is kept."
+            f"The lexical index {self.path} cannot be written: {told}. Check space and "
+            "permissions, then repeat the call: what was acknowledged before is kept."
         )
 
     def _with_ids(self, ids: Sequence[str]) -> Any:
         return self._tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
 
     def _query(self, text: str) -> Any:
-        terms = self._terms(text)
-        if not terms:
-            return None
+        """The query as tantivy takes it; None where no passage holds a term of it."""
         query, occur = self._tantivy.Query, self._tantivy.Occur
         clauses = []
-        for term, count in terms.items():
-            clause = query.term_query(self._schema, "text", term, index_option="freq")
-            clauses.append(
-                (occur.Should, query.boost_query(clause, count) if count > 1 else clause)
-            )
-        return query.boolean_query(clauses)
+        for term, count, held in self._terms(self._searcher, text):
+            if held:
+                clause = query.term_query(self._schema, "text", term, index_option="freq")
+                clauses.append(
+                    (occur.Should, query.boost_query(clause, count) if count > 1 else clause)
+                )
+        return query.boolean_query(clauses) if clauses else None
 
-    def _terms(self, text: str) -> Mapping[str, int]:
-        """Distinct terms and how often each occurs; stop words only where there is nothing else."""
-        text = _SURROGATES.sub(" ", text)
-        terms = self._query_analyzer.analyze(text) or self._analyzer.analyze(text)
-        return dict(Counter(terms).most_common(_MAX_TERMS))
+    def _terms(self, searcher: Any, text: str) -> list[tuple[str, int, int]]:
+        """The terms of a query, how often each occurs in it, and how many passages hold it."""
+        terms = self._analyser.query_terms(text)
+        held = {term: int(searcher.doc_freq("text", term)) for term in islice(terms, _MAX_TERMS)}
+        replaced = {
+            gone for term, how in terms.items() if held.get(term) for gone in how.instead_of
+        }
+        return [
+            (term, how.count, held[term])
+            for term, how in terms.items()
+            if term in held and term not in replaced and (held[term] or not how.optional)
+        ]
 
     def _top(self, query: Any, limit: int) -> Ranking:
         """The best `limit`; all that tie with the last one are read, to be cut by id."""
@@ -269,30 +289,17 @@ def _passage(document: Any) -> Passage:
     return unpack_content(document["id"][0], document["content"][0])
 
 
-def _schema() -> Any:
+def _schema(tokenizer: str) -> Any:
     import tantivy
 
     builder = tantivy.SchemaBuilder()
     builder.add_text_field("id", stored=True, tokenizer_name="raw", index_option="basic")
     builder.add_bytes_field("content", stored=True, indexed=False)
-    builder.add_text_field("text", tokenizer_name=_ANALYZER, index_option="freq")
+    builder.add_text_field("text", tokenizer_name=tokenizer, index_option="freq")
     return builder.build()
 
 
-def _analyzer(stop_words: Sequence[str] = ()) -> Any:
-    """Words, lower case, without accents, stemmed.
+def _at_spaces() -> Any:
+    from tantivy import TextAnalyzerBuilder, Tokenizer
 
-    Stop words stay in the index and leave the query, so that a query of nothing but stop words
-    still finds something.
-    """
-    from tantivy import Filter, TextAnalyzerBuilder, Tokenizer
-
-    return (
-        TextAnalyzerBuilder(Tokenizer.simple())
-        .filter(Filter.remove_long(255))
-        .filter(Filter.lowercase())
-        .filter(Filter.ascii_fold())
-        .filter(Filter.custom_stopword(list(stop_words)))
-        .filter(Filter.stemmer("english"))
-        .build()
-    )
+    return TextAnalyzerBuilder(Tokenizer.whitespace()).build()

@@ -40,6 +40,12 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
+def documents(path: Path) -> int:
+    """How many documents BM25 reckons with: those that are deleted count until they are merged."""
+    meta = json.loads((path / _META).read_bytes())
+    return sum(int(segment["max_doc"]) for segment in meta["segments"])
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with the files of the index in `path`; None: nothing.
 
