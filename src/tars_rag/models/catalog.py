@@ -9,6 +9,12 @@ from tars_rag.errors import ModelError
 
 CatalogueKind = Literal["embedder", "reranker", "weights"]
 
+# Of files whose size no row tells: a tokenizer of 250,000 words has 17 MB, the largest of the
+# models in float32 130 MB.
+_LITTLE: Final = 1 << 20
+_MOST_JSON_BYTES: Final = 1 << 25
+_MOST_WEIGHT_BYTES: Final = 1 << 30
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
@@ -24,6 +30,13 @@ class ModelFile:
     name: str
     sha256: str | None = None
     bytes: int | None = None
+
+    @property
+    def most_bytes(self) -> int:
+        """What is read of a foreign file of this name, before its digest can tell what it is."""
+        if self.bytes is not None:
+            return max(self.bytes, _LITTLE)
+        return _MOST_JSON_BYTES if self.name.endswith(".json") else _MOST_WEIGHT_BYTES
 
 
 @dataclass(frozen=True, slots=True)

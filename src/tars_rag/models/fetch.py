@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -140,12 +141,14 @@ def _unpack(archive: Path, folder: str, files: tuple[ModelFile, ...], target: Pa
     try:
         with zipfile.ZipFile(archive) as zipped:
             for file in files:
-                with (
-                    zipped.open(f"{folder}/{file.name}") as source,
-                    (target / file.name).open("wb") as sink,
-                ):
+                entry = zipped.getinfo(f"{folder}/{file.name}")
+                if entry.file_size > file.most_bytes:
+                    msg = f"its {file.name} has {entry.file_size:,} bytes"
+                    raise zipfile.BadZipFile(msg)
+                with zipped.open(entry) as source, (target / file.name).open("wb") as sink:
                     shutil.copyfileobj(source, sink, 1 << 20)
-    except (zipfile.BadZipFile, KeyError) as error:
+    # RuntimeError: encrypted, or a compression that Python does not have.
+    except (zipfile.BadZipFile, KeyError, EOFError, RuntimeError, zlib.error) as error:
         msg = f"{archive.name} is damaged or lacks a file ({error})"
         raise _UnavailableError(msg) from error
 

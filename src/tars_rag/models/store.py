@@ -25,6 +25,7 @@ from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
 
 RECORD_NAME: Final = "files.json"
+_MOST_RECORD_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,17 +171,18 @@ class ModelStore:
         Raises:
             ModelError: A model is not here or damaged, or the file cannot be written.
         """
-        models = []
+        models: dict[Path, list[str]] = {}
         for name in names:
             directory = self.directory(get_spec(name))
             self.verify(name)
-            if read_record(directory) is None:
+            record = read_record(directory)
+            if record is None:
                 msg = (
                     f"{directory} was not fetched by tars-rag, so it cannot be vouched for. "
                     f"Move it away and run: tars-rag models pull {name}"
                 )
                 raise ModelError(msg)
-            models.append(directory)
+            models[directory] = [RECORD_NAME, *record["files"]]
         return archives.pack(models, Path(archive))
 
     def import_(self, archive: str | Path) -> list[LocalModel]:
@@ -194,7 +196,7 @@ class ModelStore:
                 catalogue.
         """
         with self._staging("import") as staging:
-            archives.unpack(Path(archive), staging)
+            archives.unpack(Path(archive), staging, _limits())
             for directory in sorted(staging.iterdir()):
                 if read_record(directory) is None:
                     msg = f"{archive} lacks {directory.name}/{RECORD_NAME}. Export it again."
@@ -289,8 +291,10 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for file in record["files"].values():
+        for name, file in record["files"].items():
             _ = int(file["bytes"]), str(file["sha256"])
+            if not _is_plain(name):
+                raise ValueError(name)
         _ = record["source"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is damaged ({error}). Remove {directory} and fetch the model again."
@@ -328,6 +332,12 @@ def _checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) -
         msg = f"The model in {directory} is damaged: {'; '.join(problems)}. Repair it: {again}"
         raise ModelError(msg)
     return LocalModel(spec.name if spec else directory.name, directory, spec, digests)
+
+
+def _limits() -> dict[str, int]:
+    """What an archive may hold, by ``<name>/<file>``, and the most bytes of each."""
+    files = {f"{spec.name}/{file.name}": file.most_bytes for spec in CATALOG for file in spec.files}
+    return files | {f"{spec.name}/{RECORD_NAME}": _MOST_RECORD_BYTES for spec in CATALOG}
 
 
 def _is_plain(name: str) -> bool:
