@@ -170,7 +170,7 @@ def test_an_older_copy_of_the_lexical_index_is_noticed(path: Path, tmp_path: Pat
 
 def test_check_finds_what_counting_cannot_and_repairs_it(path: Path) -> None:
     with HybridStore(path, HashEmbedder()) as store:
-        store._directory._pair.lexical.apply(["p7"], [Passage("stranger", "of the same number")])
+        store._directory._indexes.lexical.apply(["p7"], [Passage("stranger", "of the same number")])
     report = check_store(path)
     assert "2 passages" in report.problems[0]
     assert "'p7'" in report.problems[0]
@@ -187,7 +187,7 @@ def test_check_finds_what_counting_cannot_and_repairs_it(path: Path) -> None:
 def crash_between_the_indexes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a kill after Chroma's commit and before tantivy's, for the passages p10 to p19."""
     store = HybridStore(path, HashEmbedder())
-    monkeypatch.setattr(store._directory._pair.lexical, "apply", lambda *_: 1 / 0)
+    monkeypatch.setattr(store._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
     same = [passage(f"p{n}", 1) for n in range(10, 20)]
     with pytest.raises(ZeroDivisionError):  # given vectors are written whether or not they are new
         store.upsert(same, vectors=HashEmbedder().embed([p.text for p in same]))
@@ -212,10 +212,10 @@ def test_a_journal_cut_short_means_that_everything_is_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     with HybridStore(path, HashEmbedder()) as store:
-        store._directory._pair.lexical.apply(
+        store._directory._indexes.lexical.apply(
             ["p7"], [Passage("p8", "another text")]
         )  # out of step, same journal
-        store._directory._pair.lexical.apply(
+        store._directory._indexes.lexical.apply(
             [], [Passage("stranger", "so that the number is right")]
         )
     crash_between_the_indexes(path, monkeypatch)
@@ -241,12 +241,14 @@ def test_a_replacement_is_redone_where_only_its_deletion_got_through(
 ) -> None:
     """Chroma replaces in two steps; between them only the journal has the content."""
     store = HybridStore(path, HashEmbedder())
-    delete = store._directory._pair.vectors.delete
-    monkeypatch.setattr(store._directory._pair.vectors, "write", lambda _, ids: delete(list(ids)))
-    monkeypatch.setattr(store._directory._pair.lexical, "apply", lambda *_: 1 / 0)
+    delete = store._directory._indexes.vectors.delete
+    monkeypatch.setattr(
+        store._directory._indexes.vectors, "write", lambda _, ids: delete(list(ids))
+    )
+    monkeypatch.setattr(store._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         store.upsert([passage(f"p{n}", 3) for n in range(10)] + [passage("fresh", 3)])
-    assert store._directory._pair.vectors.get(["p1"]) == {}
+    assert store._directory._indexes.vectors.get(["p1"]) == {}
     monkeypatch.setattr(store._directory._recovery, "recover", lambda _: None)
     store.close()
     with HybridStore(path, HashEmbedder()) as store:
@@ -262,7 +264,7 @@ def test_a_failed_write_is_mended_before_the_next_call_of_the_same_object(
 ) -> None:
     store = HybridStore(path, HashEmbedder())
     with monkeypatch.context() as patch:
-        patch.setattr(store._directory._pair.lexical, "apply", lambda *_: 1 / 0)
+        patch.setattr(store._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             store.upsert([passage("new", 1), passage("p9", 1)])
     assert [hit.id for hit in store.search(word("new", 1), 5, "lexical")] == ["new"]
@@ -364,13 +366,13 @@ def test_a_page_of_the_database_gone_bad_is_found_by_the_check(path: Path) -> No
 
 def test_vectors_exchanged_between_passages_are_found(path: Path) -> None:
     with HybridStore(path, HashEmbedder()) as store:
-        collection = store._directory._pair.vectors._collection
+        collection = store._directory._indexes.vectors._collection
         with collection.asking("get", ids=["p20", "p21"], include=["embeddings"]) as answer:
             rows = answer()
         swapped = rows["embeddings"][::-1]
         with collection.asking("upsert", ids=rows["ids"], embeddings=swapped) as answer:
             answer()
-        store._directory._pair.seal_vectors()
+        store._directory._indexes.seal_vectors()
     report = check_store(path)
     assert "2 vectors" in report.problems[0]
 
@@ -442,7 +444,7 @@ def test_a_store_that_was_never_finished_is_made_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("tars_rag.retrieval.storage.pair.LexicalIndex", lambda *_, **__: 1 / 0)
+        patch.setattr("tars_rag.retrieval.storage.index_set.LexicalIndex", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             HybridStore(tmp_path / "store", HashEmbedder())
     assert "never finished" in check_store(tmp_path / "store").problems[0]

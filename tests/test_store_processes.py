@@ -221,7 +221,7 @@ def test_with_a_server_a_killed_writer_is_mended_by_the_others(
         HybridStore(path, HashEmbedder(), chroma_url=server) as other,
     ):
         victim.upsert([passage("a", 1)])
-        monkeypatch.setattr(victim._directory._pair.lexical, "apply", lambda *_: 1 / 0)
+        monkeypatch.setattr(victim._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             victim.upsert([passage("a", 2), passage("b", 2)])
         assert [hit.id for hit in other.search(word("b", 2), 5, "lexical")] == ["b"]

@@ -1,9 +1,8 @@
-"""Both sides searched and fused, from one consistent state of the two indexes."""
+"""Both sides searched and fused, from one consistent state of the indexes."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import get_args
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.fusion import check_weight, convex
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import VectorIndex, Where
 from tars_rag.retrieval.passage import Ranking, ScoredPassage, ranked
@@ -79,83 +79,73 @@ def check_request(
     return Request(query, k, strategy, where or None, share)  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """What a search looks into.
+
+    Attributes:
+        chroma: Decides which passages pass a filter, and nothing else.
+        exact: Vectors.
+        lexical: Words, and the passages that are returned.
+    """
+
+    chroma: VectorIndex
+    exact: ExactIndex
+    lexical: LexicalIndex
+
+
 def search(
-    vectors: VectorIndex,
-    lexical: LexicalIndex,
-    request: Request,
-    vector: NDArray[np.float32] | None,
-    watch: Stopwatch,
+    sides: Sides, request: Request, vector: NDArray[np.float32] | None, watch: Stopwatch
 ) -> list[ScoredPassage]:
     """Search; the caller sees to it that nothing is written meanwhile."""
-    if vector is not None and request.needs_lexical:
-        return _search_both(vectors, lexical, request, vector, watch)
-    fused = request.strategy == "hybrid"  # with a weight that leaves one side out
+    allowed = None
+    if request.where is not None:
+        with watch.step("filter") as notes:
+            sides.chroma.check_where(request.where)
+            allowed = sides.chroma.matching(None, request.where)
+            notes.append(f"{len(allowed)} passages pass")
+    near: Ranking = []
+    bm25: dict[str, float] = {}
     if vector is not None:
         with watch.step("vectors") as notes:
-            ranking = vectors.query(vector, request.candidates, request.where)
-            notes.append(f"{len(ranking)} hits")
-        return _scored(lexical, ranking[: request.k], cosine=dict(ranking), fused=fused)
-    with watch.step("lexical") as notes:
-        ranking = _lexical_hits(vectors, lexical, request)
-        notes.append(f"{len(ranking)} hits")
-    bm25 = dict(ranking)
-    if fused:
-        ranking = convex({}, bm25, weight=request.weight)
-    return _scored(lexical, ranking[: request.k], bm25=bm25, fused=fused)
-
-
-def _search_both(
-    vectors: VectorIndex,
-    lexical: LexicalIndex,
-    request: Request,
-    vector: NDArray[np.float32],
-    watch: Stopwatch,
-) -> list[ScoredPassage]:
-    """Both sides at once: embedded Chroma works in a process of its own.
-
-    What Chroma will be asked next is known before its first answer is needed: the stored vectors
-    of the lexical hits, for their true cosines.
-    """
-    with contextlib.ExitStack() as stack:
-        ranking = stack.enter_context(vectors.querying(vector, request.candidates, request.where))
-        with watch.step("lexical") as notes:
-            bm25 = dict(_lexical_hits(vectors, lexical, request))
-            notes.append(f"{len(bm25)} hits")
-        stored = stack.enter_context(vectors.reading_vectors(list(bm25))) if bm25 else dict
-        with watch.step("vectors", note="beside lexical") as notes:
-            near = ranking()
+            near = sides.exact.nearest(vector, request.candidates, allowed)
             notes.append(f"{len(near)} hits")
-        with watch.step("fuse") as notes:
-            cosine = dict(near)
-            # Every candidate gets its true score on the side that did not return it.
-            if bm25:
-                unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
-                scores = lexical.scores(request.query, unmatched)
-                bm25.update({key: scores.get(key, 0.0) for key in unmatched})
-            unit = vector / np.linalg.norm(vector)
-            for passage_id, row in stored().items():
-                if passage_id not in cosine:
-                    cosine[passage_id] = float(row @ unit / np.linalg.norm(row))
-            fused = convex(cosine, bm25, weight=request.weight) if bm25 else near
-            notes.append(f"{len(fused)} candidates")
-            return _scored(lexical, fused[: request.k], cosine, bm25, fused=True)
+    if request.needs_lexical:
+        with watch.step("lexical") as notes:
+            bm25 = dict(_lexical_hits(sides.lexical, request, allowed))
+            notes.append(f"{len(bm25)} hits")
+    cosine = dict(near)
+    if request.strategy != "hybrid":
+        ranking = near if vector is not None else ranked(bm25)
+        return _scored(sides.lexical, ranking[: request.k], cosine, bm25)
+    with watch.step("fuse") as notes:
+        # Every candidate gets its true score on the side that did not return it.
+        if bm25 and vector is not None:
+            unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
+            scores = sides.lexical.scores(request.query, unmatched)
+            cosine.update(sides.exact.scores(vector, [key for key in bm25 if key not in cosine]))
+            bm25.update({key: scores.get(key, 0.0) for key in unmatched})
+        fused = convex(cosine, bm25, weight=request.weight) if bm25 else near
+        notes.append(f"{len(fused)} candidates")
+        return _scored(sides.lexical, fused[: request.k], cosine, bm25, fused=True)
 
 
-def _lexical_hits(vectors: VectorIndex, lexical: LexicalIndex, request: Request) -> Ranking:
-    """The best hits that pass the filter, which Chroma alone decides.
+def _lexical_hits(
+    lexical: LexicalIndex, request: Request, allowed: Sequence[str] | None
+) -> Ranking:
+    """The best hits that pass the filter.
 
-    Few of the best hits may pass; then the ids that pass are asked for, and scored.
+    Few of the best hits may pass; then all that pass are scored.
     """
-    limit, where = request.candidates, request.where
-    if where is None:
+    limit = request.candidates
+    if allowed is None:
         return lexical.search(request.query, limit)
-    vectors.check_where(where)
     hits = lexical.search(request.query, 4 * limit)
-    allowed = set(vectors.matching([i for i, _ in hits], where)) if hits else set()
-    passed = [hit for hit in hits if hit[0] in allowed]
+    pass_filter = set(allowed)
+    passed = [hit for hit in hits if hit[0] in pass_filter]
     if len(passed) >= limit or len(hits) < 4 * limit:
         return passed[:limit]
-    return ranked(lexical.scores(request.query, vectors.matching(None, where)))[:limit]
+    return ranked(lexical.scores(request.query, allowed))[:limit]
 
 
 def _scored(

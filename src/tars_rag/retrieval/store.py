@@ -1,7 +1,8 @@
-"""HybridStore: passages in two indexes that never disagree.
+"""HybridStore: passages in indexes that never disagree.
 
-Chroma holds texts, metadata and vectors and is the truth; the lexical index follows it. What makes
-the pair trustworthy (journal, lock, repair) is in `storage`, and told in docs/store.md.
+Chroma holds texts, metadata and vectors and is the truth; the exact vector index and the lexical
+one, which searches look into, follow it. What makes them trustworthy (journal, lock, repair) is in
+`storage`, and told in docs/store.md.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, dis
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.vectors import Where
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
-from tars_rag.retrieval.searching import check_request, search
+from tars_rag.retrieval.searching import Sides, check_request, search
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
@@ -125,8 +126,8 @@ class HybridStore:
             changed = batch if rows is not None else self._changed(batch)
             if changed:
                 made = self._vectors_of(changed, rows)
-                with self._directory.writing() as pair:
-                    pair.upsert(changed, made)
+                with self._directory.writing() as indexes:
+                    indexes.upsert(changed, made)
             done += len(batch)
             if progress is not None:
                 progress(done, total)
@@ -161,16 +162,16 @@ class HybridStore:
         return self._delete(None, None)
 
     def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
-        with self._directory.writing() as pair:
-            pair.vectors.check_where(where)
-            found = pair.vectors.matching(wanted, where)
+        with self._directory.writing() as indexes:
+            indexes.vectors.check_where(where)
+            found = indexes.vectors.matching(wanted, where)
         deleted = 0
         for start in range(0, len(found), _BATCH):
-            with self._directory.writing() as pair:
+            with self._directory.writing() as indexes:
                 # Someone may have written since the ids were looked up.
-                batch = pair.vectors.matching(found[start : start + _BATCH], where)
+                batch = indexes.vectors.matching(found[start : start + _BATCH], where)
                 if batch:
-                    pair.delete(batch)
+                    indexes.delete(batch)
                 deleted += len(batch)
         return deleted
 
@@ -190,20 +191,20 @@ class HybridStore:
             msg = f"limit must be a whole number or None, got {limit!r}."
             raise InvalidInputError(msg)
         if ids is None:
-            with self._directory.reading() as pair:
+            with self._directory.reading() as indexes:
                 if limit == 0:
                     return []
-                return list(pair.vectors.get(None, where or None, limit).values())
+                return list(indexes.vectors.get(None, where or None, limit).values())
         wanted = distinct_ids(ids)
-        with self._directory.reading() as pair:
-            found = pair.vectors.get(wanted, where or None)
+        with self._directory.reading() as indexes:
+            found = indexes.vectors.get(wanted, where or None)
         return [found[key] for key in wanted if key in found][:limit]
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id, as the embedder made them; unknown ids left out."""
         wanted = distinct_ids(ids)
-        with self._directory.reading() as pair:
-            return pair.vectors.vectors(wanted)
+        with self._directory.reading() as indexes:
+            return indexes.exact.vectors(wanted)
 
     def search(
         self,
@@ -242,13 +243,14 @@ class HybridStore:
             else:
                 row = np.asarray(vector, np.float32)
             row = self._comparable(row.reshape(1, -1), ["the query"])[0]
-        with self._directory.reading() as pair:
-            return search(pair.vectors, pair.lexical, request, row, watch)
+        with self._directory.reading() as indexes:
+            sides = Sides(indexes.vectors, indexes.exact, indexes.lexical)
+            return search(sides, request, row, watch)
 
     def count(self) -> int:
         """Number of passages."""
-        with self._directory.reading() as pair:
-            return pair.vectors.count()
+        with self._directory.reading() as indexes:
+            return indexes.vectors.count()
 
     def close(self) -> None:
         """Wait for running calls and release files, threads and the lock. May be called twice."""
@@ -273,8 +275,8 @@ class HybridStore:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
 
     def _changed(self, batch: Sequence[Passage]) -> list[Passage]:
-        with self._directory.reading() as pair:
-            held = pair.vectors.get([passage.id for passage in batch])
+        with self._directory.reading() as indexes:
+            held = indexes.vectors.get([passage.id for passage in batch])
         return [p for p in batch if p.id not in held or not same_content(p, held[p.id])]
 
     def _vectors_of(

@@ -1,4 +1,4 @@
-"""Do the two indexes of a store agree, are its files whole, and what can be mended."""
+"""Do the indexes of a store agree, are its files whole, and what can be mended."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma_files import Seal
 from tars_rag.retrieval.indexes.chroma_layout import database
 from tars_rag.retrieval.indexes.codec import matches
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import VectorIndex
 from tars_rag.retrieval.passage import Progress
@@ -20,7 +21,7 @@ from tars_rag.retrieval.storage import layout
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.lock import StoreLock
-from tars_rag.retrieval.storage.opening import lexical_damage, open_vectors
+from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage, open_vectors
 from tars_rag.retrieval.storage.rebuild import differences, reconcile_all
 from tars_rag.retrieval.storage.store_json import StoreJson
 
@@ -36,6 +37,7 @@ class StoreReport:
         fingerprint: Of the embedder that made the vectors.
         dimension: Length of the vectors; None: none stored yet.
         passages: In Chroma (texts, metadata, vectors); None: it could not be read.
+        exact_passages: In the exact vector index; None: it could not be read.
         lexical_passages: In the lexical index; None: it could not be read.
         problems: What is wrong now, each with what to do about it.
         repaired: What was wrong and has been mended.
@@ -46,6 +48,7 @@ class StoreReport:
     fingerprint: str = ""
     dimension: int | None = None
     passages: int | None = None
+    exact_passages: int | None = None
     lexical_passages: int | None = None
     problems: list[str] = field(default_factory=list)
     repaired: list[str] = field(default_factory=list)
@@ -60,11 +63,11 @@ class StoreReport:
 def check_store(
     path: str | Path, repair: bool = False, progress: Progress | None = None
 ) -> StoreReport:
-    """Compare every passage of the two indexes, and every vector with its sketch.
+    """Compare every passage of the indexes, and every vector with its sketch.
 
     Without `repair` nothing is written, save that SQLite undoes what a process that died had not
-    committed. With it the lexical index is made to follow Chroma; damaged vectors need an embedder,
-    so they are left to `reembed`.
+    committed. With it the other indexes are made to follow Chroma; damaged vectors need an
+    embedder, so they are left to `reembed`.
 
     Args:
         path: The store's directory.
@@ -82,8 +85,8 @@ def check_store(
     try:
         opened = StoreDirectory(directory, None, progress=progress)
         try:
-            with opened.writing() as pair:
-                reconcile_all(pair, progress)
+            with opened.writing() as indexes:
+                reconcile_all(indexes, progress)
         finally:
             opened.close()
     except StoreError as error:
@@ -135,17 +138,21 @@ def _inspect_indexes(
         if vectors is not None:
             stack.callback(vectors.close)
             _check_vectors(vectors, store_json, report)
+        exact = _open_exact(directory, store_json, report)
+        if exact is not None:
+            stack.callback(exact.close)
+            report.exact_passages = exact.count()
         lexical = _open_lexical(directory, report)
         if lexical is not None:
             stack.callback(lexical.close)
             report.lexical_passages = lexical.count()
-        if vectors is None or lexical is None:
+        if vectors is None:
             return
-        wrong = list(differences(vectors, lexical, progress))
+        wrong = list(differences(vectors, exact, lexical, progress))
         if wrong:
             say(
-                f"The indexes disagree about {len(wrong)} passages ({_some(wrong)}). The lexical "
-                f"index is made to follow Chroma by: {_repair(directory)}"
+                f"The indexes disagree about {len(wrong)} passages ({_some(wrong)}). The others "
+                f"are made to follow Chroma by: {_repair(directory)}"
             )
 
 
@@ -204,6 +211,21 @@ def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreRep
             f"{len(wrong)} vectors are not the ones that were stored ({_some(wrong)}): make the "
             f"vectors anew: {store_json.reembed_command(report.path)}"
         )
+
+
+def _open_exact(directory: Path, store_json: StoreJson, report: StoreReport) -> ExactIndex | None:
+    problem = exact_damage(directory)
+    if problem is None:
+        exact = ExactIndex(directory / layout.EXACT, store_json.dimension, read_only=True)
+        if exact.stamp == store_json.collection:
+            return exact
+        exact.close()
+        problem = "it is not of the store's present vectors"
+    report.problems.append(
+        f"The vector index must be made anew ({problem}): open the store for writing, or "
+        f"{_repair(directory)}"
+    )
+    return None
 
 
 def _open_lexical(directory: Path, report: StoreReport) -> LexicalIndex | None:

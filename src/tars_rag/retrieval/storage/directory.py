@@ -14,16 +14,16 @@ from pathlib import Path
 
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import LOCK, open_store_json, prepare_directory
 from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
-from tars_rag.retrieval.storage.pair import IndexPair
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recovery import Recovery
 from tars_rag.retrieval.storage.store_json import StoreJson, read_store_json
 
 
 class StoreDirectory:
-    """An open store: its two indexes, and the locks around them.
+    """An open store: its indexes, and the locks around them.
 
     `HybridStore` is the way in for users. Reads and writes go through `reading` and `writing`,
     which hand out the indexes.
@@ -58,7 +58,6 @@ class StoreDirectory:
         self.read_only = read_only
         self._pid = os.getpid()
         self._closed = False
-        self._lexical_stamp: object = None
         self._threads = ReadWriteLock(max(2, os.cpu_count() or 2))
         owner = None if any_embedder else embedder
         prepare_directory(path, create=not read_only and owner is not None)
@@ -75,19 +74,19 @@ class StoreDirectory:
                 self._url,
                 model=model_of(owner) if owner else None,
             )
-            self._pair = IndexPair(path, store_json, self._lock, self._url, read_only=read_only)
-            opened.callback(self._pair.close)
-            self._recovery = Recovery(self._pair, embedder)
+            self._indexes = IndexSet(path, store_json, self._lock, self._url, read_only=read_only)
+            opened.callback(self._indexes.close)
+            self._recovery = Recovery(self._indexes, embedder)
             self._recovery.open(progress)
             if self._shared:
-                self._pair.lexical.release_writer()
+                self._indexes.lexical.release_writer()
                 self._lock.release()
             self._parts = opened.pop_all()
 
     @property
     def store_json(self) -> StoreJson:
         """What the store says of itself."""
-        return self._pair.store_json
+        return self._indexes.store_json
 
     @property
     def embedded(self) -> int:
@@ -95,14 +94,14 @@ class StoreDirectory:
         return self._recovery.embedded
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[IndexPair]:
-        """Hold while reading: both indexes are of one state, whatever is being written."""
+    def reading(self) -> Iterator[IndexSet]:
+        """Hold while reading: all indexes are of one state, whatever is being written."""
         self._check_usable()
         while True:
             with self._threads.read(), self._between_processes(shared=True):
                 self._check_usable()
-                if self._pair.whole:
-                    yield self._pair
+                if self._indexes.whole:
+                    yield self._indexes
                     return
             # A write failed half-way, here or in another process, or Chroma's process died: mend
             # before anyone looks.
@@ -111,14 +110,14 @@ class StoreDirectory:
                 self._recovery.recover(None)
 
     @contextlib.contextmanager
-    def writing(self) -> Iterator[IndexPair]:
+    def writing(self) -> Iterator[IndexSet]:
         """Hold while writing; what an earlier write left undone is repaired first."""
         self._check_usable()
         self.check_writable()
         with self._threads.write(), self._between_processes(shared=False):
             self._check_usable()
             self._recovery.recover(None)
-            yield self._pair
+            yield self._indexes
 
     def check_writable(self) -> None:
         """Raise a `StoreError` if the store was opened read-only."""
@@ -128,10 +127,10 @@ class StoreDirectory:
 
     def reembed(self, embedder: TextEmbedder, progress: Progress | None) -> int:
         """Embed every passage with another embedder; how many were (0: it is the store's own)."""
-        with self.writing() as pair:
-            if pair.store_json.fingerprint == embedder.fingerprint:
+        with self.writing() as indexes:
+            if indexes.store_json.fingerprint == embedder.fingerprint:
                 return self.embedded
-            return rebuild_vectors(pair, embedder, progress)
+            return rebuild_vectors(indexes, embedder, progress)
 
     def close(self) -> None:
         """Wait for running operations, then release everything. May be called twice."""
@@ -158,24 +157,21 @@ class StoreDirectory:
             yield
         finally:
             if not shared and not self._closed:
-                self._pair.lexical.release_writer()
+                self._indexes.lexical.release_writer()
             lock.close()
 
     def _follow_others(self) -> None:
         """See what another process wrote, or that it changed the embedder."""
-        pair = self._pair
+        indexes = self._indexes
         found = open_store_json(self.path, None, self._url)
-        if found.collection != pair.store_json.collection:
+        if found.collection != indexes.store_json.collection:
             msg = (
                 f"The store {self.path} was embedded anew by another process, with the embedder "
                 f"{found.embedder!r}. Open it again with that one."
             )
             raise FingerprintError(msg)
-        pair.store_json = found
-        stamp = pair.lexical.stamp()
-        if stamp != self._lexical_stamp:
-            pair.lexical.refresh()
-            self._lexical_stamp = stamp
+        indexes.store_json = found
+        indexes.refresh()
 
     def _check_usable(self) -> None:
         if self._closed:

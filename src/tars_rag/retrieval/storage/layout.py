@@ -11,10 +11,11 @@ from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import StoreJson, named, read_store_json
 
-CHROMA, LEXICAL, JOURNAL, LOCK, SEAL = "chroma", "lexical", "journal", "lock", "seal.json"
+CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
+JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
 _PARTS = 3  # of an embedder's fingerprint before its precision class, see models/embedder
 _PRECISIONS = {"exact": "fp32", "int8": "int8"}
-_OURS = {CHROMA, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON}
+_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON}
 
 
 def store_path(path: str | Path) -> Path:

@@ -1,4 +1,4 @@
-"""The two indexes of a store directory opened, with a verdict where that cannot be."""
+"""The indexes of a store's directory: opened or judged, with a verdict where that cannot be."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes import tantivy_files as segments
 from tars_rag.retrieval.indexes.chroma_client import ChromaError, Client, ServerClient
 from tars_rag.retrieval.indexes.chroma_process import ChromaProcess
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import VectorIndex
-from tars_rag.retrieval.storage.layout import CHROMA, LEXICAL
+from tars_rag.retrieval.storage.layout import CHROMA, EXACT, LEXICAL
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.store_json import StoreJson
 
@@ -61,6 +62,13 @@ def _open(client: Client, store_json: StoreJson, *, create: bool) -> VectorIndex
     except BaseException:
         client.close()
         raise
+
+
+def exact_damage(path: Path) -> str | None:
+    """Why the exact index of a store cannot be used as it is; None: it can."""
+    if not (path / EXACT).is_dir():
+        return f"{EXACT} is missing"
+    return ExactIndex.damage(path / EXACT)
 
 
 def lexical_damage(path: Path) -> str | None:

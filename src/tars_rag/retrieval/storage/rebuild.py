@@ -1,4 +1,4 @@
-"""One index made to follow the other, and new vectors for every passage.
+"""The other indexes made to follow Chroma, and new vectors for every passage.
 
 Chroma is the truth. New vectors, for another embedder or because the old ones were damaged, go
 into a second collection beside the first; until store.json names it, nothing has changed.
@@ -14,26 +14,27 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.indexes.checks import check_vectors
-from tars_rag.retrieval.indexes.codec import pack_content, same_content
+from tars_rag.retrieval.indexes.codec import matches, pack_content, same_content
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.tantivy_files import digest
 from tars_rag.retrieval.indexes.vectors import VectorIndex, records
 from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
-from tars_rag.retrieval.storage.pair import IndexPair
+from tars_rag.retrieval.storage.index_set import IndexSet
 
 _BATCH = 256
 _READ_BATCH = 1000
 
 
 def rebuild_vectors(
-    pair: IndexPair, embedder: TextEmbedder, progress: Progress | None = None
+    indexes: IndexSet, embedder: TextEmbedder, progress: Progress | None = None
 ) -> int:
     """Embed every text anew and switch to the new vectors. Call while nobody else reads or writes.
 
     Killed at any moment, it goes on where it was when it is called again with the same embedder.
 
     Args:
-        pair: The store's indexes, open for writing.
+        indexes: The store's indexes, open for writing.
         embedder: Makes the new vectors.
         progress: Called with (done, total).
 
@@ -43,8 +44,8 @@ def rebuild_vectors(
     Raises:
         StoreError: The embedder's vectors cannot be compared, or writing failed.
     """
-    source = pair.vectors
-    target = source.open_sibling(_target(pair, embedder.fingerprint), create=True)
+    source = indexes.vectors
+    target = source.open_sibling(_target(indexes, embedder.fingerprint), create=True)
     embedded = done = 0
     total = source.count()
     kept: set[str] = set()
@@ -55,7 +56,7 @@ def rebuild_vectors(
         if todo:
             made = records(todo, _embed(embedder, todo, target.dimension()))
             target.write(made, [p.id for p in todo if p.id in there])
-            pair.seal_vectors()
+            indexes.seal_vectors()
         kept.update(passage.id for passage in passages)
         embedded += len(todo)
         done += len(passages)
@@ -63,11 +64,12 @@ def rebuild_vectors(
             progress(done, total)
     # What was deleted since an earlier attempt.
     target.delete([key for key in target.matching(None, None) if key not in kept])
-    pair.seal_vectors()
-    old = pair.store_json.collection
-    pair.switch(target, fingerprint=embedder.fingerprint, model=model_of(embedder))
+    indexes.seal_vectors()
+    old = indexes.store_json.collection
+    indexes.switch(target, fingerprint=embedder.fingerprint, model=model_of(embedder))
+    fill_exact(indexes, None)
     target.drop(old)
-    pair.seal_vectors()
+    indexes.seal_vectors()
     return embedded
 
 
@@ -88,48 +90,85 @@ def _embed(
         raise StoreError(msg) from error
 
 
-def _target(pair: IndexPair, fingerprint: str) -> str:
+def _target(indexes: IndexSet, fingerprint: str) -> str:
     """Name of the collection to fill: that of an attempt that was cut short, or a new one."""
-    known = pair.store_json
+    known = indexes.store_json
     attempt = known.reembedding
     if attempt and attempt["fingerprint"] == fingerprint:
         return attempt["collection"]
     if attempt:
-        pair.vectors.drop(attempt["collection"])
+        indexes.vectors.drop(attempt["collection"])
     name = f"{known.collection[:40]}-{uuid.uuid4().hex[:12]}"
-    pair.update(reembedding={"fingerprint": fingerprint, "collection": name})
+    indexes.update(reembedding={"fingerprint": fingerprint, "collection": name})
     return name
 
 
-def reconcile(pair: IndexPair, ids: Sequence[str]) -> None:
-    """Make the lexical index hold of these ids what Chroma holds of them."""
+def fill_exact(indexes: IndexSet, progress: Progress | None) -> None:
+    """Make the exact index anew from Chroma's vectors.
+
+    Killed meanwhile it begins again: only the last commit says that it follows Chroma.
+    """
+    indexes.renew_exact()
+    done, total = 0, indexes.vectors.count()
+    for batch in indexes.vectors.scan(vectors=True):
+        rows = [vector for _, vector, _ in batch if vector is not None]
+        indexes.exact.add([passage.id for passage, _, _ in batch], np.stack(rows))
+        indexes.exact.commit()
+        done += len(batch)
+        if progress is not None:
+            progress(done, total)
+    indexes.exact.commit(indexes.store_json.collection)
+
+
+def reconcile(indexes: IndexSet, ids: Sequence[str]) -> None:
+    """Make the other indexes hold of these ids what Chroma holds of them."""
     for start in range(0, len(ids), _READ_BATCH):
         batch = ids[start : start + _READ_BATCH]
-        held = pair.vectors.get(batch)
+        held = indexes.vectors.get(batch)
         gone = [passage_id for passage_id in batch if passage_id not in held]
-        pair.lexical.apply(gone, held.values())
+        vectors = indexes.vectors.vectors(list(held))
+        indexes.exact.remove(gone)
+        indexes.exact.add(list(vectors), np.array(list(vectors.values())))
+        indexes.exact.commit()
+        indexes.lexical.apply(gone, held.values())
 
 
 def differences(
-    vectors: VectorIndex, lexical: LexicalIndex, progress: Progress | None = None
+    vectors: VectorIndex,
+    exact: ExactIndex | None,
+    lexical: LexicalIndex | None,
+    progress: Progress | None = None,
 ) -> Iterator[str]:
-    """Ids that one index lacks, or whose content the lexical index has otherwise or twice."""
+    """Ids that another index lacks, or of which it holds something else than Chroma, or twice.
+
+    Args:
+        vectors: Chroma.
+        exact: None: not compared.
+        lexical: None: not compared.
+        progress: Called with (done, total).
+    """
+    strangers = set(exact.ids()) if exact else set()
     digests: dict[str, list[str]] = {}
-    for passage_id, found in lexical.digests():
+    for passage_id, found in lexical.digests() if lexical else ():
         digests.setdefault(passage_id, []).append(found)
     done, total = 0, vectors.count()
     for batch in vectors.scan():
-        for passage, _, _ in batch:
-            if digests.pop(passage.id, None) != [digest(pack_content(passage))]:
+        held = exact.vectors([passage.id for passage, _, _ in batch]) if exact else {}
+        for passage, _, sketch in batch:
+            strangers.discard(passage.id)
+            words = digests.pop(passage.id, None)
+            if (lexical and words != [digest(pack_content(passage))]) or (
+                exact and not matches(held.get(passage.id), sketch)
+            ):
                 yield passage.id
         done += len(batch)
         if progress is not None:
             progress(done, total)
-    yield from digests
+    yield from strangers | digests.keys()
 
 
-def reconcile_all(pair: IndexPair, progress: Progress | None) -> int:
-    """Compare every passage and mend the lexical index; the number of ids mended."""
-    wrong = list(differences(pair.vectors, pair.lexical, progress))
-    reconcile(pair, wrong)
+def reconcile_all(indexes: IndexSet, progress: Progress | None) -> int:
+    """Compare every passage and mend the other indexes; the number of ids mended."""
+    wrong = list(differences(indexes.vectors, indexes.exact, indexes.lexical, progress))
+    reconcile(indexes, wrong)
     return len(wrong)

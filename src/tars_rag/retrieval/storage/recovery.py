@@ -1,4 +1,4 @@
-"""A pair of indexes brought into service: checked, opened, and mended where a crash left work."""
+"""The indexes of a store brought into service: checked, opened, mended where a crash left work."""
 
 from __future__ import annotations
 
@@ -8,28 +8,33 @@ import shutil
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import LEXICAL
-from tars_rag.retrieval.storage.opening import lexical_damage
-from tars_rag.retrieval.storage.pair import IndexPair
-from tars_rag.retrieval.storage.rebuild import rebuild_vectors, reconcile, reconcile_all
+from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage
+from tars_rag.retrieval.storage.rebuild import (
+    fill_exact,
+    rebuild_vectors,
+    reconcile,
+    reconcile_all,
+)
 
 _log = logging.getLogger(__name__)
 
 
 class Recovery:
-    """Opens a pair of indexes and finishes what was left undone. Call as its only user.
+    """Opens the indexes and finishes what was left undone. Call as its only user.
 
     Args:
-        pair: The indexes.
+        indexes: Of the store.
         embedder: Makes vectors anew where Chroma's were damaged; None: such a store is refused.
 
     Attributes:
         embedded: How many passages were embedded anew.
     """
 
-    def __init__(self, pair: IndexPair, embedder: TextEmbedder | None) -> None:
+    def __init__(self, indexes: IndexSet, embedder: TextEmbedder | None) -> None:
         self.embedded = 0
-        self._pair = pair
+        self._indexes = indexes
         self._embedder = embedder
 
     def open(self, progress: Progress | None) -> None:
@@ -38,93 +43,107 @@ class Recovery:
         Raises:
             StoreError: It cannot be mended, or only by opening for writing.
         """
-        pair = self._pair
-        if not pair.store_json.ready:
-            if pair.read_only:
-                msg = f"The store {pair.path} is not complete yet. Open it for writing first."
+        indexes = self._indexes
+        if not indexes.store_json.ready:
+            if indexes.read_only:
+                msg = f"The store {indexes.path} is not complete yet. Open it for writing first."
                 raise StoreError(msg)
-            pair.create()
-        has_vectors, has_lexical = pair.is_open
+            indexes.create()
+        has_vectors, has_exact, has_lexical = indexes.is_open
         if not has_vectors:
             self._open_vectors(progress)
+        if not has_exact:
+            self._open_exact(progress)
         if not has_lexical:
             self._open_lexical()
         self.recover(progress)
-        if pair.lexical.count() != pair.vectors.count():
-            self._refuse_if_read_only("its two indexes do not hold the same number of passages")
-            reconcile_all(pair, progress)
-        if not pair.read_only:
-            pair.seal_vectors()  # Chroma may have saved what it had in its log
+        if len(set(indexes.counts())) > 1:
+            self._refuse_if_read_only("its indexes do not hold the same number of passages")
+            reconcile_all(indexes, progress)
+        if not indexes.read_only:
+            indexes.seal_vectors()  # Chroma may have saved what it had in its log
 
     def recover(self, progress: Progress | None) -> None:
         """Finish what a crash or a failed write left: redo it, and let the lexical index follow."""
-        pair = self._pair
-        if not pair.vectors.alive:
-            pair.vectors.close()
+        indexes = self._indexes
+        if not indexes.vectors.alive:
+            indexes.vectors.close()
             self._open_vectors(progress)
-        intent = pair.journal.pending()
+        intent = indexes.journal.pending()
         if intent is None:
             return
         self._refuse_if_read_only("a write was interrupted")
         if intent.ids is None:
-            reconcile_all(pair, progress)
+            reconcile_all(indexes, progress)
         else:
-            pair.vectors.write(intent.redo, [decode(record["id"]) for record in intent.redo])
-            reconcile(pair, intent.ids)
-        pair.seal_vectors()
-        pair.journal.clear()
+            indexes.vectors.write(intent.redo, [decode(record["id"]) for record in intent.redo])
+            reconcile(indexes, intent.ids)
+        indexes.seal_vectors()
+        indexes.journal.clear()
 
     def _open_vectors(self, progress: Progress | None) -> None:
         """Open Chroma, whose files are compared with their seal before it may load them."""
-        pair = self._pair
+        indexes = self._indexes
         rebuild = self._set_damaged_vectors_aside()
-        pair.open_vectors()
+        indexes.open_vectors()
         if rebuild and self._embedder:
-            self.embedded = rebuild_vectors(pair, self._embedder, progress)
-        if pair.seal and not pair.read_only:
-            attempt = pair.store_json.reembedding
-            pair.vectors.drop_others([attempt["collection"]] if attempt else [])
-            pair.seal.discard()
+            self.embedded = rebuild_vectors(indexes, self._embedder, progress)
+        if indexes.seal and not indexes.read_only:
+            attempt = indexes.store_json.reembedding
+            indexes.vectors.drop_others([attempt["collection"]] if attempt else [])
+            indexes.seal.discard()
 
     def _set_damaged_vectors_aside(self) -> bool:
         """Get damaged vector files out of Chroma's way; whether they were this store's own.
 
         Otherwise they are the half-made ones of a change of embedder, which then starts again.
         """
-        pair = self._pair
-        damage = pair.seal.damage() if pair.seal else None
-        if pair.seal is None or damage is None:
+        indexes = self._indexes
+        damage = indexes.seal.damage() if indexes.seal else None
+        if indexes.seal is None or damage is None:
             return False
-        own = pair.seal.directory_of(pair.store_json.collection)
+        own = indexes.seal.directory_of(indexes.store_json.collection)
         hurt = own is None or own in damage.directories
         if hurt:
             if self._embedder is None:
                 msg = (
-                    f"The vectors in {pair.path} are damaged ({damage.problem}). Texts and "
+                    f"The vectors in {indexes.path} are damaged ({damage.problem}). Texts and "
                     "metadata are kept apart: make the vectors anew: "
-                    f"{pair.store_json.reembed_command(pair.path)}"
+                    f"{indexes.store_json.reembed_command(indexes.path)}"
                 )
                 raise StoreError(msg)
             self._refuse_if_read_only(f"its vectors are damaged ({damage.problem})")
             _log.warning(
-                "%s: vectors are damaged (%s): making them anew", pair.path, damage.problem
+                "%s: vectors are damaged (%s): making them anew", indexes.path, damage.problem
             )
-        if not pair.read_only:
-            pair.seal.set_aside(damage.directories)
-            pair.update(reembedding=None)
+        if not indexes.read_only:
+            indexes.seal.set_aside(damage.directories)
+            indexes.update(reembedding=None)
         return hurt
 
+    def _open_exact(self, progress: Progress | None) -> None:
+        """Open the exact index; damaged, missing or of other vectors, it is made from Chroma's."""
+        indexes = self._indexes
+        damaged = exact_damage(indexes.path)
+        if damaged is None:
+            indexes.open_exact()
+            if indexes.exact.stamp == indexes.store_json.collection:
+                return
+            damaged = "it is not of the store's present vectors"
+        self._refuse_if_read_only(f"its vector index must be made anew: {damaged}")
+        fill_exact(indexes, progress)
+
     def _open_lexical(self) -> None:
-        pair = self._pair
-        damaged = lexical_damage(pair.path)
+        indexes = self._indexes
+        damaged = lexical_damage(indexes.path)
         if damaged:
             self._refuse_if_read_only(f"its lexical index is damaged ({damaged})")
-            shutil.rmtree(pair.path / LEXICAL, ignore_errors=True)
-        pair.open_lexical()
+            shutil.rmtree(indexes.path / LEXICAL, ignore_errors=True)
+        indexes.open_lexical()
 
     def _refuse_if_read_only(self, problem: str) -> None:
-        if self._pair.read_only:
-            path = self._pair.path
+        if self._indexes.read_only:
+            path = self._indexes.path
             msg = (
                 f"The store {path} must be repaired first: {problem}. Open it once for "
                 f"writing, or run: tars-rag store check {path} --repair"

@@ -1,7 +1,8 @@
-"""The two indexes of a store, with the store.json, journal and seal that belong to them.
+"""The indexes of a store, with the store.json, journal and seal that belong to them.
 
-What holds between them: Chroma is the truth and the lexical index follows it; the journal names
-what is being written from before the first index is touched until both have it.
+What holds between them: Chroma is the truth, and what searches look into (the exact index for
+vectors, the lexical one for words) follows it; the journal names what is being written from before
+the first is touched until all have it.
 """
 
 from __future__ import annotations
@@ -17,18 +18,19 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
 from tars_rag.retrieval.indexes.vectors import Record, VectorIndex, records
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.journal import Journal
-from tars_rag.retrieval.storage.layout import CHROMA, JOURNAL, LEXICAL, SEAL
+from tars_rag.retrieval.storage.layout import CHROMA, EXACT, JOURNAL, LEXICAL, SEAL
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.opening import open_vectors
 from tars_rag.retrieval.storage.store_json import StoreJson
 
 
-class IndexPair:
-    """Both indexes of a store's directory, written as one.
+class IndexSet:
+    """The indexes of a store's directory, written as one.
 
     It takes no locks: whoever calls it sees to it that nobody else writes, or reads meanwhile
     (`StoreDirectory.reading` and `.writing`).
@@ -56,18 +58,27 @@ class IndexPair:
         self.journal = Journal(path / JOURNAL)
         self.seal = None if url else Seal(path / SEAL, path / CHROMA)
         self._lock = lock
+        self._seen: object = None
         self._url = url
         self._vectors: VectorIndex | None = None
+        self._exact: ExactIndex | None = None
         self._lexical: LexicalIndex | None = None
 
     # -- parts ------------------------------------------------------------------------------
 
     @property
     def vectors(self) -> VectorIndex:
-        """Texts, metadata and vectors."""
+        """Chroma: texts, metadata and vectors."""
         if self._vectors is None:
             raise StoreError(self._closed())
         return self._vectors
+
+    @property
+    def exact(self) -> ExactIndex:
+        """What is nearest."""
+        if self._exact is None:
+            raise StoreError(self._closed())
+        return self._exact
 
     @property
     def lexical(self) -> LexicalIndex:
@@ -78,22 +89,24 @@ class IndexPair:
 
     @property
     def whole(self) -> bool:
-        """Whether both indexes may be read: Chroma is alive, and no write was cut short."""
+        """Whether the indexes may be read: Chroma is alive, and no write was cut short."""
         return self.vectors.alive and not self.journal.path.exists()
 
     def create(self) -> None:
-        """Make both indexes; nothing was acknowledged before store.json says ready.
+        """Make the indexes; nothing was acknowledged before store.json says ready.
 
         Raises:
             StoreError: The directory cannot be written.
         """
         try:
-            for name in (CHROMA, LEXICAL):
+            for name in (CHROMA, EXACT, LEXICAL):
                 shutil.rmtree(self.path / name, ignore_errors=True)
             self.journal.clear()
             (self.path / SEAL).unlink(missing_ok=True)
             self.open_vectors(create=True)
             self.seal_vectors()
+            self.open_exact()
+            self.exact.commit(self.store_json.collection)
             self.open_lexical()
             self.update(ready=True)
         except OSError as error:
@@ -105,28 +118,52 @@ class IndexPair:
             self.path, self.store_json, self._url, self._lock, create=create
         )
 
+    def open_exact(self) -> None:
+        """Open the exact index, which is made where there is none."""
+        self._exact = ExactIndex(
+            self.path / EXACT, self.store_json.dimension, read_only=self.read_only
+        )
+
+    def renew_exact(self) -> None:
+        """Begin the exact index anew: empty, and not yet said to follow Chroma (its stamp)."""
+        if self._exact is not None:
+            self._exact.close()
+        shutil.rmtree(self.path / EXACT, ignore_errors=True)
+        self.open_exact()
+
     def open_lexical(self) -> None:
         """Open the lexical index, which is made where there is none."""
         self._lexical = LexicalIndex(self.path / LEXICAL, read_only=self.read_only)
 
     @property
-    def is_open(self) -> tuple[bool, bool]:
-        """Whether Chroma, and whether the lexical index is open."""
-        return self._vectors is not None, self._lexical is not None
+    def is_open(self) -> tuple[bool, bool, bool]:
+        """Whether Chroma, the exact and the lexical index are open."""
+        return self._vectors is not None, self._exact is not None, self._lexical is not None
+
+    def counts(self) -> tuple[int, int, int]:
+        """How many passages Chroma, the exact and the lexical index hold."""
+        return self.vectors.count(), self.exact.count(), self.lexical.count()
+
+    def refresh(self) -> None:
+        """See what another process wrote."""
+        self.exact.refresh()
+        stamp = self.lexical.stamp()
+        if stamp != self._seen:
+            self.lexical.refresh()
+            self._seen = stamp
 
     def close(self) -> None:
-        """Close both. May be called twice."""
+        """Close all. May be called twice."""
         with contextlib.ExitStack() as stack:  # every part is closed, whatever the others raise
-            if self._vectors is not None:
-                stack.callback(self._vectors.close)
-            if self._lexical is not None:
-                stack.callback(self._lexical.close)
-            self._vectors = self._lexical = None
+            for part in (self._vectors, self._exact, self._lexical):
+                if part is not None:
+                    stack.callback(part.close)
+            self._vectors = self._exact = self._lexical = None
 
     # -- writing ----------------------------------------------------------------------------
 
     def upsert(self, passages: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
-        """Write one batch to both indexes; durable in both on return.
+        """Write one batch to every index; durable in all on return.
 
         Args:
             passages: Checked, no id twice.
@@ -140,12 +177,16 @@ class IndexPair:
         redo = [record for key, record in zip(ids, made, strict=True) if key in replaced]
         with self._intent(ids, redo):
             self.vectors.write(made, replaced)
+            self.exact.add(ids, vectors)
+            self.exact.commit()
             self.lexical.apply((), passages)
 
     def delete(self, ids: Sequence[str]) -> None:
-        """Delete one batch from both indexes; durable in both on return."""
+        """Delete one batch from every index; durable in all on return."""
         with self._intent(ids):
             self.vectors.delete(ids)
+            self.exact.remove(ids)
+            self.exact.commit()
             self.lexical.apply(ids, ())
 
     @contextlib.contextmanager
@@ -156,8 +197,11 @@ class IndexPair:
             yield
             self.seal_vectors()
             self.journal.clear()
-        except OSError as error:
-            raise StoreError(self._unwritable(error)) from error
+        except BaseException as error:
+            self.exact.rollback()
+            if isinstance(error, OSError):
+                raise StoreError(self._unwritable(error)) from error
+            raise
 
     def seal_vectors(self) -> None:
         """Make what Chroma wrote to its vector files durable, and checkable at the next open."""
