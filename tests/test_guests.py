@@ -308,5 +308,5 @@ def test_with_an_untested_version_the_command_installs_a_tested_one(
     with pytest.raises(UnknownLayoutError, match=told):
         tantivy_files.damage(path / "lexical")
     header(lambda content: content[:96])(path)
-    with pytest.raises(UnknownLayoutError, match="header.bin of 96 bytes"):
+    with pytest.raises(UnknownLayoutError, match=r"header\.bin of 96 bytes"):
         Seal(path / "seal.json", path / "chroma").renew()

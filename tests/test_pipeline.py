@@ -89,7 +89,7 @@ def test_each_step_says_what_it_did_where_and_how_long(store: HybridStore) -> No
     assert steps["rerank"].milliseconds >= 30
     assert answer.milliseconds == pytest.approx(sum(s.milliseconds for s in answer.steps))
     assert steps["lexical"].note == "12 hits"
-    assert steps["vectors"].note == "beside lexical; 12 hits"
+    assert steps["vectors"].note == "12 hits"
     assert steps["fuse"].note == "12 candidates"
     assert steps["rerank"].note == "12 of 12"
 

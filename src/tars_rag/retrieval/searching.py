@@ -106,14 +106,14 @@ def search(
             notes.append(f"{len(allowed)} passages pass")
     near: Ranking = []
     bm25: dict[str, float] = {}
-    if vector is not None:
-        with watch.step("vectors") as notes:
-            near = sides.exact.nearest(vector, request.candidates, allowed)
-            notes.append(f"{len(near)} hits")
     if request.needs_lexical:
         with watch.step("lexical") as notes:
             bm25 = dict(_lexical_hits(sides.lexical, request, allowed))
             notes.append(f"{len(bm25)} hits")
+    if vector is not None:
+        with watch.step("vectors") as notes:
+            near = sides.exact.nearest(vector, request.candidates, allowed)
+            notes.append(f"{len(near)} hits")
     cosine = dict(near)
     if request.strategy != "hybrid":
         ranking = near if vector is not None else ranked(bm25)

@@ -323,6 +323,8 @@ class RowReader:
     def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
         """The vectors [m, dim] of ascending slots."""
         found = np.empty((len(slots), self._dim), "<f4")
+        if not len(slots):
+            return found
         size = 4 * self._dim
         where = self._where(slots)
         at = self._batches[where, 3] + (slots - self._batches[where, 0]) * size
