@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tars_rag.cli.markdown import readable
-from tars_rag.cli.passages import excerpt, stem
+from tars_rag.cli.passages import Question, excerpt
 
 PAGE = """<!-- a comment
 over two lines -->
@@ -84,7 +84,7 @@ def test_no_text_takes_long(mark: str) -> None:
     assert time.process_time() - began < 5
 
 
-WANTED = {stem("fan"), stem("cooling")}
+WANTED = Question("Which fan is cooling?")
 FILLER = "Nothing of interest is said in this sentence at all."
 
 
@@ -102,7 +102,7 @@ def test_a_short_text_is_shown_whole() -> None:
 
 
 def test_a_script_without_spaces_is_cut_too() -> None:
-    [line] = excerpt(["\u98a8" * 1000], set(), 100)
+    [line] = excerpt(["\u98a8" * 1000], WANTED, 100)
     assert line == "\u98a8" * 100 + " ..."
 
 
@@ -126,21 +126,18 @@ def test_no_word_is_cut_and_nothing_is_made_up(blocks: list[str], length: int) -
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("question", "text", "marked"),
     [
-        ("running", "run"),
-        ("Cooling", "cooled"),
-        ("boards", "board"),
-        ("batteries", "battery"),
-        ("caches", "cache"),
-        ("R\u00e9sum\u00e9", "resume"),
-        ("sails", "Sail"),
+        ("how are boards cooled", "Cooling, of the board: how?", ["Cooling", "board"]),
+        ("r\u00e9sum\u00e9", "(resume)", ["resume"]),
+        ("C++ or C#", "in C++, C#.", ["C++", "C#"]),
+        ("error E1701", "Error E-1701 means", ["Error", "E-1701"]),
+        ("\u98a8\u6247", "\u53e4\u3044\u98a8\u6247\u304c\u56de\u308b", ["\u98a8\u6247"]),
+        ("what is the", "what the index does", ["what", "the"]),  # nothing else was asked
+        ("", "text", []),
     ],
 )
-def test_words_are_marked_in_any_form(one: str, other: str) -> None:
-    assert stem(one) == stem(other)
-
-
-@pytest.mark.parametrize(("one", "other"), [("class", "clas"), ("ring", "r"), ("bus", "b")])
-def test_short_words_keep_their_letters(one: str, other: str) -> None:
-    assert stem(one) != stem(other)
+def test_words_are_marked_as_the_index_reads_them(
+    question: str, text: str, marked: list[str]
+) -> None:
+    assert [text[a:b] for a, b in Question(question).words_in(text)] == marked

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -20,14 +19,36 @@ if TYPE_CHECKING:
 _LENGTH = 320  # of what is shown of a passage, in characters
 _LONGEST_WORD = 80  # what is longer is of a script without spaces, or no word
 _INDENT = "   "
-_WORD = re.compile(r"\w+")
+_CHUNK = re.compile(r"\S+")
+_WORD_ENDS = re.compile(r"\w(?:.*\w)?(?:\+\+|#)?")
 _SENTENCE_END = re.compile("(?<=[.!?:;])\\s+|(?<=[\u3002\uff01\uff1f\uff1b])")
-_ENDINGS = ("ings", "ing", "ies", "ied", "ed", "es", "s", "ly", "e", "y")
-_COMMON = """
-    a an the and or but if of to in on at by for with from as is are was were be been do does did
-    how what which who whom when where why can could would should will it its this that these those
-    i me my we our you your he him his she her they them their not no so than then there have has
-"""
+
+
+class Question:
+    """The words of a question, and where a text has them, as the word index reads both."""
+
+    def __init__(self, text: str, language: str = "en") -> None:
+        from tars_rag.retrieval.indexes.analysers import analyser
+
+        self._analyser = analyser(language)
+        self._terms = set(self._analyser.query_terms(text))
+
+    def terms_in(self, text: str) -> set[str]:
+        """Those terms of the question that a text has."""
+        return self._terms & set(self._analyser.passage_terms(text).split())
+
+    def words_in(self, text: str) -> Iterator[tuple[int, int]]:
+        """Where these words stand in a text: (start, end), in characters."""
+        from tars_rag.retrieval.indexes.script import UNSPACED
+
+        for chunk in _CHUNK.finditer(text):
+            terms = self.terms_in(chunk[0])
+            if terms and UNSPACED.search(chunk[0]):
+                for term in sorted(terms):
+                    for found in re.finditer(re.escape(term), chunk[0]):
+                        yield chunk.start() + found.start(), chunk.start() + found.end()
+            elif terms and (word := _WORD_ENDS.search(chunk[0])):
+                yield chunk.start() + word.start(), chunk.start() + word.end()
 
 
 def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
@@ -37,8 +58,7 @@ def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
     """
     if not passages:
         show("Nothing was found.")
-    common = _COMMON.split()
-    wanted = {stem(word) for word in _WORD.findall(query) if word.lower() not in common}
+    question = Question(query)
     for rank, passage in enumerate(passages, 1):
         head = Text.assemble((f"{rank}. ", "bold"), (f"{passage.score:.3f}  ", "cyan"), passage.id)
         heading = passage.metadata.get("heading") or passage.metadata.get("title")
@@ -48,23 +68,23 @@ def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
         blocks = readable(passage.text, markdown=_is_markdown(passage))
         if len(blocks) > 1 and str(heading).endswith(blocks[0]):
             del blocks[0]  # it stands in the line above
-        for line in excerpt(blocks, wanted):
-            _show_wrapped(line, wanted)
+        for line in excerpt(blocks, question):
+            _show_wrapped(line, question)
 
 
-def excerpt(blocks: Sequence[str], wanted: set[str], length: int = _LENGTH) -> list[str]:
-    """Sentences from where most of the wanted words are, about `length` characters of them.
+def excerpt(blocks: Sequence[str], question: Question, length: int = _LENGTH) -> list[str]:
+    """Sentences from where most of the question's words are, about `length` characters of them.
 
     Args:
         blocks: What stands on lines of its own.
-        wanted: Words as `stem` makes them.
+        question: What was asked.
         length: In characters.
 
     Returns:
         Lines. Dots stand where something was left out; no word is cut.
     """
     parts = [(n, part) for n, block in enumerate(blocks) for part in _sentences(block)]
-    start = _best_start([part for _, part in parts], wanted, length)
+    start = _best_start([part for _, part in parts], question, length)
     lines: list[str] = []
     room, last = length, -1
     for number, part in parts[start:]:
@@ -85,29 +105,17 @@ def excerpt(blocks: Sequence[str], wanted: set[str], length: int = _LENGTH) -> l
     return [line.rstrip() for line in lines]
 
 
-def stem(word: str) -> str:
-    """A word without case, accents and the commonest English endings: enough to mark words by."""
-    plain = unicodedata.normalize("NFKD", word.casefold())
-    plain = "".join(letter for letter in plain if not unicodedata.combining(letter))
-    for ending in _ENDINGS:
-        if plain.endswith(ending) and len(plain) >= len(ending) + 3 and plain[-2:] != "ss":
-            plain = plain.removesuffix(ending)
-            break
-    doubled = len(plain) > 3 and plain[-1] == plain[-2] and plain[-1] not in "ls"
-    return plain[:-1] if doubled else plain  # running, run
-
-
 def _sentences(block: str) -> list[str]:
     """Its sentences, each with the space behind it."""
     ends = [0, *(end.end() for end in _SENTENCE_END.finditer(block)), len(block)]
     return [block[a:b] for a, b in pairwise(ends) if a < b]
 
 
-def _best_start(parts: Sequence[str], wanted: set[str], length: int) -> int:
-    """The number of the part where `length` characters with most of the wanted words start."""
+def _best_start(parts: Sequence[str], question: Question, length: int) -> int:
+    """The number of the part where `length` characters with most of the question's words start."""
     if sum(map(len, parts)) <= length:
         return 0
-    found = [wanted & {stem(word) for word in _WORD.findall(part)} for part in parts]
+    found = [question.terms_in(part) for part in parts]
     best, most = 0, 0
     for start in range(len(parts)):
         words: set[str] = set()
@@ -128,11 +136,10 @@ def _beginning(text: str, length: int) -> str:
     return (text[:length] if len(rest) > min(length, _LONGEST_WORD) else words) + " ..."
 
 
-def _show_wrapped(line: str, wanted: set[str]) -> None:
+def _show_wrapped(line: str, question: Question) -> None:
     text = Text(line)
-    for word in _WORD.finditer(line):
-        if stem(word[0]) in wanted:
-            text.stylize("bold yellow", word.start(), word.end())
+    for start, end in question.words_in(line):
+        text.stylize("bold yellow", start, end)
     for row in text.wrap(out, max(out.width - len(_INDENT), 20)):
         row.rstrip()
         out.print(Text.assemble(_INDENT, row), soft_wrap=True)
