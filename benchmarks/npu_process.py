@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.isolate import IsolatedSession
-from tars_rag.runtimes.npu.session import Graph, NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.spec import NpuSpec, RknnFile, SessionInfo
 
 LENGTHS = (32, 128, 256)
 
@@ -38,7 +38,7 @@ class _Nothing:
 
 def main() -> None:
     start = time.perf_counter()
-    session = IsolatedSession(NpuSpec((Graph("none"),)), 1, backend="npu_process:_Nothing")
+    session = IsolatedSession(NpuSpec((RknnFile("none"),)), 1, backend="npu_process:_Nothing")
     print(f"start-up: {(time.perf_counter() - start) * 1000:.0f} ms")
     for length in LENGTHS:
         feed = {n: np.ones((1, length), np.int64) for n in _Nothing.info.input_names}

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.rknn import TensorInfo
-from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.spec import NpuSpec, SessionInfo
 
 NAMES = ("input_ids", "attention_mask")
 
@@ -84,6 +84,8 @@ class ChildSession:
             time.sleep(60)
         if token == 13:
             raise InvalidInputError("token 13")
+        if token == 16:
+            raise NonFiniteError("token 16")
         if token == 14:
             print("E RKNN: failed to submit!", flush=True)
             os._exit(3)

@@ -12,7 +12,7 @@ import pytest
 from tars_rag.errors import ModelError
 from tars_rag.runtimes.npu.bundle import find_bundles, read_model
 from tars_rag.runtimes.npu.manifest import Manifest
-from tars_rag.runtimes.npu.session import Graph, KnownAnswer
+from tars_rag.runtimes.npu.spec import KnownAnswer, RknnFile
 
 
 def sha(data: bytes) -> str:
@@ -55,8 +55,8 @@ def test_a_bundle(tmp_path: Path) -> None:
     path = bundle(tmp_path / "b")
     model = read_model(path, "embedder")
     assert model.spec.graphs == (
-        Graph(str(path / "a.rknn"), (32,)),
-        Graph(str(path / "b.rknn"), (64, 256)),
+        RknnFile(str(path / "a.rknn"), (32,)),
+        RknnFile(str(path / "b.rknn"), (64, 256)),
     )
     assert model.spec.inputs == ("word_embeddings", "attention_mask")
     assert model.spec.output == "pooled"
@@ -90,7 +90,7 @@ def test_a_single_file(tmp_path: Path) -> None:
     path.write_bytes(b"anything")
     for given in (path, tmp_path):  # a directory with just that file is as good
         model = read_model(given, "embedder")
-        assert model.spec.graphs == (Graph(str(path)),)
+        assert model.spec.graphs == (RknnFile(str(path)),)
         assert model.spec.inputs == ()
         assert model.spec.output is None
         assert model.identity == sha(b"anything")
@@ -126,8 +126,8 @@ def test_a_directory_of_rk_transformers(tmp_path: Path) -> None:
     )
     model = read_model(path, "embedder")
     assert model.spec.graphs == (
-        Graph(str(path / "model_b1_s128.rknn"), (128,)),
-        Graph(str(path / "model_b1_s256.rknn"), (256,)),
+        RknnFile(str(path / "model_b1_s128.rknn"), (128,)),
+        RknnFile(str(path / "model_b1_s256.rknn"), (256,)),
     )
     assert model.spec.inputs == ("input_ids", "attention_mask", "token_type_ids")
     assert (model.spec.output, model.target, model.max_length) == ("tokens", "rk3588", 256)

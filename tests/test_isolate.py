@@ -12,16 +12,17 @@ import psutil
 import pytest
 
 from npu_double import feed
-from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.runtimes.npu.core import Recovery
 from tars_rag.runtimes.npu.isolate import IsolatedSession
 from tars_rag.runtimes.npu.pool import NpuPool
-from tars_rag.runtimes.npu.session import Graph, NpuSpec
+from tars_rag.runtimes.npu.spec import NpuSpec, RknnFile
 
 BACKEND = "npu_double:ChildSession"
 
 
 def open_session(name: str = "good.rknn", core: int = 2, **options: float) -> IsolatedSession:
-    return IsolatedSession(NpuSpec((Graph(name),)), core, backend=BACKEND, **options)
+    return IsolatedSession(NpuSpec((RknnFile(name),)), core, backend=BACKEND, **options)
 
 
 def test_rows_come_from_another_process_with_its_core_mask() -> None:
@@ -63,6 +64,8 @@ def test_the_callers_mistake_leaves_the_child_alive() -> None:
     session = open_session()
     with pytest.raises(InvalidInputError, match="token 13"):
         session.run(feed(13))
+    with pytest.raises(NonFiniteError, match="token 16"):
+        session.run(feed(16))
     assert session.run(feed(7))[0, 0] == 7
     session.close()
 
@@ -115,7 +118,8 @@ def test_children_end_with_their_parent(tmp_path: Path) -> None:
 
 
 def test_a_pool_of_processes_survives_a_crash_and_a_hang() -> None:
-    pool = NpuPool(lambda mask: open_session(core=mask), (1, 2, 4), timeout=1.5)
+    quickly = Recovery(pause=0.01)
+    pool = NpuPool(lambda mask: open_session(core=mask), (1, 2, 4), timeout=1.5, recovery=quickly)
     assert {row[0, 0] for row in pool.run([feed(20 + i) for i in range(9)])} == set(range(20, 29))
     with pytest.raises(DeviceError, match="SIGSEGV"):
         pool.run([feed(11)])

@@ -18,7 +18,7 @@ from tars_rag.models.store import ModelStore
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu import faults, probe
 from tars_rag.runtimes.npu.manifest import Manifest
-from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.spec import NpuSpec, SessionInfo
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tiny_models import write_model
 

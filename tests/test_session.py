@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from npu_double import NAMES, FakeContext, feed
-from tars_rag.errors import DeviceError, InvalidInputError
-from tars_rag.runtimes.npu.session import Graph, KnownAnswer, NpuSession, NpuSpec
+from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.runtimes.npu.session import NpuSession
+from tars_rag.runtimes.npu.spec import KnownAnswer, NpuSpec, RknnFile
 
-SPEC = NpuSpec((Graph("fake.rknn"),))
+SPEC = NpuSpec((RknnFile("fake.rknn"),))
 
 
 def open_session(context: FakeContext, spec: NpuSpec = SPEC) -> NpuSession:
@@ -39,7 +40,7 @@ def test_token_output_is_pooled_by_the_mean_of_what_is_not_masked() -> None:
 
 
 def test_cls_pooling() -> None:
-    spec = NpuSpec((Graph("fake.rknn"),), pooling="cls")
+    spec = NpuSpec((RknnFile("fake.rknn"),), pooling="cls")
     session = open_session(FakeContext(shape=(1, 32, 4)), spec)
     np.testing.assert_allclose(session.run(feed(7, 8)), [answer(7)], atol=1e-6)
 
@@ -74,7 +75,7 @@ def test_the_word_table_stays_on_the_host(tmp_path: Path) -> None:
     table = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float16)
     np.save(tmp_path / "words.npy", table)
     names = ("word_embeddings", "attention_mask")
-    graphs = (Graph("fake.rknn", (32,)),)
+    graphs = (RknnFile("fake.rknn", (32,)),)
     spec = NpuSpec(graphs, names, word_table=str(tmp_path / "words.npy"))
     context = FakeContext(names)
     session = open_session(context, spec)
@@ -105,6 +106,20 @@ def test_an_answer_that_is_no_unit_vector_is_refused(
         session.run(feed(7))
 
 
+def test_nan_of_one_text_is_that_text_and_nan_of_any_is_the_core() -> None:
+    context = FakeContext()
+    session = open_session(context)
+    overflow = np.float32(session.run(feed(13))[0, 0])
+    context.lie = lambda rows: rows * np.nan if rows[0, 0] == overflow else rows
+    with pytest.raises(NonFiniteError):
+        session.run(feed(13))
+    session.run(feed(7))
+    context.lie = lambda rows: rows * np.nan
+    with pytest.raises(DeviceError) as caught:
+        session.run(feed(7))
+    assert not isinstance(caught.value, NonFiniteError)
+
+
 def test_the_answer_to_the_text_before_is_refused() -> None:
     context = FakeContext()
     session = open_session(context)
@@ -130,7 +145,7 @@ def test_the_answer_to_a_text_of_another_length_is_refused() -> None:
     """A context that runs several lengths has one output buffer."""
     raws: list[np.ndarray] = []
     context = FakeContext(lie=lambda rows: raws.append(rows) or rows)  # type: ignore[func-returns-value]
-    session = open_session(context, NpuSpec((Graph("fake.rknn", (32, 64)),)))
+    session = open_session(context, NpuSpec((RknnFile("fake.rknn", (32, 64)),)))
     session.run(feed(9))
     session.run(feed(7, length=64))
     stale: Iterator[np.ndarray] = iter([raws[-1]])
@@ -141,7 +156,7 @@ def test_the_answer_to_a_text_of_another_length_is_refused() -> None:
 
 def test_known_answers_that_are_too_long_do_not_weaken_the_self_test() -> None:
     long = KnownAnswer(tuple(range(2, 42)), None, (1.0, 0, 0, 0), 0.1)
-    open_session(FakeContext(), NpuSpec((Graph("fake.rknn"),), answers=(long, long)))
+    open_session(FakeContext(), NpuSpec((RknnFile("fake.rknn"),), answers=(long, long)))
     with pytest.raises(DeviceError, match="same answer to different texts"):
         open_session(FakeContext(lie=lambda rows: np.eye(1, 4, dtype=np.float32)))
 
@@ -165,7 +180,7 @@ def test_equal_logits_of_different_texts_are_accepted_once_proven() -> None:
 def test_the_self_test_knows_the_answer() -> None:
     right = KnownAnswer((2, 7, 3), None, tuple(answer(2, 7, 3)), 1e-4)
     wrong = KnownAnswer((2, 7, 3), None, tuple(-answer(2, 7, 3)), 1e-4)
-    graphs = (Graph("fake.rknn"),)
+    graphs = (RknnFile("fake.rknn"),)
     open_session(FakeContext(), NpuSpec(graphs, answers=(right,)))
     context = FakeContext()
     with pytest.raises(DeviceError, match=r"off by 2 where 0\.0001 is allowed"):
@@ -191,7 +206,7 @@ def test_a_length_without_a_graph() -> None:
 
 def test_a_spec_survives_the_way_to_the_child() -> None:
     spec = NpuSpec(
-        (Graph("a.rknn", (32, 64)), Graph("b.rknn")),
+        (RknnFile("a.rknn", (32, 64)), RknnFile("b.rknn")),
         NAMES,
         "tokens",
         "cls",

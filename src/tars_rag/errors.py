@@ -26,6 +26,10 @@ class DeviceError(TarsRagError, RuntimeError):
     """A device is absent, unusable, or gave an answer that cannot be trusted."""
 
 
+class NonFiniteError(DeviceError):
+    """A device answered NaN or infinity: it failed, or the text overflows its arithmetic."""
+
+
 class StoreError(TarsRagError):
     """A passage store is damaged, locked, or cannot be read or written."""
 

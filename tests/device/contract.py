@@ -23,7 +23,8 @@ from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.isolate import IsolatedSession
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.rknn import RknnContext, import_wheel
-from tars_rag.runtimes.npu.session import Graph, NpuSession, NpuSpec
+from tars_rag.runtimes.npu.session import NpuSession
+from tars_rag.runtimes.npu.spec import NpuSpec, RknnFile
 
 BOARD = os.environ["DEVICE_BOARD"]
 # An emulated process cannot start another one of its architecture by itself.
@@ -93,7 +94,7 @@ def test_wheel_leaves_logging_as_it_was() -> None:
 def test_right_rows(bench: Bench, kind: str, inputs: tuple[str, ...]) -> None:
     dim = 1 if kind == "logit" else 8
     path = bench.model(kind, dim, inputs, (32,))
-    session = NpuSession(NpuSpec((Graph(str(path)),)), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(path)),)), 1)
     assert session.info.input_names == inputs
     assert session.info.lengths == (32,)
     assert "0.9.8" in session.info.versions
@@ -108,7 +109,7 @@ def test_right_rows(bench: Bench, kind: str, inputs: tuple[str, ...]) -> None:
 @on_board
 def test_several_lengths_in_one_file(bench: Bench) -> None:
     path = bench.model(lengths=(32, 64, 128))
-    session = NpuSession(NpuSpec((Graph(str(path), (32, 64, 128)),), TWO, "pooled"), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(path), (32, 64, 128)),), TWO, "pooled"), 1)
     for length in (128, 32, 64, 32):
         text = feed(2, length, 3, length=length)
         want = expected(text, "pooled", 8, TWO)
@@ -122,7 +123,7 @@ def test_the_word_table_on_the_host(bench: Bench, dtype: type) -> None:
     np.save(bench.folder / "words.npy", words(np.arange(100), 8).astype(dtype))
     path = bench.model("pooled", 8, HOST)
     spec = NpuSpec(
-        (Graph(str(path), (32,)),), HOST, "pooled", word_table=str(bench.folder / "words.npy")
+        (RknnFile(str(path), (32,)),), HOST, "pooled", word_table=str(bench.folder / "words.npy")
     )
     session = NpuSession(spec, 1)
     assert session.info.input_names == TWO
@@ -170,7 +171,7 @@ def test_faults_are_errors(bench: Bench, fault: str, message: str, kind: str) ->
     if (fault, kind) == ("scale", "tokens"):
         pytest.skip("a scaled hidden state has the same unit vector")
     path = bench.model(kind)
-    session = NpuSession(NpuSpec((Graph(str(path), (32,)),)), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(path), (32,)),)), 1)
     session.run(feed(2, 5, 3))
     bench.script("* always " + fault)
     with pytest.raises(DeviceError, match=message):
@@ -180,7 +181,7 @@ def test_faults_are_errors(bench: Bench, fault: str, message: str, kind: str) ->
 
 @on_board
 def test_one_stale_answer_is_found_even_if_the_next_is_right(bench: Bench) -> None:
-    session = NpuSession(NpuSpec((Graph(str(bench.model()), (32,)),)), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(bench.model()), (32,)),)), 1)
     session.run(feed(2, 5, 3))
     bench.script(f"* id={PILL} stale")
     with pytest.raises(DeviceError, match="text before"):
@@ -190,7 +191,7 @@ def test_one_stale_answer_is_found_even_if_the_next_is_right(bench: Bench) -> No
 
 @on_board
 def test_equal_answers_to_equal_texts_are_fine(bench: Bench) -> None:
-    session = NpuSession(NpuSpec((Graph(str(bench.model()), (32,)),)), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(bench.model()), (32,)),)), 1)
     first = session.run(feed(2, 5, 3))
     runs = bench.calls("run")
     padded = feed(2, 5, 3)
@@ -202,7 +203,7 @@ def test_equal_answers_to_equal_texts_are_fine(bench: Bench) -> None:
 
 @on_board
 def test_a_logit_may_coincide_by_chance(bench: Bench) -> None:
-    session = NpuSession(NpuSpec((Graph(str(bench.model("logit", 1, THREE)), (32,)),)), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(bench.model("logit", 1, THREE)), (32,)),)), 1)
     # Weight 1 at positions 0, 5, 10: these two texts have the same sum, to the bit.
     one, other = feed(2, 7, 7, 7, 7, 5), feed(5, 7, 7, 7, 7, 2)
     assert session.run(one) == session.run(other)
@@ -212,7 +213,7 @@ def test_a_logit_may_coincide_by_chance(bench: Bench) -> None:
 @on_board
 @pytest.mark.parametrize("kind", ["pooled", "tokens"])
 def test_a_short_output_never_becomes_a_vector(bench: Bench, kind: str) -> None:
-    session = NpuSession(NpuSpec((Graph(str(bench.model(kind)), (32,)),)), 1)
+    session = NpuSession(NpuSpec((RknnFile(str(bench.model(kind)), (32,)),)), 1)
     bench.script("* always size")
     # 2.3.2 fails on it; 2.5.0 would fill up with what was in its buffer.
     with pytest.raises(DeviceError, match=r"smaller|instead of"):

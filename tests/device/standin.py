@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tars_rag.runtimes.npu.session import Graph, KnownAnswer, NpuSpec
+from tars_rag.runtimes.npu.spec import KnownAnswer, NpuSpec, RknnFile
 
 TWO = ("input_ids", "attention_mask")
 THREE = (*TWO, "token_type_ids")
@@ -75,7 +75,7 @@ class Bench:
     def spec(self, *, lengths: tuple[int, ...] = (32, 64), known: bool = True) -> NpuSpec:
         """A pooled model, one file a length, with known answers."""
         graphs = tuple(
-            Graph(str(self.model(lengths=(n,), name=f"m{n}.rknn")), (n,)) for n in lengths
+            RknnFile(str(self.model(lengths=(n,), name=f"m{n}.rknn")), (n,)) for n in lengths
         )
         texts = [(2, 11, 12, 3), (2, 13, 3)]
         answers = tuple(

@@ -21,7 +21,7 @@ from tars_rag.runtimes.npu.manifest import (
     load_manifest,
     verify_bundle,
 )
-from tars_rag.runtimes.npu.session import Graph, KnownAnswer, NpuSpec
+from tars_rag.runtimes.npu.spec import KnownAnswer, NpuSpec, RknnFile
 
 logger = logging.getLogger("tars_rag")
 
@@ -112,7 +112,7 @@ def _bundle(path: Path, kind: Kind) -> NpuModel:
         )
     table = manifest.word_table
     spec = NpuSpec(
-        graphs=tuple(Graph(str(path / g.name), g.lengths) for g in manifest.graphs),
+        graphs=tuple(RknnFile(str(path / g.name), g.lengths) for g in manifest.graphs),
         inputs=manifest.inputs,
         output=manifest.output,
         word_table=str(path / table.name) if table else None,
@@ -138,7 +138,7 @@ def _single(path: Path) -> NpuModel:
         msg = f"{path} is not a .rknn file. Make one: tars-rag convert"
         raise ModelError(msg)
     # Inputs, length and output are asked of the file once it is open on the device.
-    return NpuModel(path, NpuSpec((Graph(str(path)),)), identity=sha256_of(path))
+    return NpuModel(path, NpuSpec((RknnFile(str(path)),)), identity=sha256_of(path))
 
 
 def _rk_transformers(path: Path) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _published(path: Path, kind: Kind, config: dict[str, Any]) -> NpuModel:
         msg = f"{path}: its .rknn files differ in their inputs ({inputs}). Name one of them."
         raise ModelError(msg)
     targets = {str(e["target_platform"]) for e in entries if e.get("target_platform")}
-    graphs = tuple(Graph(str(path / usable[n][1]), (n,)) for n in sorted(usable))
+    graphs = tuple(RknnFile(str(path / usable[n][1]), (n,)) for n in sorted(usable))
     return NpuModel(
         path,
         NpuSpec(

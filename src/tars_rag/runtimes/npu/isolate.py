@@ -23,11 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.child import Child, Link, Reply, trim_log
-from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray
-from tars_rag.runtimes.npu.session import NpuSpec, SessionInfo
+from tars_rag.runtimes.npu.spec import NpuSpec, SessionInfo
 
-_ERRORS = {"InvalidInputError": InvalidInputError, "DeviceError": DeviceError}
+_ERRORS = {kind.__name__: kind for kind in (InvalidInputError, NonFiniteError, DeviceError)}
 
 
 class IsolatedSession:
@@ -155,10 +155,9 @@ def _read(link: Link, requests: queue.SimpleQueue[dict[str, NDArray[Any]] | None
 
 
 def _as_header(error: BaseException) -> dict[str, str]:
-    if isinstance(error, InvalidInputError):
-        return {"error": "InvalidInputError", "message": str(error)}
-    if isinstance(error, DeviceError):
-        return {"error": "DeviceError", "message": str(error)}
+    for name, kind in _ERRORS.items():
+        if isinstance(error, kind):
+            return {"error": name, "message": str(error)}
     last = traceback.extract_tb(error.__traceback__)[-1]
     message = f"{type(error).__name__}: {error} ({last.name}, line {last.lineno})"
     return {"error": "DeviceError", "message": f"The NPU worker failed: {message}"}

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import DeviceError
+from tars_rag.errors import DeviceError, NonFiniteError
 from tars_rag.runtimes.base import FloatArray
 
 _LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
@@ -199,7 +199,7 @@ class RknnContext:
         if output.nbytes != self._output_bytes:
             self._fail(f"the output has {self._output_bytes} bytes instead of {output.nbytes}")
         if not np.isfinite(output).all():
-            self._fail("the output holds NaN or infinity")
+            self._fail("the output holds NaN or infinity", kind=NonFiniteError)
         return output
 
     def versions(self) -> str:
@@ -214,11 +214,16 @@ class RknnContext:
             with _messages.go_to(self._tail):
                 lite.release()
 
-    def _fail(self, what: str, advice: str = "Run: tars-rag doctor") -> NoReturn:
+    def _fail(
+        self,
+        what: str,
+        advice: str = "Run: tars-rag doctor",
+        kind: type[DeviceError] = DeviceError,
+    ) -> NoReturn:
         said = " | ".join(self._tail.lines)
         told = f" The runtime said: {said}." if said else ""
         msg = f"{self.path.name} on the NPU: {what}.{told} {advice}."
-        raise DeviceError(msg)
+        raise kind(msg)
 
 
 def _info(attribute: Any) -> TensorInfo:

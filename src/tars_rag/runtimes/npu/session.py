@@ -6,119 +6,31 @@ answer, a short one, one that is not unit length) is caught here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.rknn import RknnContext, TensorInfo
+from tars_rag.runtimes.npu.spec import (
+    FEED_NAMES,
+    WORD_EMBEDDINGS,
+    KnownAnswer,
+    NpuSpec,
+    OutputKind,
+    SessionInfo,
+)
 
-FEED_NAMES = ("input_ids", "attention_mask", "token_type_ids")
-WORD_EMBEDDINGS = "word_embeddings"
 # The norm of a pooled vector after FP16 arithmetic; anything else is not a unit vector.
 _NORM_TOLERANCE = 0.05
 # Two runs of the same input on the same core.
 _REPEAT_TOLERANCE = 1e-3
 # Valid ids in any vocabulary of ten or more; used where the bundle has no self-test of its own.
 _ANY_TEXTS = ((2, 5, 9, 3), (2, 7, 4, 6, 8, 3))
-
-OutputKind = Literal["pooled", "tokens", "logit"]
-
-
-@dataclass(frozen=True)
-class Graph:
-    """A .rknn file and the lengths it runs; no lengths: ask the file."""
-
-    path: str
-    lengths: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True)
-class KnownAnswer:
-    """A text and its FP32 answer; see `manifest.SelfTest`. No answer: only checked for sanity."""
-
-    input_ids: tuple[int, ...]
-    token_type_ids: tuple[int, ...] | None = None
-    expected: tuple[float, ...] = ()
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True)
-class NpuSpec:
-    """What a core must know to run a model. Plain data: it is sent to another process.
-
-    Attributes:
-        graphs: The .rknn files.
-        inputs: Device inputs in order; empty: ask the file.
-        output: What the device returns; None: judged by its shape.
-        pooling: How token vectors become one, where the device returns those.
-        word_table: The .npy file of the word embeddings, where they are looked up on the host.
-        answers: Texts to run before the first real one.
-    """
-
-    graphs: tuple[Graph, ...]
-    inputs: tuple[str, ...] = ()
-    output: OutputKind | None = None
-    pooling: Literal["mean", "cls"] = "mean"
-    word_table: str | None = None
-    answers: tuple[KnownAnswer, ...] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """As JSON-serialisable data."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> NpuSpec:
-        """The inverse of `to_json`."""
-        values = {f.name: data[f.name] for f in fields(cls)}
-        values["graphs"] = tuple(Graph(g["path"], tuple(g["lengths"])) for g in data["graphs"])
-        values["inputs"] = tuple(data["inputs"])
-        values["answers"] = tuple(
-            KnownAnswer(
-                tuple(a["input_ids"]),
-                a["token_type_ids"] and tuple(a["token_type_ids"]),
-                tuple(a["expected"]),
-                a["tolerance"],
-            )
-            for a in data["answers"]
-        )
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class SessionInfo:
-    """What an open session turned out to be."""
-
-    input_names: tuple[str, ...]
-    lengths: tuple[int, ...]
-    versions: str = ""
-
-
-class Session(Protocol):
-    """One core with a model on it. `run` is called by one thread at a time."""
-
-    @property
-    def info(self) -> SessionInfo:
-        """Input names of a feed, and lengths."""
-
-    def run(self, feed: Feeds) -> FloatArray:
-        """Rows [1, dim] for a feed [1, length].
-
-        Raises:
-            InvalidInputError: The feed itself is wrong.
-            DeviceError: The core cannot be trusted any more.
-        """
-
-    def abort(self) -> None:
-        """Make a `run` that hangs in another thread fail, if possible. Returns at once."""
-
-    def close(self) -> None:
-        """Release the core."""
 
 
 class NpuSession:
@@ -181,10 +93,14 @@ class NpuSession:
             raise InvalidInputError(msg)
         # Set by the self-test already, so that the first text is compared with something too.
         asked, answer = self._last[self._contexts[length]]
-        raw = self._infer(feed)
-        if asked != _meaning(feed) and np.array_equal(answer, raw):
-            self._prove_not_stale(feed, raw)
-        return self._rows(raw, feed)
+        try:
+            raw = self._infer(feed)
+            if asked != _meaning(feed) and np.array_equal(answer, raw):
+                self._prove_not_stale(feed, raw)
+            return self._rows(raw, feed)
+        except NonFiniteError:
+            self._prove_sound(length)
+            raise
 
     def abort(self) -> None:
         """Nothing can be done: a thread inside the vendor's library cannot be stopped."""
@@ -237,6 +153,8 @@ class NpuSession:
         else:
             rows = raw.reshape(1, -1)
         norm = float(np.linalg.norm(rows))
+        if not np.isfinite(norm):
+            self._refuse(f"a vector of norm {norm:.4g}", NonFiniteError)
         unit = self._output != "pooled" or abs(norm - 1) <= _NORM_TOLERANCE
         if not (norm > 0 and unit):
             self._refuse(f"a vector of norm {norm:.4g} instead of 1")
@@ -287,10 +205,17 @@ class NpuSession:
         if not np.array_equal(self._infer(feed), raw):
             self._refuse("the answer to the text before")
 
-    def _refuse(self, what: str) -> None:
+    def _prove_sound(self, length: int) -> None:
+        """A text gave NaN or infinity: was it the text, or does the core do so with any?"""
+        try:
+            self._self_test(length)
+        except NonFiniteError as error:
+            raise DeviceError(str(error)) from error
+
+    def _refuse(self, what: str, kind: type[DeviceError] = DeviceError) -> None:
         name = Path(self._spec.graphs[0].path).name
         msg = f"{name} on the NPU gave {what}. Run: tars-rag doctor."
-        raise DeviceError(msg)
+        raise kind(msg)
 
 
 def _length(context: RknnContext) -> int:

@@ -1,0 +1,116 @@
+"""One NPU core as the scheduler sees it: what it does, and how it fared."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from tars_rag.runtimes.npu.spec import Session
+from tars_rag.runtimes.npu.work import Job
+
+State = Literal["opening", "ready", "recovering", "retired"]
+
+_LONGEST_REST = 3600.0
+
+
+@dataclass(frozen=True)
+class CoreStatus:
+    """What became of one core.
+
+    Attributes:
+        core_mask: Which core.
+        runs: Feeds it was given.
+        busy_seconds: How long it worked.
+        reason: Why it was retired; empty while it is in use.
+        recoveries: How often it failed and was opened again.
+    """
+
+    core_mask: int
+    runs: int
+    busy_seconds: float
+    reason: str = ""
+    recoveries: int = 0
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """What happens to a core that failed; all in seconds.
+
+    A soft reset of the driver, usual where a language model shares the NPU, fails whatever runs on
+    any core, once. So a core that fails is opened again before it is given up.
+
+    Attributes:
+        pause: Before it is opened again.
+        limit: Until it must be ready again, or count as retired.
+        grace: A second failure within this time retires it.
+        rest: Until a retired core is tried again; doubled each time that fails.
+    """
+
+    pause: float = 1.0
+    limit: float = 30.0
+    grace: float = 300.0
+    rest: float = 60.0
+
+
+@dataclass(eq=False)
+class Core:
+    """A core. Guarded by the scheduler's lock; its session is only entered by its own thread.
+
+    Attributes:
+        deadline: When a caller that waits has to look after it (`time.monotonic`).
+    """
+
+    core_mask: int
+    state: State = "opening"
+    thread: threading.Thread | None = None
+    session: Session | None = None
+    job: Job | None = None
+    started: float = 0.0
+    deadline: float = math.inf
+    runs: int = 0
+    busy: float = 0.0
+    reason: str = ""
+    recoveries: int = 0
+    failed_at: float = -math.inf
+    rest: float = 0.0
+
+    @property
+    def status(self) -> CoreStatus:
+        """For those outside."""
+        reason = self.reason if self.state == "retired" else ""
+        return CoreStatus(self.core_mask, self.runs, self.busy, reason, self.recoveries)
+
+    def opened(self, session: Session) -> None:
+        """It can work (again)."""
+        self.session, self.state, self.reason, self.deadline = session, "ready", "", math.inf
+
+    def begin(self, job: Job, timeout: float) -> None:
+        """It works on a job, and may take so long."""
+        self.job, self.started = job, time.monotonic()
+        self.deadline = self.started + timeout
+
+    def end(self) -> Job | None:
+        """It is done with its job, or has lost it; the job."""
+        job, self.job, self.deadline = self.job, None, math.inf
+        if job is not None:
+            self.runs += 1
+            self.busy += time.monotonic() - self.started
+        return job
+
+    def recover(self, reason: str, limit: float) -> None:
+        """It is to be opened again within `limit` seconds."""
+        self.failed_at = time.monotonic()
+        self.state, self.reason, self.deadline = "recovering", reason, self.failed_at + limit
+        self.recoveries += 1
+        if self.session is not None:
+            self.session.abort()
+
+    def retire(self, reason: str, rest: float) -> None:
+        """It is out of use, for `rest` seconds or, where it was so before, for twice as long."""
+        self.rest = min(2 * self.rest, _LONGEST_REST) if self.state == "retired" else rest
+        self.state, self.reason, self.deadline = "retired", reason, math.inf
+        if self.session is not None:
+            self.session.abort()
