@@ -271,8 +271,8 @@ class Scheduler:
         except Exception as error:
             reason = str(error) or type(error).__name__
             with self._reporting():
-                again = f"{core.reason}; opened again: " if core.state == "recovering" else ""
-                self._retire(core, again + reason)
+                before = f"{core.reason}; opened again: " if core.state == "recovering" else ""
+                self._retire(core, before + reason)
             return None
         with self._lock:
             again = core.state != "opening"
