@@ -24,10 +24,11 @@ from tars_rag import Passage
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval.indexes import tantivy_files
 from tars_rag.retrieval.indexes import vectors as vectors_module
+from tars_rag.retrieval.maintenance import reembed
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.journal import Journal
-from tars_rag.retrieval.store import HybridStore, reembed
+from tars_rag.retrieval.store import HybridStore
 
 COUNT = 60
 

@@ -18,9 +18,10 @@ import store_child
 from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag.errors import FingerprintError, StoreError, StoreLockedError
+from tars_rag.retrieval.maintenance import reembed
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.storage.lock import ReadWriteLock
-from tars_rag.retrieval.store import HybridStore, reembed
+from tars_rag.retrieval.store import HybridStore
 
 
 def test_the_lock_lets_writers_and_readers_through_in_order() -> None:

@@ -15,8 +15,8 @@ import pytest
 from conftest import HashEmbedder
 from tars_rag import HybridStore, Passage
 from tars_rag.errors import FingerprintError, InvalidInputError, StoreError
+from tars_rag.retrieval.maintenance import reembed
 from tars_rag.retrieval.storage.check import check_store
-from tars_rag.retrieval.store import reembed
 
 COUNT = 30
 

@@ -71,7 +71,7 @@ def reembed(
     The old vectors are valid until all passages are embedded. May be interrupted and run again: it
     goes on where it stopped.
     """
-    from tars_rag.retrieval.store import reembed as embed_anew
+    from tars_rag.retrieval.maintenance import reembed as embed_anew
 
     resources.require_store(directory)
     settings = resources.read_settings(embed_model=model)

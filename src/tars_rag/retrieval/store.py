@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, distinct_ids
 from tars_rag.retrieval.indexes.codec import same_content
+from tars_rag.retrieval.indexes.languages import check_language
 from tars_rag.retrieval.indexes.vectors import Where
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
@@ -42,6 +43,8 @@ class HybridStore:
         embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
         read_only: Beside other read-only processes; refused while a process writes.
         chroma_url: ``http://host:port`` of a Chroma server, instead of an embedded Chroma.
+        language: How words are read: a code of docs/words.md such as ``"de"``, ``"none"`` or
+            ``"multi"``. None: as the store has it; a new store is ``"en"``.
         progress: Called with (done, total) while a damaged index is rebuilt.
 
     Raises:
@@ -57,6 +60,7 @@ class HybridStore:
         *,
         read_only: bool = False,
         chroma_url: str | None = None,
+        language: str | None = None,
         progress: Progress | None = None,
     ) -> None:
         self.embedder = embedder
@@ -65,6 +69,7 @@ class HybridStore:
             embedder,
             read_only=read_only,
             chroma_url=chroma_url,
+            language=None if language is None else check_language(language),
             progress=progress,
         )
 
@@ -77,6 +82,11 @@ class HybridStore:
     def fingerprint(self) -> str:
         """Of the embedder that made the vectors."""
         return self._directory.store_json.fingerprint
+
+    @property
+    def language(self) -> str:
+        """How its words are read."""
+        return self._directory.store_json.language
 
     @property
     def dimension(self) -> int | None:
@@ -305,38 +315,3 @@ class HybridStore:
             its = self._directory.store_json.embedder
             msg = f"{error} Use the embedder that made the store: {its}"
             raise InvalidInputError(msg) from error
-
-
-def reembed(
-    path: str | Path,
-    embedder: TextEmbedder,
-    progress: Progress | None = None,
-    *,
-    chroma_url: str | None = None,
-) -> int:
-    """Embed every passage of a store with another embedder, then switch to the new vectors.
-
-    The store stays valid with its old embedder until the switch, which is one atomic rename.
-    Killed at any moment, calling it again goes on where it was. Also mends damaged vectors, with
-    the same embedder.
-
-    Args:
-        path: The store's directory.
-        embedder: The new one.
-        progress: Called with (done, total) passages.
-        chroma_url: Of a store whose Chroma is a server.
-
-    Returns:
-        How many passages were embedded; 0 if the store was made with this embedder already.
-
-    Raises:
-        StoreLockedError: Another process has the store open.
-        StoreError: There is no store, or it is damaged beyond the vectors.
-    """
-    directory = StoreDirectory(
-        store_path(path), embedder, chroma_url=chroma_url, any_embedder=True, progress=progress
-    )
-    try:
-        return directory.reembed(embedder, progress)
-    finally:
-        directory.close()

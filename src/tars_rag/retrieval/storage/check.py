@@ -142,7 +142,7 @@ def _inspect_indexes(
         if exact is not None:
             stack.callback(exact.close)
             report.exact_passages = exact.count()
-        lexical = _open_lexical(directory, report)
+        lexical = _open_lexical(directory, store_json.language, report)
         if lexical is not None:
             stack.callback(lexical.close)
             report.lexical_passages = lexical.count()
@@ -228,10 +228,10 @@ def _open_exact(directory: Path, store_json: StoreJson, report: StoreReport) -> 
     return None
 
 
-def _open_lexical(directory: Path, report: StoreReport) -> LexicalIndex | None:
-    problem = lexical_damage(directory)
+def _open_lexical(directory: Path, language: str, report: StoreReport) -> LexicalIndex | None:
+    problem = lexical_damage(directory, language)
     if problem is None:
-        return LexicalIndex(directory / layout.LEXICAL, read_only=True)
+        return LexicalIndex(directory / layout.LEXICAL, language=language, read_only=True)
     report.problems.append(
         f"The lexical index is damaged ({problem}): open the store for writing, or "
         f"{_repair(directory)}"

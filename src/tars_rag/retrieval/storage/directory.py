@@ -35,6 +35,8 @@ class StoreDirectory:
         read_only: Open beside other readers; nothing is repaired or written.
         chroma_url: A Chroma server; several processes may then write.
         any_embedder: The store may be of another embedder, as it is while that is changed.
+        language: How its words are read; None: as they are, or the default in a new store.
+        relex: Change the language, if it is another, instead of refusing it.
         progress: Told how the rebuild of a damaged index goes on.
 
     Raises:
@@ -52,6 +54,8 @@ class StoreDirectory:
         read_only: bool = False,
         chroma_url: str | None = None,
         any_embedder: bool = False,
+        language: str | None = None,
+        relex: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self.path = path
@@ -73,7 +77,11 @@ class StoreDirectory:
                 owner.fingerprint if owner else None,
                 self._url,
                 model=model_of(owner) if owner else None,
+                language=None if relex else language,
             )
+            if relex and language is not None and language != store_json.language:
+                # The lexical index is of another language then, and is made anew when it is opened.
+                store_json = store_json.write(path, language=language)
             self._indexes = IndexSet(path, store_json, self._lock, self._url, read_only=read_only)
             opened.callback(self._indexes.close)
             self._recovery = Recovery(self._indexes, embedder)

@@ -133,7 +133,9 @@ class IndexSet:
 
     def open_lexical(self) -> None:
         """Open the lexical index, which is made where there is none."""
-        self._lexical = LexicalIndex(self.path / LEXICAL, read_only=self.read_only)
+        self._lexical = LexicalIndex(
+            self.path / LEXICAL, language=self.store_json.language, read_only=self.read_only
+        )
 
     @property
     def is_open(self) -> tuple[bool, bool, bool]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import is_partial, sync
+from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import StoreJson, named, read_store_json
 
@@ -73,7 +74,12 @@ def _make_directory(path: Path) -> None:
 
 
 def open_store_json(
-    path: Path, fingerprint: str | None, chroma_url: str | None, *, model: str | None = None
+    path: Path,
+    fingerprint: str | None,
+    chroma_url: str | None,
+    *,
+    model: str | None = None,
+    language: str | None = None,
 ) -> StoreJson:
     """Read store.json and check it, or write that of a new store.
 
@@ -82,10 +88,11 @@ def open_store_json(
         fingerprint: Of the embedder; None: any, and no new store.
         chroma_url: Where the vectors are to be; None: in the directory.
         model: Name of the embedder's model.
+        language: How its words are to be read; None: as they are, or the default.
 
     Raises:
         FingerprintError: The store was made with another embedder.
-        ConfigError: The store's Chroma is elsewhere.
+        ConfigError: The store's Chroma is elsewhere, or its language is another.
         StoreError: The file cannot be read or written, or there is none.
     """
     known = read_store_json(path)
@@ -94,7 +101,13 @@ def open_store_json(
             raise StoreError(_no_store(path))
         collection = f"tars-{uuid.uuid4().hex}" if chroma_url else "passages"
         try:
-            return StoreJson.new(fingerprint, collection, chroma_url, model).write(path)
+            return StoreJson.new(
+                fingerprint,
+                collection,
+                chroma_url=chroma_url,
+                model=model,
+                language=language or DEFAULT_LANGUAGE,
+            ).write(path)
         except OSError as error:
             msg = f"The store {path} cannot be written: {error}. Check permissions and space."
             raise StoreError(msg) from error
@@ -105,6 +118,13 @@ def open_store_json(
         msg = (
             f"The store {path} has its Chroma at: {its}; chroma_url={chroma_url!r} was given. "
             "Give the same, or make another store."
+        )
+        raise ConfigError(msg)
+    if language is not None and language != known.language:
+        msg = (
+            f"The words of the store {path} are read as {known.language!r}, {language!r} was "
+            "given. Leave the language out, or change the store's: "
+            f"tars-rag store relex {shlex.quote(str(path))} --language {language}"
         )
         raise ConfigError(msg)
     return known

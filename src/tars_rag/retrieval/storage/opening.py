@@ -71,12 +71,12 @@ def exact_damage(path: Path) -> str | None:
     return ExactIndex.damage(path / EXACT)
 
 
-def lexical_damage(path: Path) -> str | None:
+def lexical_damage(path: Path, language: str) -> str | None:
     """Why the lexical index of a store cannot be used as it is; None: it can."""
     problem = segments.damage(path / LEXICAL)
     if problem is None:
         try:
-            LexicalIndex(path / LEXICAL, read_only=True).close()
+            LexicalIndex(path / LEXICAL, language=language, read_only=True).close()
         except StoreError as error:
             problem = str(error)
     return problem

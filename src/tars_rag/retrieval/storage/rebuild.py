@@ -24,6 +24,7 @@ from tars_rag.retrieval.storage.index_set import IndexSet
 
 _BATCH = 256
 _READ_BATCH = 1000
+_FILL_BATCH = 10_000  # each is a commit: fewer segments to merge
 
 
 def rebuild_vectors(
@@ -118,6 +119,19 @@ def fill_exact(indexes: IndexSet, progress: Progress | None) -> None:
         if progress is not None:
             progress(done, total)
     indexes.exact.commit(indexes.store_json.collection)
+
+
+def fill_lexical(indexes: IndexSet, progress: Progress | None) -> None:
+    """Fill an empty lexical index with what Chroma holds.
+
+    Killed meanwhile it holds fewer passages than Chroma, which the next opening sees.
+    """
+    done, total = 0, indexes.vectors.count()
+    for batch in indexes.vectors.scan(_FILL_BATCH):
+        indexes.lexical.apply((), [passage for passage, _, _ in batch])
+        done += len(batch)
+        if progress is not None:
+            progress(done, total)
 
 
 def reconcile(indexes: IndexSet, ids: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from tars_rag.retrieval.storage.layout import LEXICAL
 from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage
 from tars_rag.retrieval.storage.rebuild import (
     fill_exact,
+    fill_lexical,
     rebuild_vectors,
     reconcile,
     reconcile_all,
@@ -55,7 +56,7 @@ class Recovery:
         if not has_exact:
             self._open_exact(progress)
         if not has_lexical:
-            self._open_lexical()
+            self._open_lexical(progress)
         self.recover(progress)
         if len(set(indexes.counts())) > 1:
             self._refuse_if_read_only("its indexes do not hold the same number of passages")
@@ -133,13 +134,16 @@ class Recovery:
         self._refuse_if_read_only(f"its vector index must be made anew: {damaged}")
         fill_exact(indexes, progress)
 
-    def _open_lexical(self) -> None:
+    def _open_lexical(self, progress: Progress | None) -> None:
+        """Open the lexical index; damaged, missing or of other words, it is made from Chroma."""
         indexes = self._indexes
-        damaged = lexical_damage(indexes.path)
+        damaged = lexical_damage(indexes.path, indexes.store_json.language)
         if damaged:
-            self._refuse_if_read_only(f"its lexical index is damaged ({damaged})")
+            self._refuse_if_read_only(f"its lexical index must be made anew ({damaged})")
             shutil.rmtree(indexes.path / LEXICAL, ignore_errors=True)
         indexes.open_lexical()
+        if damaged:
+            fill_lexical(indexes, progress)
 
     def _refuse_if_read_only(self, problem: str) -> None:
         if self._indexes.read_only:

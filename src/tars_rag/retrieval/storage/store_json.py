@@ -11,6 +11,7 @@ from typing import Any
 
 from tars_rag.errors import StoreError
 from tars_rag.files import write_atomically
+from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE
 
 NAME = "store.json"
 FORMAT = "tars-rag-store"
@@ -31,6 +32,7 @@ class StoreJson:
         ready: False while the store is being made: nothing was acknowledged yet.
         reembedding: A half-done change of embedder: its fingerprint and collection.
         model: Name of the embedder's model, for people; None where it has none.
+        language: How the words of the store are read.
         probe: What the embedder made of one fixed text, where its fingerprint says too little.
     """
 
@@ -42,17 +44,16 @@ class StoreJson:
     ready: bool = False
     reembedding: dict[str, str] | None = None
     model: str | None = None
+    language: str = DEFAULT_LANGUAGE
     probe: list[float] | None = None
     format: str = FORMAT
     version: int = VERSION
 
     @classmethod
-    def new(
-        cls, fingerprint: str, collection: str, chroma_url: str | None, model: str | None
-    ) -> StoreJson:
+    def new(cls, fingerprint: str, collection: str, **others: Any) -> StoreJson:
         """What a store that is about to be made says of itself."""
         now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        return cls(fingerprint, collection, chroma_url, created=now, model=model)
+        return cls(fingerprint, collection, created=now, **others)
 
     @property
     def embedder(self) -> str:

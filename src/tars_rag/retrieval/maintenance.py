@@ -1,0 +1,85 @@
+"""What is done to a whole store at once: another embedder, another language."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tars_rag.retrieval.indexes.languages import check_language
+from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage.directory import StoreDirectory
+from tars_rag.retrieval.storage.layout import store_path
+
+
+def reembed(
+    path: str | Path,
+    embedder: TextEmbedder,
+    progress: Progress | None = None,
+    *,
+    chroma_url: str | None = None,
+) -> int:
+    """Embed every passage of a store with another embedder, then switch to the new vectors.
+
+    The store stays valid with its old embedder until the switch, which is one atomic rename.
+    Killed at any moment, calling it again goes on where it was. Also mends damaged vectors, with
+    the same embedder.
+
+    Args:
+        path: The store's directory.
+        embedder: The new one.
+        progress: Called with (done, total) passages.
+        chroma_url: Of a store whose Chroma is a server.
+
+    Returns:
+        How many passages were embedded; 0 if the store was made with this embedder already.
+
+    Raises:
+        StoreLockedError: Another process has the store open.
+        StoreError: There is no store, or it is damaged beyond the vectors.
+    """
+    directory = StoreDirectory(
+        store_path(path), embedder, chroma_url=chroma_url, any_embedder=True, progress=progress
+    )
+    try:
+        return directory.reembed(embedder, progress)
+    finally:
+        directory.close()
+
+
+def relex(
+    path: str | Path,
+    language: str,
+    progress: Progress | None = None,
+    *,
+    chroma_url: str | None = None,
+) -> int:
+    """Read the words of a store in another language: make its lexical index anew from the texts.
+
+    Nothing is embedded. Killed at any moment, the next opening of the store finishes it.
+
+    Args:
+        path: The store's directory.
+        language: See `HybridStore`.
+        progress: Called with (done, total) passages.
+        chroma_url: Of a store whose Chroma is a server.
+
+    Returns:
+        How many passages the store holds.
+
+    Raises:
+        InvalidInputError: There is no such language.
+        StoreLockedError: Another process has the store open.
+        StoreError: There is no store, or it is damaged.
+    """
+    directory = StoreDirectory(
+        store_path(path),
+        None,
+        chroma_url=chroma_url,
+        language=check_language(language),
+        relex=True,
+        progress=progress,
+    )
+    try:
+        with directory.reading() as indexes:
+            return indexes.vectors.count()
+    finally:
+        directory.close()
