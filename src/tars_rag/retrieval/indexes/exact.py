@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ class ExactIndex:
         query = self._query(vector, snapshot)
         if query is None or k < 1:
             return []
-        slots = None if among is None else self._slots(snapshot, list(among))[1]
+        slots = None if among is None else self._slots(snapshot, among)
         with self._translated("read"):
             return snapshot.nearest(query, k, slots)
 
@@ -99,7 +99,7 @@ class ExactIndex:
         query = self._query(vector, snapshot)
         if query is None:
             return {}
-        known, slots = self._slots(snapshot, ids)
+        known, slots = self._known(snapshot, ids)
         with self._translated("read"):
             cosines = query.cosines(snapshot.reader.vectors(slots))
         return dict(zip(known, cosines.tolist(), strict=True))
@@ -107,7 +107,7 @@ class ExactIndex:
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors [dim] as they were added, of each id that is there."""
         snapshot = self._snapshot()
-        known, slots = self._slots(snapshot, ids)
+        known, slots = self._known(snapshot, ids)
         with self._translated("read"):
             return dict(zip(known, snapshot.reader.vectors(slots), strict=True))
 
@@ -253,7 +253,17 @@ class ExactIndex:
         return query if snapshot.count else None
 
     @staticmethod
-    def _slots(snapshot: Snapshot, ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
+    def _slots(snapshot: Snapshot, ids: Iterable[str]) -> NDArray[np.int64]:
+        """The slots of the ids that are there, ascending."""
+        hashes = hashes_of(ids if isinstance(ids, Collection) else list(ids))
+        hashes.sort()  # many are found three times faster in order
+        slots = snapshot.table.find(hashes)
+        slots.sort()
+        slots = slots[np.searchsorted(slots, 0) :]
+        return slots[np.diff(slots, prepend=-1) > 0]
+
+    @staticmethod
+    def _known(snapshot: Snapshot, ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
         """The ids that are there, each once, with their slots, ascending."""
         slots = snapshot.table.find(hashes_of(ids))
         slots, places = np.unique(slots, return_index=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +45,17 @@ class IdTable:
             places[places == len(self._hashes)] = 0
             same = self._hashes[places] == hashes
             found[same] = self._slots[places[same]]
-        if self._recent:
-            get = self._recent.get
-            for place, key in enumerate(hashes.tolist()):
-                slot = get(key)
-                if slot is not None:
-                    found[place] = slot
+        if len(hashes) > len(self._recent):
+            # Few keys among many hashes: look for those.
+            keys, slots = _arrays(self._recent)
+            if len(keys):
+                places = np.searchsorted(keys, hashes)
+                places[places == len(keys)] = 0
+                same = keys[places] == hashes
+                found[same] = slots[places[same]]
+            return found
+        for place, key in enumerate(hashes.tolist()):
+            found[place] = self._recent.get(key, found[place])
         return found
 
     def changed(self, removed: NDArray[np.int64], added: NDArray[np.int64], first: int) -> IdTable:
@@ -60,10 +65,7 @@ class IdTable:
         recent.update(zip(added.tolist(), range(first, first + len(added)), strict=True))
         if len(recent) <= _RECENT:
             return IdTable(self._hashes, self._slots, recent)
-        keys = np.fromiter(recent, np.int64, len(recent))
-        slots = np.fromiter(recent.values(), np.int64, len(recent))
-        order = np.argsort(keys)
-        keys, slots = keys[order], slots[order]
+        keys, slots = _arrays(recent)
         kept = np.ones(len(self._hashes), bool)
         places = np.searchsorted(self._hashes, keys)
         inside = places < len(self._hashes)
@@ -79,6 +81,14 @@ class IdTable:
         )
 
 
-def hashes_of(ids: Sequence[str]) -> NDArray[np.int64]:
+def _arrays(recent: dict[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Keys, ascending, and their slots."""
+    keys = np.fromiter(recent, np.int64, len(recent))
+    slots = np.fromiter(recent.values(), np.int64, len(recent))
+    order = np.argsort(keys)
+    return keys[order], slots[order]
+
+
+def hashes_of(ids: Collection[str]) -> NDArray[np.int64]:
     """Python's hashes of ids, int64 [n]."""
     return np.fromiter(map(hash, ids), np.int64, len(ids))

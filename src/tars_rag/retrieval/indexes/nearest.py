@@ -12,6 +12,7 @@ need be.
 
 from __future__ import annotations
 
+import heapq
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,8 +25,10 @@ from tars_rag.retrieval.passage import Ranking, ranked
 
 _LEAST = -2.0  # less than any cosine, more than what stands for no row
 _STRIDE = 64  # each of n / 64 groups of rows yields one candidate for the floor
-_FIRST, _MOST = 64, 1 << 14  # rows that are read at once: at first, and later
-_MANY = 1024  # rows among which copies are looked for
+_FIRST = 32  # rows, and k more, that are read to learn about the others
+_MANY = 2048  # rows among which copies are looked for
+_PIECE = 2048  # rows that are read at once
+_FEW = 4  # a filter that leaves less than this part of the rows has them gathered
 _SLICE = 1 << 15  # rows of a filter that are gathered at once
 
 
@@ -79,24 +82,25 @@ class Snapshot:
         slots, upper = self._candidates(query, k, among)
         if not len(slots):
             return []
-        scores, members = self._rescored(query, k, slots, upper)
-        return self._best(scores, members, k)
+        return self._best(*self._rescored(query, k, slots, upper), k)
 
     def _candidates(
         self, query: Query, k: int, among: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Slots that may be among the best k, and the upper bounds of their cosines."""
-        if among is None:
-            upper, lower = query.near(self.codes)
-            upper[self.dead] = lower[self.dead] = -np.inf
-        else:
+        rows = len(self.codes.rows)
+        if among is not None and len(among) < rows // _FEW:
             pieces = [
                 query.near(_some(self.codes, among[start : start + _SLICE]))
-                for start in range(0, len(among), _SLICE)
+                for start in range(0, max(1, len(among)), _SLICE)
             ]
-            if not pieces:
-                return among, np.empty(0, np.float32)
             upper, lower = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        else:
+            upper, lower = query.near(self.codes)
+            if among is None:
+                upper[self.dead] = lower[self.dead] = -np.inf
+            else:
+                upper, lower = upper[among], lower[among]
         chosen = np.flatnonzero(upper >= max(_floor(lower, k), _LEAST))
         if len(chosen) > 2 * k:  # the floor was of the groups' best
             chosen = chosen[upper[chosen] >= _kth(lower[chosen], k)]
@@ -104,75 +108,49 @@ class Snapshot:
 
     def _rescored(
         self, query: Query, k: int, slots: NDArray[np.int64], upper: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float64], list[NDArray[np.int64]]]:
-        """Cosines of distinct vectors, best first, and the slots of each: at least the best k."""
-        groups = _Groups(self.reader, slots)
-        bounds = upper[groups.first]
-        order = np.argsort(-bounds, kind="stable")
-        scores = np.full(len(order), -np.inf)
-        floor, size, done = -np.inf, max(_FIRST, 2 * k), 0
-        while done < len(order) and bounds[order[done]] >= floor:
-            piece = order[done : done + size]
-            piece = np.sort(piece[bounds[piece] >= floor])
-            scores[piece] = query.cosines(self.reader.vectors(slots[groups.first[piece]]))
-            done, size = done + size, min(_MOST, 4 * size)
-            floor = groups.kth(scores, k)
-        chosen = np.flatnonzero(scores >= max(floor, _LEAST))
-        chosen = chosen[np.argsort(-scores[chosen], kind="stable")]
-        return scores[chosen], [slots[groups.members(int(group))] for group in chosen]
-
-    def _best(
-        self, scores: NDArray[np.float64], members: list[NDArray[np.int64]], k: int
-    ) -> Ranking:
-        """The first k by score, and by id where scores are equal."""
-        counts = np.cumsum([len(slots) for slots in members])
-        last = scores[min(int(np.searchsorted(counts, k)), len(scores) - 1)]  # ties of it: by id
-        slots = np.concatenate(members)
-        values = np.repeat(scores, np.diff(counts, prepend=0))[np.argsort(slots)]
-        slots = np.sort(slots)
-        found: Ranking = []
-        for chosen in (values > last, values == last):
-            found += ranked(
-                zip(self.reader.ids(slots[chosen]), values[chosen].tolist(), strict=True)
-            )
-        return found[:k]
-
-
-class _Groups:
-    """Slots by content, where there are so many that looking for copies pays.
-
-    Attributes:
-        first: A place in the slots for each group, ascending.
-    """
-
-    def __init__(self, reader: RowReader, slots: NDArray[np.int64]) -> None:
-        self.first = np.arange(len(slots))
-        self._counts: NDArray[np.intp] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Slots and their cosines: at least the best k, with all that equal the k-th."""
+        count = _FIRST + k
+        if len(slots) > 4 * count:  # a few tell which of the others are out
+            first = np.argpartition(-upper, count)[:count]
+            floor = _kth(query.cosines(self.reader.vectors(np.sort(slots[first]))), k)
+            kept = upper >= floor
+            slots, upper = slots[kept], upper[kept]
         if len(slots) > _MANY:
-            _, first, group, counts = np.unique(
-                reader.contents(slots), return_index=True, return_inverse=True, return_counts=True
-            )
-            order = np.argsort(first)
-            rank = np.empty_like(order)
-            rank[order] = np.arange(len(order))
-            self.first, self._counts = first[order], counts[order]
-            self._sorted = np.argsort(rank[group.reshape(-1)], kind="stable")
-            self._starts = np.cumsum(self._counts) - self._counts
+            return self._rescored_groups(query, k, slots, upper)
+        return slots, query.cosines(self.reader.vectors(slots))
 
-    def members(self, group: int) -> NDArray[np.intp]:
-        """Places of a group's slots."""
-        if self._counts is None:
-            return self.first[group : group + 1]
-        start = self._starts[group]
-        return self._sorted[start : start + self._counts[group]]
+    def _rescored_groups(
+        self, query: Query, k: int, slots: NDArray[np.int64], upper: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The same for many slots, of which those with equal vectors are read once."""
+        _, first, group, counts = np.unique(
+            self.reader.contents(slots), return_index=True, return_inverse=True, return_counts=True
+        )
+        scores = np.full(len(first), -np.inf)
+        order = np.argsort(first)  # as they lie in the file
+        best, times, floor = scores[:0], counts[:0], -np.inf
+        for start in range(0, len(order), _PIECE):
+            piece = order[start : start + _PIECE]
+            piece = piece[upper[first[piece]] >= floor]
+            scores[piece] = query.cosines(self.reader.vectors(slots[first[piece]]))
+            best, times = np.append(best, scores[piece]), np.append(times, counts[piece])
+            kept = np.argsort(-best)[:k]
+            best, times = best[kept], times[kept]
+            enough = np.flatnonzero(np.cumsum(times) >= k)
+            floor = float(best[enough[0]]) if len(enough) else -np.inf
+        everyone = scores[group.reshape(-1)]
+        chosen = everyone >= max(floor, _LEAST)
+        return slots[chosen], everyone[chosen]
 
-    def kth(self, scores: NDArray[np.float64], k: int) -> float:
-        """The k-th best score, counting every slot of a group; -inf if there are fewer."""
-        if self._counts is None:
-            return _kth(scores, k)
-        order = np.argsort(-scores, kind="stable")[:k]
-        enough = np.flatnonzero(np.cumsum(self._counts[order]) >= k)
-        return float(scores[order[enough[0]]]) if len(enough) else -np.inf
+    def _best(self, slots: NDArray[np.int64], scores: NDArray[np.float64], k: int) -> Ranking:
+        """The first k by score, and by id where scores are equal."""
+        floor = max(_kth(scores, k), _LEAST)
+        above, equal = scores > floor, np.flatnonzero(scores == floor)
+        ids = self.reader.ids(slots[above])
+        found = ranked(zip(ids, scores[above].tolist(), strict=True))
+        ties = heapq.nsmallest(k - len(found), self.reader.ids(slots[equal]))
+        return found + [(key, floor) for key in ties]
 
 
 def _some(codes: Codes, slots: NDArray[np.int64]) -> Codes:

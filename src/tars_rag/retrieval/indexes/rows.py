@@ -41,6 +41,7 @@ _BATCH_MAGIC = b"TRXB"
 # of codes, generation, digest
 _HEADER = struct.Struct("<4s8IQ8s")
 _CRC = struct.Struct("<I")
+_PAIR = struct.Struct("<II")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _PIECE = 1 << 20
 _GAP = 8  # rows that are read and thrown away rather than asking once more
@@ -328,26 +329,25 @@ class RowReader:
         size = 4 * self._dim
         where = self._where(slots)
         at = self._batches[where, 3] + (slots - self._batches[where, 0]) * size
-        cuts = np.flatnonzero(np.diff(at) > _GAP * size) + 1
+        breaks = (np.diff(at) > _GAP * size) | (np.diff(where) != 0)
+        cuts = np.flatnonzero(breaks) + 1
         bounds = [0, *cuts.tolist(), len(slots)]
         for start, stop in itertools.pairwise(bounds):
-            for first in range(start, stop, max(1, _PIECE // size)):
-                last = min(stop, first + max(1, _PIECE // size))
-                self._read_run(found[first:last], at[first:last])
+            self._read_run(found[start:stop], at[start:stop])
         return found
 
     def _read_run(self, out: NDArray[np.float32], at: NDArray[np.int64]) -> None:
+        """Read rows that are near one another into `out` [m, dim]."""
         if not len(at):
             return
-        size, start = out.shape[1] * 4, int(at[0])
+        start, size = int(at[0]), 4 * self._dim
         total = int(at[-1]) + size - start
         if total == out.nbytes:
             _read_into(self._file, out, start)
             return
-        scratch = np.empty(total // 4, "<f4")
+        scratch = np.empty((total // size, self._dim), "<f4")
         _read_into(self._file, scratch, start)
-        windows = np.lib.stride_tricks.sliding_window_view(scratch, out.shape[1])
-        out[:] = windows[(at - start) // 4]
+        out[:] = scratch[(at - start) // size]
 
     def contents(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
         """The content hashes of ascending slots; rows of equal vectors have equal ones."""
@@ -364,7 +364,10 @@ class RowReader:
         """The ids of ascending slots."""
         found: list[str] = []
         for batch, start, stop in self._groups(slots):
-            first, ends_at, ids_at = (int(value) for value in self._batches[batch, :3])
+            first, ends_at, ids_at = self._batches[batch, :3].tolist()
+            if stop - start == 1:
+                found.append(self._id(int(slots[start]) - first, ends_at, ids_at))
+                continue
             places = slots[start:stop] - first
             low, high = int(places[0]), int(places[-1]) + 1
             ends = np.zeros(high - low + 1, "<u4")
@@ -378,6 +381,14 @@ class RowReader:
                 for place in (places - low).tolist()
             ]
         return found
+
+    def _id(self, place: int, ends_at: int, ids_at: int) -> str:
+        """One id of a batch."""
+        skip = min(place, 1)
+        data = _read(self._file.file, 4 + 4 * skip, ends_at + 4 * (place - skip))
+        begin, end = _PAIR.unpack(data.rjust(_PAIR.size, b"\0"))
+        blob = _read(self._file.file, end - begin, ids_at + begin)
+        return blob.decode("utf-8", "surrogatepass")
 
     def _where(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
         return np.searchsorted(self._batches[:, 0], slots, side="right") - 1
