@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -162,6 +162,7 @@ def test_impossible_sizes_are_refused(tokenizer_file: Path, tokens: int, overlap
 
 @settings(deadline=None, max_examples=60)
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=400), markdown=st.booleans())
+@example(text="\x1f", markdown=False)
 def test_any_text_can_be_cut(splitter: Splitter, text: str, markdown: bool) -> None:
     chunks = splitter.split(text, markdown=markdown)
     for start, chunk in chunks:

@@ -1,1 +1,1 @@
-"""What was measured on this machine: retrieval quality, latency, work sent to the device."""
+"""Measurements: the quality of a search, and the amount of work sent to a device."""

@@ -1,4 +1,4 @@
-"""How well a search finds what people judged relevant: BEIR collections, trec_eval's measures."""
+"""The quality of a search on BEIR collections, in the measures of trec_eval."""
 
 from __future__ import annotations
 

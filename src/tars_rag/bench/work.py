@@ -1,4 +1,4 @@
-"""How much arithmetic a device is sent, padding included: what buckets save, before any board."""
+"""The amount of arithmetic that a device is sent, with padding; computed, not measured."""
 
 from __future__ import annotations
 

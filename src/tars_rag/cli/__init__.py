@@ -1,9 +1,9 @@
 """The command line. One file per command group, loaded only when it is needed.
 
-To add a command: write ``cli/<name>.py`` with a function of that name (or a ``typer.Typer``
-called ``app`` for a group) and add a row to `_COMMANDS`. Keep such a file cheap to import: what
-is heavy (chromadb, onnxruntime, the embedder) is imported inside the command. Raise a
-`TarsRagError` for whatever goes wrong; it is printed here, and nowhere else.
+To add a command, write ``cli/<name>.py`` with a function of that name (or, for a group, a
+``typer.Typer`` called ``app``), and add a row to `_COMMANDS`. Import heavy modules (chromadb,
+onnxruntime, the embedder) inside the command, so that the file itself is cheap to import. Raise a
+`TarsRagError` when something goes wrong: errors are printed here and nowhere else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _COMMANDS: dict[str, str] = {
 
 
 class _Commands(TyperGroup):
-    """Loads a command's module when it is called, and prints the errors of all of them."""
+    """Imports the module of a command only when it is called, and prints its errors."""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(_COMMANDS)

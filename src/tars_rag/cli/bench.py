@@ -1,4 +1,4 @@
-"""``tars-rag bench``: what padding costs on the NPU, for the texts you have."""
+"""``tars-rag bench``: how much arithmetic padding adds on the NPU, for given texts."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def bench(
     model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """How much arithmetic a collection is for an NPU: computed from the lengths, nothing is timed.
+    """Compute how much arithmetic a collection is for an NPU; nothing is timed.
 
-    Every text is padded to the shortest of several sequence lengths (buckets) that it fits, and,
-    to compare with, to the longest one.
+    Each text is padded to the shortest of several sequence lengths (buckets) that fits it. For
+    comparison, all texts are also padded to the longest one, and not at all.
     """
     from tars_rag.bench.evaluate import load_texts
     from tars_rag.bench.work import Encoder, work

@@ -22,28 +22,28 @@ err = Console(stderr=True, highlight=False)
 
 
 def show(message: str, style: str = "") -> None:
-    """A line of the result, on stdout; not wrapped, and taken literally."""
+    """Print a line of the result on stdout, unwrapped, with any markup in it taken literally."""
     out.print(Text(message, style=style), soft_wrap=True)
 
 
 def say(message: str, style: str = "") -> None:
-    """One line for the person watching, on stderr."""
+    """Print one line for the user on stderr."""
     err.print(Text(message, style=style), soft_wrap=True)
 
 
 def say_once(topic: str, message: str, style: str = "") -> None:
-    """`say` it the first time only that this user is told of `topic`."""
+    """`say` the message unless this user was told about `topic` before."""
     path = _told(topic)
     if path.exists():
         return
     say(message, style)
-    with contextlib.suppress(OSError):  # then it is said again
+    with contextlib.suppress(OSError):  # if it cannot be remembered, it is repeated
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
 
 
 def say_again(topic: str) -> None:
-    """The next `say_once` about `topic` is said: what it tells of had changed in between."""
+    """Forget that the user was told about `topic`: the situation has changed since."""
     with contextlib.suppress(OSError):
         _told(topic).unlink()
 
@@ -56,12 +56,12 @@ def _told(topic: str) -> Path:
 
 
 def fail(message: str) -> None:
-    """The reason why a command ends with exit code 1: one red line on stderr."""
+    """Print on one red line on stderr why the command ends with exit code 1."""
     say("error: " + " ".join(message.split()), style="red")
 
 
 def command_line(context: typer.Context, *more: str) -> str:
-    """The command that is running, with `more` behind it, to be pasted into a shell."""
+    """The running command as it was given, followed by `more`, quoted for a shell."""
     options: list[str] = []
     arguments: list[str] = []
     for parameter in context.command.params:
@@ -86,7 +86,7 @@ def command_line(context: typer.Context, *more: str) -> str:
 
 
 def print_json(value: Any) -> None:
-    """The result of ``--json``: one JSON document on stdout."""
+    """Print the result of ``--json``: one JSON document on stdout."""
     typer.echo(json.dumps(value, ensure_ascii=False, allow_nan=False, indent=2))
 
 

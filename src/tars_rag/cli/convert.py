@@ -1,4 +1,4 @@
-"""``tars-rag convert``: a published model into a bundle for the NPU, with measured fidelity."""
+"""``tars-rag convert``: make a bundle for the NPU of a published model, and measure it."""
 
 from __future__ import annotations
 
@@ -34,13 +34,11 @@ def convert(
     target: Annotated[str, typer.Option(help="rk3588, rk3576, rk3568, rk3566, rk3562.")] = "rk3588",
     calibration: Annotated[
         Path | None,
-        typer.Option(help="Texts that set the int8 ranges, instead of the bundled ones."),
+        typer.Option(help="File of texts that set the int8 ranges (default: bundled)."),
     ] = None,
     evaluation: Annotated[
         Path | None,
-        typer.Option(
-            "--eval", help="Texts to measure with (one a line), instead of the bundled ones."
-        ),
+        typer.Option("--eval", help="File of texts to measure with (default: bundled)."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The directory to make. [default: MODEL-TARGET-PRECISION]")
@@ -55,10 +53,10 @@ def convert(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> None:
-    """Convert a model for the NPU and measure what that costs.
+    """Convert a model for the NPU and measure how far its results differ from FP32.
 
-    The vendor's toolkit is installed once, in an environment of its own (367 MB; you are asked
-    first). A result below the precision's fidelity threshold is not kept.
+    The vendor's toolkit is installed once in an environment of its own (367 MB), after asking.
+    If the result is below the threshold of its precision, nothing is kept.
     """
     from tars_rag.convert.build import convert as build
     from tars_rag.convert.build import verdicts
@@ -96,7 +94,11 @@ def convert(
 
 
 def _ask(directory: Path, command: str) -> None:
-    """Whether the toolkit may be installed; an error if not, or if nobody is there to say so."""
+    """Ask whether the toolkit may be installed.
+
+    Raises:
+        ConversionError: It may not, or there is no terminal to ask on.
+    """
     from tars_rag.convert.environment import DOWNLOAD_MB, SIZE_MB, TOOLKIT_VERSION
 
     needed = (
@@ -122,9 +124,11 @@ def _told_when_interrupted() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[tuple[NamedProgress, Callable[[], AbstractContextManager[None]]]]:
-    """What is told of each step, and a pause of it to ask something in.
+    """Show progress: a spinner on a terminal, otherwise one line for each new step.
 
-    A spinner for a person; for a log, one line for each new step.
+    Yields:
+        What to call with each step, and a context manager during which nothing is shown, so that
+        the user can be asked something.
     """
     if err.is_terminal:
         with err.status("starting") as status:

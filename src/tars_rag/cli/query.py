@@ -1,4 +1,4 @@
-"""``tars-rag query``: the best passages for a question."""
+"""``tars-rag query``: show the passages that answer a question best."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 def query(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="QUERY...", help="What to look for; needs no quotation marks."),
+        typer.Argument(
+            metavar="QUESTION...", help="What to look for; quotation marks are not needed."
+        ),
     ],
     store: resources.StoreOption,
     k: Annotated[
@@ -45,7 +47,7 @@ def query(
     precision: resources.PrecisionOption = "fp32",
     json: resources.JsonOption = False,
 ) -> None:
-    """Search a store and show the best passages, with the time of each step."""
+    """Search a store; show the best passages and how long each step took."""
     text = " ".join(words)
     conditions = _parse(where)
     resources.require_store(store)
@@ -73,13 +75,13 @@ def query(
 
 
 def steps_line(steps: Sequence[Step]) -> str:
-    """Where the time went, on one line."""
+    """How long each step took, on one line."""
     parts = [f"{s.name} {s.milliseconds:.1f} ms" for s in steps]
     return f"{', '.join(parts)}; {sum(s.milliseconds for s in steps):.1f} ms in all"
 
 
 def steps_table(steps: Sequence[Step], title: str) -> Table:
-    """Where the time went: step, milliseconds, device, note."""
+    """How long each step took, as a table: step, milliseconds, device, note."""
     table = Table("step", "ms", "device", "", title=title, title_justify="left")
     table.columns[1].justify = "right"
     for step in steps:

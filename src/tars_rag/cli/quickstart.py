@@ -1,4 +1,4 @@
-"""``tars-rag quickstart``: the main job on a small sample, with nothing to prepare."""
+"""``tars-rag quickstart``: index and search a bundled sample, without any preparation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def quickstart(
     ] = None,
     rerank: resources.RerankOption = None,
 ) -> None:
-    """Index a bundled sample of text, ask it a few questions, and show where the time goes."""
+    """Index a bundled sample, ask three questions, and show how long each step took."""
     from tars_rag.ingest.run import ingest
     from tars_rag.retrieval.pipeline import Pipeline
 
@@ -59,7 +59,7 @@ def quickstart(
 
 
 def _default_store(fingerprint: str) -> Path:
-    """One for each version of stores and each embedder: what is left in a cache spoils no start."""
+    """A directory for each store version and embedder, so that no older store is in the way."""
     import platformdirs
 
     from tars_rag.retrieval.storage.store_json import VERSION

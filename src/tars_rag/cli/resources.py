@@ -31,7 +31,9 @@ DeviceOption = Annotated[
 ]
 PrecisionOption = Annotated[
     Literal["fp32", "int8"],
-    typer.Option("--precision", help="Of the embedder on the CPU; belongs to the store."),
+    typer.Option(
+        "--precision", help="Of the embedder on the CPU; a store keeps the one it was made with."
+    ),
 ]
 RerankOption = Annotated[
     bool | None,
@@ -45,7 +47,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 def read_settings(**given: Any) -> Settings:
-    """The environment and ``.env``, with the options that were given winning over them."""
+    """Read the environment and ``.env``; options that were given win over both."""
     from tars_rag.settings import Settings
 
     return Settings.from_env(**{name: value for name, value in given.items() if value is not None})
@@ -57,7 +59,7 @@ def open_embedder(
     device: str | None = None,
     precision: Literal["fp32", "int8"] = "fp32",
 ) -> Embedder:
-    """The embedder; fetched with a progress bar where it is not on this machine."""
+    """Open the embedder, and fetch it first, with a progress bar, if it is not on this machine."""
     from tars_rag.models.embedder import Embedder
 
     given = {"device": device} if device else {}
@@ -68,7 +70,7 @@ def open_embedder(
 def open_reranker(
     settings: Settings, wanted: bool | None, *, fetch: bool = False
 ) -> Reranker | None:
-    """The reranker, or None, with a line on stderr that says why, once and not at every query.
+    """Open the reranker, or return None and say why on stderr, once and not at every query.
 
     Args:
         settings: Name the model.
@@ -109,7 +111,7 @@ def open_reranker(
 def make_splitter(
     settings: Settings, embedder: Embedder, tokens: int | None, overlap: int
 ) -> Splitter:
-    """Cuts texts to what `embedder` reads, counted with its own tokenizer."""
+    """A splitter whose chunks `embedder` reads whole, measured with its own tokenizer."""
     from tars_rag.ingest.chunks import Splitter
     from tars_rag.models.store import ModelStore
     from tars_rag.models.tokenizer import TOKENIZER_NAME
@@ -119,7 +121,7 @@ def make_splitter(
 
 
 def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> HybridStore:
-    """The store; with a progress bar if its lexical index has to be rebuilt."""
+    """Open the store, with a progress bar if its word index has to be rebuilt."""
     from tars_rag.retrieval.store import HybridStore
 
     with progress_bar("count") as progress:
@@ -132,14 +134,14 @@ def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> Hy
 
 
 def is_store(path: Path) -> bool:
-    """Whether a store was made there, whatever its state."""
+    """Whether there is a store at `path`, intact or not."""
     from tars_rag.retrieval.storage.store_json import NAME
 
     return (path.expanduser() / NAME).exists()
 
 
 def require_store(path: Path) -> Path:
-    """The directory of a store that exists.
+    """Return `path` if there is a store.
 
     Raises:
         StoreError: There is none.

@@ -1,4 +1,4 @@
-"""``tars-rag store``: look after a store, and move one in."""
+"""``tars-rag store``: check, repair and re-embed stores, and import a memory of py-tars."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The store's dir
 def check(
     directory: _Directory,
     repair: Annotated[
-        bool, typer.Option("--repair", help="Make the lexical index follow the texts.")
+        bool, typer.Option("--repair", help="Bring the word index in line with the texts.")
     ] = False,
     json: resources.JsonOption = False,
 ) -> None:
-    """Do both indexes agree, and are all files whole? Exit code 1 if something is wrong.
+    """Check that both indexes agree and all files are intact; exit code 1 if not.
 
     Nothing is written without --repair.
     """
@@ -66,10 +66,10 @@ def reembed(
     device: resources.DeviceOption = None,
     precision: resources.PrecisionOption = "fp32",
 ) -> None:
-    """Change the embedder of a store, in place.
+    """Change the embedder of a store in place.
 
-    The old vectors are valid until all passages are embedded. May be interrupted and run again: it
-    goes on where it stopped.
+    The old vectors are used until all passages are embedded. If interrupted, run it again: it
+    continues where it stopped.
     """
     from tars_rag.retrieval.maintenance import reembed as embed_anew
 
@@ -94,10 +94,10 @@ def import_memory(
     precision: resources.PrecisionOption = "fp32",
     json: resources.JsonOption = False,
 ) -> None:
-    """Import the memory of py-tars (HyperDB); nothing that the pickle says is run.
+    """Import the memory of py-tars (HyperDB), without executing its pickle.
 
-    Its vectors are kept if a sample of them agrees with the embedder, and computed anew otherwise.
-    May be run again: what is there already stays as it is.
+    Its vectors are kept if a sample of them agrees with the embedder, and computed anew if not. The
+    import may be repeated: documents that are in the store already stay as they are.
     """
     from tars_rag.ingest.hyperdb import import_hyperdb, load_hyperdb
 

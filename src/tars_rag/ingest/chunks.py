@@ -1,4 +1,4 @@
-"""A file's passages: text and Markdown cut to what the embedder reads, JSONL row by row."""
+"""The passages of a file: chunks that the embedder reads whole, and the rows of JSONL files."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 
 @dataclass(frozen=True)
 class Piece:
-    """A passage of a file, or what is wrong with a row of it.
+    """A passage of a file, or a problem with a row of it.
 
     Attributes:
-        position: How far into the file it lies, in bytes or characters (for progress only).
+        position: Where in the file it is, in bytes or characters (only used to show progress).
         passage: The passage; None where `problem` says why there is none.
         problem: What is wrong, with the line number.
     """
@@ -67,7 +67,7 @@ class Splitter:
 
     @property
     def settings(self) -> str:
-        """What decides how a file is cut; a file cut otherwise is indexed again."""
+        """The settings as text; a file that was cut with others is indexed again."""
         return f"tokens={self._tokens} overlap={self._overlap}"
 
     @cached_property
@@ -97,11 +97,12 @@ class Splitter:
 
     def split(self, text: str, *, markdown: bool = False) -> list[tuple[int, str]]:
         """Cut `text` into (start in characters, chunk)."""
-        return list((self._markdown if markdown else self._text).chunk_indices(text))
+        chunks = (self._markdown if markdown else self._text).chunk_indices(text)
+        return [(start, chunk) for start, chunk in chunks if chunk.strip()]  # \x1f alone is none
 
 
 def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
-    """The passages of a file, in its order, and what is wrong with it.
+    """The passages of a file in their order, and its problems.
 
     Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk`` and, in
     Markdown, ``heading``. A JSONL row keeps its id, unless it is too long for the embedder:
@@ -129,7 +130,7 @@ def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
 
 
 def _headings(text: str) -> list[tuple[int, str]]:
-    """Where each ATX heading starts, and the headings above it: ``Boards > Cooling``."""
+    """The start of each ATX heading, and its path, for example ``Boards > Cooling``."""
     found: list[tuple[int, str]] = []
     trail: dict[int, str] = {}
     start, fence = 0, ""

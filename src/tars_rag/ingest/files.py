@@ -1,6 +1,6 @@
-"""Which files to read, and their text.
+"""Find the files to index, and read their text.
 
-Whatever is wrong with one file is an `InvalidInputError` about that file; the others go on.
+A problem with one file is an `InvalidInputError` that names it, so that the others can go on.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Found:
     Attributes:
         files: Absolute paths, each once, sorted within a directory.
         ignored: File suffix -> number of files in directories that are of no known type.
-        failures: Path -> why it (a directory, say) cannot be looked into.
+        failures: Path (for example of a directory) -> why it cannot be read.
     """
 
     files: list[Path] = field(default_factory=list)

@@ -1,11 +1,13 @@
-"""Which file gave which passages: what lets a second run skip, replace and prune.
+"""Records which passages came from which file, so that a later run can skip, replace and prune.
 
-It is written before the store (claim) and after it (finish), so it always names at least the
-passages that the store holds of a file; a kill in between costs work, never a passage.
+Passages are recorded before the store gets them (`claim`) and a file is recorded as done after it
+(`finish`). So the record always names at least those passages of a file that the store holds, and
+a process that is killed in between loses work, but never a passage.
 """
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -37,8 +39,9 @@ class Ledger:
             self._db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             msg = (
-                f"{path}, the record of indexed files, cannot be used ({error}). Delete it and run "
-                "tars-rag index again: passages that are in the store are not embedded again."
+                f"{path}, the record of indexed files, cannot be used ({error}). Delete it and "
+                "run the same command again: passages in the store are not embedded again. "
+                f"To delete it: rm {shlex.quote(str(path))}"
             )
             raise StoreError(msg) from error
 
@@ -60,7 +63,7 @@ class Ledger:
         return [row[0] for row in rows]
 
     def owners(self, ids: Iterable[str]) -> dict[str, str]:
-        """Id -> the file it came from, for those of `ids` that came from a file."""
+        """Map those of `ids` that came from a file to that file."""
         found: dict[str, str] = {}
         for batch in batches(ids, 500):
             marks = ",".join("?" * len(batch))
@@ -75,15 +78,15 @@ class Ledger:
             self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?)", owners)
 
     def reopen(self, source: str) -> None:
-        """A file is being indexed: until `finish` it does not count as done."""
+        """Record that a file is being indexed: it does not count as done until `finish`."""
         self._db.execute("DELETE FROM sources WHERE source = ?", (source,))
 
     def finish(self, source: str, version: str) -> None:
-        """All passages of a file are in the store."""
+        """Record that all passages of a file are in the store."""
         self._db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source, version))
 
     def release(self, ids: Iterable[str]) -> None:
-        """Passages are no longer in the store."""
+        """Record that passages are no longer in the store."""
         with self._db:
             self._db.execute("BEGIN")
             self._db.executemany("DELETE FROM passages WHERE id = ?", ((key,) for key in ids))

@@ -1,4 +1,4 @@
-"""Bring a store up to date with files: new, changed, unchanged, vanished."""
+"""Bring a store up to date with files that are new, changed, unchanged or gone."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class Report:
 
     Attributes:
         indexed: Files read and stored as a whole.
-        unchanged: Files left alone: same content, cut the same way, all passages present.
+        unchanged: Files that were skipped: same content and chunk settings, all passages present.
         failures: (file, what is wrong with it), several for a JSONL file with several bad rows.
-        vanished: Files indexed earlier, below those of the given paths that exist, that are no
-            longer there.
+        vanished: Files that were indexed earlier and are gone, below those of the given paths
+            that exist.
         ignored: Suffix -> number of files found in directories that are of no known type.
         written: Passages embedded and stored.
-        kept: Passages of changed or interrupted files that were stored already.
-        deleted: Passages that their file no longer has, or of vanished files when pruning.
+        kept: Passages of changed files or interrupted runs that were stored already.
+        deleted: Passages that are no longer in their file or, when pruning, whose file is gone.
         seconds: Wall time.
     """
 
@@ -54,7 +54,7 @@ class Report:
 
 @dataclass
 class _File:
-    """A file on its way; hashed before it is read, so that a change in between is noticed."""
+    """A file being indexed. It is hashed before it is read, so that a later change is noticed."""
 
     source: str
     version: str
@@ -70,10 +70,10 @@ def ingest(
     prune: bool = False,
     progress: NamedProgress | None = None,
 ) -> Report:
-    """Index files and directories into `store`, doing only what is not done yet.
+    """Index files and directories into `store`, as far as they are not indexed yet.
 
-    Memory does not grow with the number or size of JSONL rows' texts; a text or Markdown file
-    is held as a whole. May be killed at any moment and run again.
+    JSONL files are read row by row; a text or Markdown file is held in memory as a whole. If the
+    process is killed, call this again: it continues where it stopped.
 
     Args:
         store: An open, writable store.
@@ -97,7 +97,7 @@ def ingest(
     except sqlite3.Error as error:
         msg = (
             f"The record of indexed files in {store.path} cannot be written ({error}). Make room "
-            "on the disk, then run tars-rag index again: it goes on where it stopped."
+            "on the disk, then run the same command again: it continues where it stopped."
         )
         raise StoreError(msg) from error
     report.seconds = perf_counter() - began
@@ -105,11 +105,11 @@ def ingest(
 
 
 def nothing_to_ingest(paths: Sequence[Path], splitter: Splitter) -> Report | None:
-    """Whether no file gives a single passage, so that no store need be made for it.
+    """Find out whether no file holds a single passage, before a store is made.
 
     Returns:
-        What `ingest` would report, or None: there is something. Files are read only as far as the
-        first passage.
+        None if there is a passage; files are read only as far as the first one. Otherwise what
+        `ingest` would report.
     """
     found = find(paths)
     report = Report(ignored=dict(found.ignored), failures=sorted(found.failures.items()))
@@ -127,7 +127,7 @@ def nothing_to_ingest(paths: Sequence[Path], splitter: Splitter) -> Report | Non
 
 
 class _Run:
-    """Collects passages of many files into batches that the embedder and the store like."""
+    """Collects the passages of many files into batches, embeds and stores them."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""embed -> vectors and words -> fuse -> rerank, under one deadline, with a timing for each step."""
+"""Search and rerank under one deadline, and time each step."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class PassageScorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Ranked passages, best first, and where the time went."""
+    """Ranked passages, best first, and how long each step took."""
 
     passages: list[ScoredPassage]
     steps: list[Step]
@@ -43,7 +43,7 @@ class Answer:
 
 
 class Pipeline:
-    """Search a store, rerank what it finds.
+    """Searches a store and reranks what it finds.
 
     Args:
         store: What is searched.
@@ -103,7 +103,7 @@ class Pipeline:
         start = time.perf_counter()
         watch = Stopwatch()
         reranker = self.reranker if rerank else None
-        # A k that is none is left for the store to refuse.
+        # An invalid k is passed on: the store refuses it with its own message.
         valid = isinstance(k, int) and not isinstance(k, bool) and k > 0
         wanted = max(k, self.candidates) if reranker is not None and valid else k
         found = self.store.search(query, wanted, strategy or self.strategy, where, watch=watch)

@@ -1,4 +1,4 @@
-"""Where the time of a query went."""
+"""How long each step of a query took."""
 
 from __future__ import annotations
 
