@@ -1,0 +1,142 @@
+"""What a change must pass, each under one name: `nox -l` lists them, `.ci/run` runs them all.
+
+Sessions without a version use the environment that nox is installed in (`pip install -e '.[test]'`)
+and start in a second; `fast` and `lowest` make environments of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import nox
+
+PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+BIN = Path(sys.executable).parent
+COVERAGE = {"COVERAGE_PROCESS_START": "pyproject.toml", "COVERAGE_FILE": ".coverage"}
+
+nox.options.sessions = ["lint", "types", "rooms", "pages", "tests"]
+nox.options.reuse_existing_virtualenvs = True
+nox.options.error_on_missing_interpreters = False
+
+if "PYENV_VERSION" not in os.environ and shutil.which("pyenv"):
+    # pyenv's python3.10, python3.12, ... start only the versions that are chosen by this.
+    bare = subprocess.run(["pyenv", "versions", "--bare"], capture_output=True, text=True)
+    chosen = [v for v in bare.stdout.split() if re.fullmatch(r"3\.1[0-3]\.\d+", v)]
+    chosen.sort(key=lambda v: v.startswith(f"3.{sys.version_info.minor}."), reverse=True)
+    os.environ["PYENV_VERSION"] = ":".join(chosen)
+
+
+def here(session: nox.Session, tool: str, *arguments: str, **env: str) -> None:
+    """Run a tool of nox's own environment."""
+    session.run(str(BIN / tool), *arguments, env=env, external=True)
+
+
+def measured(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Run pytest and, if `--cover` is among the arguments, measure it and all its children."""
+    posargs = [word for word in session.posargs if word != "--cover"]
+    cover = {name: str(Path(value).resolve()) for name, value in COVERAGE.items()}
+    env |= cover if len(posargs) < len(session.posargs) else {}
+    here(session, "pytest", *arguments, *posargs, **env)
+
+
+@nox.session(python=False)
+def lint(session: nox.Session) -> None:
+    """Style: ruff check and ruff format."""
+    here(session, "ruff", "check")
+    here(session, "ruff", "format", "--check")
+
+
+@nox.session(python=False)
+def types(session: nox.Session) -> None:
+    """Types: mypy, strict."""
+    here(session, "mypy")
+
+
+@nox.session(python=False)
+def rooms(session: nox.Session) -> None:
+    """Which room may import which: import-linter, by the contracts of pyproject.toml."""
+    here(session, "lint-imports")
+
+
+@nox.session(python=False)
+def pages(session: nox.Session) -> None:
+    """docs/cli-reference.md says what the command line says; `-- --write` makes it so."""
+    here(session, "python", "docs/cli_reference.py", *(session.posargs or ["--check"]))
+
+
+@nox.session(python=False)
+def tests(session: nox.Session) -> None:
+    """The fast tests, on this interpreter; `-- tests/test_fusion.py` for one file."""
+    measured(session, *([] if session.posargs else ["-n", "2"]))
+
+
+@nox.session(python=PYTHONS, venv_backend="venv")
+def fast(session: nox.Session) -> None:
+    """The fast tests in an environment of each interpreter (`-p 3.12` for one)."""
+    session.install("-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python=PYTHONS[0], venv_backend="venv")
+def lowest(session: nox.Session) -> None:
+    """The fast tests with the lowest version of every dependency that pyproject.toml allows."""
+    session.install("uv")
+    python = str(Path(session.virtualenv.location) / "bin" / "python")
+    lowest = ("--resolution", "lowest-direct", "--python", python)
+    session.run("uv", "pip", "install", *lowest, "-e", ".[test]")
+    session.run("pytest", "-n", "2", *session.posargs)
+
+
+@nox.session(python=False)
+def weights(session: nox.Session) -> None:
+    """Tests that need the published weights (`tars-rag models pull`) and ../shared."""
+    measured(session, "-m", "weights or data", "--force-enable-socket")
+
+
+@nox.session(python=False)
+def crash(session: nox.Session) -> None:
+    """Kills and power cuts; needs strace. TARS_RAG_KILLS sets the count (25 here, 200 at most)."""
+    measured(session, "-m", "crash", TARS_RAG_KILLS=os.environ.get("TARS_RAG_KILLS", "25"))
+
+
+@nox.session(python=False)
+def emulator(session: nox.Session) -> None:
+    """The real aarch64 wheel; needs qemu-user-static, mmdebstrap, gcc-aarch64-linux-gnu."""
+    measured(session, "-m", "emulator", "--force-enable-socket")
+
+
+@nox.session(python=False)
+def convert(session: nox.Session) -> None:
+    """Bundles made by the real toolkit, in the environment that `tars-rag convert` makes."""
+    measured(session, "-m", "convert", "--force-enable-socket")
+
+
+@nox.session(python=False)
+def coverage(session: nox.Session) -> None:
+    """What the sessions with `-- --cover` ran, together, against the share of pyproject.toml."""
+    here(session, "coverage", "combine")
+    here(session, "coverage", "report")
+
+
+@nox.session(python=False)
+def wheel(session: nox.Session) -> None:
+    """The wheel alone, without the source: it imports, and the command answers."""
+    shutil.rmtree("dist", ignore_errors=True)
+    here(session, "python", "-m", "build")
+    [built] = Path("dist").resolve().glob("*.whl")
+    with tempfile.TemporaryDirectory() as folder:
+        here(session, "python", "-m", "venv", f"{folder}/venv")
+        alone = f"{folder}/venv/bin"
+        session.run(f"{alone}/pip", "install", "-q", str(built), external=True)
+        with session.chdir(folder):
+            names = "Embedder, HybridStore, Passage, Reranker, Settings, __version__"
+            code = f"from tars_rag import {names}; print('imports', __version__)"
+            session.run(f"{alone}/python", "-c", code, external=True)
+            session.run(f"{alone}/tars-rag", "--help", external=True, silent=True)
+            session.run(f"{alone}/python", "-m", "tars_rag", "doctor", external=True)
