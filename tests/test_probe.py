@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import importlib.metadata
 import json
 import os
+import platform
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import tars_rag
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError
 from tars_rag.runtimes.npu import faults, probe
@@ -232,6 +236,78 @@ def test_doctor_looks_at_the_models(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert "mini was made by toolkit 2.5.0, the wheel is 2.3.2" in problems
     assert "absent.rknn does not exist" in problems
     assert all(f["why"] and f["fix"] for f in said["findings"])
+
+
+def test_doctor_json_is_enough_for_a_bug_report(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("HTTPS_PROXY", "http://jane:pass word@proxy.example:3128")
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdef")
+    monkeypatch.setenv("EMBED_MODEL", "https://jane:pass@models.example/m")
+    monkeypatch.setenv("RAG_STRATEGY", "naive")
+    bundle(home / "models" / "mini")
+    text = doctor(monkeypatch, machine(home / "root"), "--json")
+    said = json.loads(text)
+    assert said["tars_rag"] == tars_rag.__version__
+    assert said["python"]["version"] == platform.python_version()
+    assert said["platform"]["machine"] == platform.machine()
+    assert said["packages"]["numpy"] == np.__version__
+    assert {guest["name"]: guest["is_tested"] for guest in said["guests"]} == {
+        "chromadb": True,
+        "tantivy": True,
+        "rknn-toolkit-lite2": False,
+    }
+    assert said["settings"]["values"]["rag_strategy"] == "naive"
+    assert "rag_strategy" in said["settings"]["set"]
+    assert "npu_core_mask" not in said["settings"]["set"]
+    assert said["model_cache"]["path"] == "~/models"
+    assert said["model_cache"]["bytes"] > 0
+    assert [model["name"] for model in said["models"]] == ["mini"]
+    for secret in ("pass", "jane", "hf_abcdef", str(home)):
+        assert secret not in text
+
+
+def test_doctor_works_where_a_setting_is_wrong(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NPU_CORE_MASK", "nine")
+    found = machine(home / "root")
+    assert "error: NPU_CORE_MASK='nine' is not valid" in doctor(monkeypatch, found)
+    said = json.loads(doctor(monkeypatch, found, "--json"))
+    assert "NPU_CORE_MASK" in said["findings"][0]["what"]
+    assert said["settings"]["values"] == {}
+
+
+@pytest.mark.parametrize("name", ["chromadb", "tantivy"])
+def test_doctor_names_an_untested_guest(
+    home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    real = importlib.metadata.version
+    monkeypatch.setattr(
+        importlib.metadata, "version", lambda wanted: "9.9.0" if wanted == name else real(wanted)
+    )
+    found = machine(home / "root")
+    said = doctor(monkeypatch, found)
+    assert f"warning: {name} 9.9.0 is not a tested version" in said
+    assert f"fix: pip install '{name}>=" in said
+    report = json.loads(doctor(monkeypatch, found, "--json"))
+    [row] = [guest for guest in report["guests"] if guest["name"] == name]
+    assert (row["installed"], row["is_tested"]) == ("9.9.0", False)
+
+
+def test_one_bad_bundle_does_not_hide_the_others(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle(home / "models" / "good")
+    bundle(home / "models" / "bad")
+    (home / "models" / "bad" / "manifest.json").write_text("{")
+    said = json.loads(doctor(monkeypatch, machine(home / "root"), "--json"))
+    assert {model["name"]: "problem" in model for model in said["models"]} == {
+        "bad": True,
+        "good": False,
+    }
+    [finding] = said["findings"]
+    assert finding["level"] == "error"
+    assert "rm -r" in finding["fix"]
 
 
 def test_doctor_remembers_faults(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:

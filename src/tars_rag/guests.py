@@ -28,10 +28,7 @@ class Guest:
     @property
     def installed(self) -> str | None:
         """The version that is installed; None: it is not."""
-        try:
-            return importlib.metadata.version(self.name)
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return version_of(self.name)
 
     @property
     def pin(self) -> str:
@@ -70,6 +67,14 @@ RKNN: Final = Guest(
     "rknn-toolkit-lite2", "2.3.2", "2.5.0", "the C functions behind it, and its logger"
 )
 GUESTS: Final = (CHROMA, TANTIVY, RKNN)
+
+
+def version_of(distribution: str) -> str | None:
+    """The installed version of a distribution; None: it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _numbers(version: str) -> tuple[int, ...]:

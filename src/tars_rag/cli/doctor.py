@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -14,24 +15,39 @@ from tars_rag.cli.console import out, print_json
 from tars_rag.cli.resources import JsonOption, read_settings
 
 if TYPE_CHECKING:
-    from tars_rag.runtimes.npu.probe import Machine
+    from tars_rag.runtimes.npu.probe import Finding, Machine
+    from tars_rag.settings import Settings
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Say what board and NPU this is, what is missing or wrong, and the command that mends it."""
+    """Say what machine and NPU this is, what is wrong, and the command that mends it.
+
+    With --json: everything that a bug report needs, without secrets.
+    """
+    from tars_rag.cli import surroundings
     from tars_rag.runtimes.npu import faults
     from tars_rag.runtimes.npu.probe import probe
 
     machine = probe()
-    models = _models()
-    problems = [asdict(f) for f in machine.findings] + _model_findings(models, machine)
+    settings, problems = _settings()
+    problems += [asdict(f) for f in (*machine.findings, *_untested())]
+    models = _models(settings) if settings else []
+    problems += _model_findings(models, machine)
     recent = [asdict(f) for f in faults.recent()[-5:]]
     if as_json:
-        facts = {k: v for k, v in asdict(machine).items() if k != "findings"}
-        verdict = {"npu_usable": not machine.reason, "npu_reason": machine.reason}
-        print_json(
-            {**verdict, "machine": facts, "models": models, "findings": problems, "faults": recent}
-        )
+        root = _cache(settings) if settings else None
+        report = {
+            "npu_usable": not machine.reason,
+            "npu_reason": machine.reason,
+            **surroundings.versions(),
+            "machine": {k: v for k, v in asdict(machine).items() if k != "findings"},
+            "settings": surroundings.settings_as_json(settings),
+            "model_cache": surroundings.model_cache(root),
+            "models": models,
+            "findings": problems,
+            "faults": recent,
+        }
+        print_json(surroundings.without_home(report))
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows(machine, models):
@@ -54,6 +70,33 @@ def doctor(as_json: JsonOption = False) -> None:
         out.print(Text(verdict_text), soft_wrap=True)
     else:
         out.print(Text(f"NPU: ready, {machine.npu_cores} core(s).", style="green"))
+
+
+def _settings() -> tuple[Settings | None, list[dict[str, str]]]:
+    """The settings, or what is wrong with them: doctor is what one runs then."""
+    from tars_rag.errors import ConfigError
+
+    try:
+        return read_settings(), []
+    except ConfigError as error:
+        what = " ".join(str(error).split())
+        why = "every other command stops there"
+        return None, [_finding("error", what, why, "correct the variable that is named")]
+
+
+def _untested() -> list[Finding]:
+    """Chroma and tantivy; the NPU's wheel is the probe's."""
+    from tars_rag.guests import CHROMA, TANTIVY
+    from tars_rag.runtimes.npu.probe import untested
+
+    known = [(guest, guest.installed) for guest in (CHROMA, TANTIVY)]
+    return [finding for guest, version in known if version for finding in untested(guest, version)]
+
+
+def _cache(settings: Settings) -> Path:
+    from tars_rag.models.store import ModelStore
+
+    return ModelStore(settings.model_cache_dir).root
 
 
 def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -83,56 +126,61 @@ def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str
     return [*rows, ("Models", ", ".join(names) or "none; fetch: tars-rag models pull")]
 
 
-def _models() -> list[dict[str, Any]]:
+def _models(settings: Settings) -> list[dict[str, Any]]:
     """The models of the cache, and what the NPU's variables point at."""
-    from tars_rag.errors import ModelError
     from tars_rag.models.store import ModelStore
-    from tars_rag.runtimes.npu.bundle import find_bundles, read_model
-    from tars_rag.runtimes.npu.manifest import Kind
+    from tars_rag.runtimes.npu.manifest import MANIFEST_NAME
 
-    settings = read_settings()
     store = ModelStore(settings.model_cache_dir)
-    models: list[dict[str, Any]] = [
+    rows: list[dict[str, Any]] = [
         {"name": m.name, "where": "CPU", "path": str(m.directory), "kind": m.kind}
         for m in store.list()
         if m.present
     ]
-    paths: dict[Path, Kind] = {}
-    if settings.rknn_embedder_path:
-        paths[settings.rknn_embedder_path] = "embedder"
-    if settings.rknn_reranker_path:
-        paths[settings.rknn_reranker_path] = "cross-encoder"
+    named = {
+        "RKNN_EMBEDDER_PATH": (settings.rknn_embedder_path, "embedder", settings.embed_model),
+        "RKNN_RERANKER_PATH": (settings.rknn_reranker_path, "cross-encoder", settings.rerank_model),
+    }
+    for variable, (path, kind, model) in named.items():
+        if path:
+            rows.append(_on_npu(path, kind) | {"variable": variable, "model": model})
+    paths = {row["path"] for row in rows}
+    bundles = (file.parent for file in sorted(store.root.glob(f"*/{MANIFEST_NAME}")))
+    return rows + [_on_npu(bundle) for bundle in bundles if str(bundle) not in paths]
+
+
+def _on_npu(path: Path, kind: str = "") -> dict[str, Any]:
+    """What a file or bundle for the NPU is, or what is wrong with it."""
+    from tars_rag.errors import ModelError
+    from tars_rag.runtimes.npu.bundle import read_model
+    from tars_rag.runtimes.npu.manifest import load_manifest
+
+    row: dict[str, Any] = {"name": path.name, "where": "NPU", "path": str(path)}
     try:
-        for path, manifest in find_bundles(store.root):
-            paths.setdefault(path, manifest.kind)
+        used_as = kind or load_manifest(path).kind
+        npu = read_model(path, "embedder" if used_as == "embedder" else "cross-encoder")
     except ModelError as error:
-        models.append({"name": "a bundle", "where": "NPU", "problem": str(error)})
-    for path, kind in paths.items():
-        row: dict[str, Any] = {"name": path.name, "where": "NPU", "path": str(path)}
-        try:
-            npu = read_model(path, kind)
-        except ModelError as error:
-            row["problem"] = str(error)
-        else:
-            row |= {"kind": kind, "target": npu.target, "toolkit": npu.toolkit}
-        models.append(row)
-    return models
+        return row | {"problem": str(error)}
+    return row | {"kind": used_as, "target": npu.target, "toolkit": npu.toolkit}
 
 
 def _model_findings(models: list[dict[str, Any]], machine: Machine) -> list[dict[str, str]]:
     found = []
     for model in models:
         name = model["name"]
+        convert = (
+            f"tars-rag convert {model.get('model') or name} --target {machine.soc or 'rk3588'}"
+        )
         if "problem" in model:
-            why = "it cannot be loaded"
-            fix = "tars-rag convert, or copy it again"
-            found.append(_finding("error", model["problem"], why, fix))
+            variable = model.get("variable")
+            fix = f"unset {variable}" if variable else f"rm -r {shlex.quote(model['path'])}"
+            fix += f"  (or make it anew on a PC: {convert})"
+            found.append(_finding("error", model["problem"], "it cannot be loaded", fix))
             continue
         target, toolkit = model.get("target"), model.get("toolkit")
         if target and machine.has_npu and target != machine.soc:
             why = f"this board is a {machine.soc}; the file does not run on it"
-            fix = f"tars-rag convert --target {machine.soc}"
-            found.append(_finding("error", f"{name} was converted for {target}", why, fix))
+            found.append(_finding("error", f"{name} was converted for {target}", why, convert))
         if toolkit and machine.wheel and toolkit.split(".")[:2] > machine.wheel.split(".")[:2]:
             what = f"{name} was made by toolkit {toolkit}, the wheel is {machine.wheel}"
             why = "an older runtime may refuse it or answer wrongly"

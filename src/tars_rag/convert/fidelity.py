@@ -13,7 +13,7 @@ from tars_rag.runtimes.npu.manifest import Fidelity
 
 if TYPE_CHECKING:
     from tars_rag.runtimes.base import Feeds
-    from tars_rag.runtimes.npu.manifest import Kind
+    from tars_rag.runtimes.npu.manifest import ModelKind
 
 FloatArray = NDArray[np.float32]
 
@@ -86,7 +86,7 @@ def worst(measured: Sequence[Fidelity]) -> Fidelity:
     return Fidelity(**merged)
 
 
-def verdict(fidelity: Fidelity, recipe: Recipe, kind: Kind) -> str:
+def verdict(fidelity: Fidelity, recipe: Recipe, kind: ModelKind) -> str:
     """The measured figures and what was asked, in words."""
     least = recipe.thresholds[kind]
     if kind == "embedder":

@@ -11,7 +11,7 @@ from typing import Final, Literal
 
 from tars_rag.errors import InvalidInputError
 from tars_rag.models.bert_graph import LINEAR
-from tars_rag.runtimes.npu.manifest import Kind
+from tars_rag.runtimes.npu.manifest import ModelKind
 
 Quantise = Literal["none", "chosen", "everything"]
 Table = Literal["float16", "int8", "host"]
@@ -48,7 +48,7 @@ class Recipe:
 
     name: str
     summary: str
-    thresholds: Mapping[Kind, Threshold]
+    thresholds: Mapping[ModelKind, Threshold]
     quantise: Quantise = "none"
     int8: tuple[str, ...] = ()
     table: Table = "float16"
@@ -61,15 +61,15 @@ class Recipe:
         return self.quantise != "none"
 
 
-_LOSSLESS: Final[Mapping[Kind, Threshold]] = {
+_LOSSLESS: Final[Mapping[ModelKind, Threshold]] = {
     "embedder": Threshold(0.9999, 0.999),
     "cross-encoder": Threshold(0.999),
 }
-_HQ: Final[Mapping[Kind, Threshold]] = {
+_HQ: Final[Mapping[ModelKind, Threshold]] = {
     "embedder": Threshold(0.9985, 0.99),
     "cross-encoder": Threshold(0.99),
 }
-_INT8: Final[Mapping[Kind, Threshold]] = {
+_INT8: Final[Mapping[ModelKind, Threshold]] = {
     "embedder": Threshold(0.995),
     "cross-encoder": Threshold(0.985),
 }

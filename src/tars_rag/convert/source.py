@@ -20,9 +20,9 @@ from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import Feeds
-from tars_rag.runtimes.npu.manifest import Kind
+from tars_rag.runtimes.npu.manifest import ModelKind
 
-INPUTS: Final[dict[Kind, tuple[str, ...]]] = {
+INPUTS: Final[dict[ModelKind, tuple[str, ...]]] = {
     "embedder": ("input_ids", "attention_mask"),
     "cross-encoder": ("input_ids", "attention_mask", "token_type_ids"),
 }
@@ -47,7 +47,7 @@ class Source:
     pooling: Pooling
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ModelKind:
         """A classifier makes a cross-encoder."""
         return "cross-encoder" if self.weights.head else "embedder"
 

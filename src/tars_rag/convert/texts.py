@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.runtimes.npu.manifest import Kind
+from tars_rag.runtimes.npu.manifest import ModelKind
 
 Purpose = Literal["calibration", "evaluation"]
 
@@ -56,7 +56,7 @@ class Sample:
         return len(self.texts)
 
 
-def sample(kind: Kind, purpose: Purpose, path: Path | None = None) -> Sample:
+def sample(kind: ModelKind, purpose: Purpose, path: Path | None = None) -> Sample:
     """The texts or pairs in a file, or the bundled ones.
 
     Raises:
@@ -144,7 +144,7 @@ def _read(path: Path, purpose: Purpose) -> list[str]:
     return lines
 
 
-def _parse(path: Path, lines: list[str], kind: Kind, purpose: Purpose) -> Sample:
+def _parse(path: Path, lines: list[str], kind: ModelKind, purpose: Purpose) -> Sample:
     """Every line the same layout: JSON if the first is, else pairs if all have a tab, else text."""
     filled = [(number, line) for number, line in enumerate(lines, 1) if line]
     texts: list[str] = []
@@ -174,7 +174,7 @@ def _parse(path: Path, lines: list[str], kind: Kind, purpose: Purpose) -> Sample
     return Sample(tuple(texts), tuple(queries) if kind == "cross-encoder" else (), path.name)
 
 
-def _record(raw: Any, kind: Kind) -> list[tuple[str, str]]:
+def _record(raw: Any, kind: ModelKind) -> list[tuple[str, str]]:
     """The (query, text) pairs of one JSON line; the query is empty for an embedder."""
     if not isinstance(raw, dict):
         msg = "is not a JSON object"

@@ -19,7 +19,7 @@ from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu import faults
 from tars_rag.runtimes.npu.bundle import NpuModel, find_bundles, read_model
 from tars_rag.runtimes.npu.isolate import IsolatedSession
-from tars_rag.runtimes.npu.manifest import Kind
+from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.probe import Machine
 from tars_rag.settings import Placement
@@ -76,7 +76,7 @@ def open_pool(
 
 def find_model(
     model: LocalModel,
-    kind: Kind,
+    kind: ModelKind,
     pooling: Pooling,
     placement: Placement,
     cache: Path,

@@ -12,7 +12,7 @@ from tars_rag.models.bert_graph import Output, Pooling
 from tars_rag.models.store import LocalModel
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
-from tars_rag.runtimes.npu.manifest import Kind
+from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import Placement, Precision
 
@@ -134,7 +134,7 @@ def _open_npu(
     if machine.reason:
         msg = f"{model.name} cannot run on the NPU: {machine.reason}. More: tars-rag doctor"
         raise DeviceError(msg)
-    kind: Kind = "embedder" if output == "pooled" else "cross-encoder"
+    kind: ModelKind = "embedder" if output == "pooled" else "cross-encoder"
     file = npu.find_model(model, kind, pooling, placement, cache, machine)
     earned = "npu"
 

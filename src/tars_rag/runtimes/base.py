@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ FloatArray: TypeAlias = NDArray[np.float32]
 Feeds: TypeAlias = Mapping[str, IntArray]
 """Input name -> int64 array [rows, tokens]: input_ids, attention_mask and, for graphs that
 take them, token_type_ids. All arrays of one feed have the same shape."""
+
+OutputKind = Literal["pooled", "tokens", "logit"]
+"""What a graph returns: one vector a text, one a token, or a cross-encoder's logit."""
 
 
 @runtime_checkable

@@ -16,8 +16,8 @@ from tars_rag.files import sha256_of
 from tars_rag.runtimes.npu.manifest import (
     MANIFEST_NAME,
     Fidelity,
-    Kind,
     Manifest,
+    ModelKind,
     load_manifest,
     verify_bundle,
 )
@@ -54,7 +54,7 @@ class NpuModel:
     max_length: int | None = None
 
 
-def read_model(path: Path, kind: Kind) -> NpuModel:
+def read_model(path: Path, kind: ModelKind) -> NpuModel:
     """Find out what `path` is, and verify it.
 
     Args:
@@ -96,7 +96,7 @@ def _score(fidelity: Fidelity) -> float:
     return fidelity.mean_cosine or fidelity.mean_spearman or 0.0
 
 
-def _bundle(path: Path, kind: Kind) -> NpuModel:
+def _bundle(path: Path, kind: ModelKind) -> NpuModel:
     manifest = verify_bundle(path)
     if manifest.kind != kind:
         msg = f"{path} is a bundle of kind {manifest.kind}, not {kind}. Give the other path."
@@ -155,7 +155,7 @@ def _rk_transformers(path: Path) -> dict[str, Any]:
     return entry if isinstance(entry, dict) else {}
 
 
-def _published(path: Path, kind: Kind, config: dict[str, Any]) -> NpuModel:
+def _published(path: Path, kind: ModelKind, config: dict[str, Any]) -> NpuModel:
     """One file per length, the unquantised ones, of those that take one text at a time."""
     usable: dict[int, tuple[bool, str, dict[str, Any]]] = {}
     for name, entry in config.items():

@@ -15,13 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
+from tars_rag.runtimes.base import OutputKind
 
 MANIFEST_NAME = "manifest.json"
 FORMAT: Final = "tars-rag-bundle"
 VERSION: Final = 1
 
-Kind = Literal["embedder", "cross-encoder"]
-Output = Literal["pooled", "tokens", "logit"]
+ModelKind = Literal["embedder", "cross-encoder"]
+"""What a bundle's model is used as."""
 
 
 class _Frozen(BaseModel):
@@ -79,7 +80,7 @@ class Manifest(_Frozen):
     format: Literal["tars-rag-bundle"] = FORMAT
     version: Literal[1] = VERSION
     model: str = Field(description="Catalogue name, e.g. all-MiniLM-L6-v2.")
-    kind: Kind
+    kind: ModelKind
     target: str = Field(description="SoC, e.g. rk3588.")
     precision: str = Field(description="fp16, fp16-host, hq, int8, ...")
     toolkit: str = Field(description="rknn-toolkit2 version that built the files.")
@@ -87,7 +88,7 @@ class Manifest(_Frozen):
         description="Device inputs in order. 'word_embeddings' (float32 [1, n, hidden]) stands "
         "for input_ids where the word table is on the host."
     )
-    output: Output
+    output: OutputKind
     dimension: int = Field(gt=0, description="Hidden size of the encoder.")
     max_length: int = Field(gt=0, description="Longest text in tokens; longer ones are cut.")
     graphs: tuple[GraphFile, ...] = Field(min_length=1)

@@ -14,14 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
-from tars_rag.runtimes.base import Feeds, FloatArray
+from tars_rag.runtimes.base import Feeds, FloatArray, OutputKind
 from tars_rag.runtimes.npu.rknn import RknnContext, TensorInfo
 from tars_rag.runtimes.npu.spec import (
     FEED_NAMES,
     WORD_EMBEDDINGS,
     KnownAnswer,
     NpuSpec,
-    OutputKind,
     SessionInfo,
 )
 

@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, Protocol
 
-from tars_rag.runtimes.base import Feeds, FloatArray
+from tars_rag.runtimes.base import Feeds, FloatArray, OutputKind
 
 FEED_NAMES = ("input_ids", "attention_mask", "token_type_ids")
 WORD_EMBEDDINGS = "word_embeddings"
-
-OutputKind = Literal["pooled", "tokens", "logit"]
 
 
 @dataclass(frozen=True)
