@@ -652,6 +652,40 @@ def test_bench_needs_what_it_asks_for(tmp_path: Path) -> None:
     assert "qrels/test.tsv" in refused("eval", "c")
 
 
+def test_the_language_of_a_store(notes: Path) -> None:
+    (notes / "haus.txt").write_text("Die H\u00e4user haben Katzen.")
+    ok("index", notes, "--store", "s", "--language", "German")
+
+    def found(question: str) -> list[str]:
+        arguments = ["query", question, "--store", "s", "--strategy", "lexical", "--json"]
+        return [Path(p["id"]).name for p in json.loads(ok(*arguments))["passages"]]
+
+    assert found("Haus Katze") == ["haus.txt#0"]
+    code, shown = in_a_terminal("query", "Haus", "--store", "s")
+    assert (code, "\x1b[1;33mH\u00e4user\x1b[0m" in shown) == (0, True)
+    ok("index", notes, "--store", "s")  # of an existing store it need not be said again
+    line = refused("index", notes, "--store", "s", "--language", "en")
+    assert line.strip().endswith("/s --language en")
+    assert "tars-rag store relex" in line
+    told = json.loads(ok("store", "relex", "s", "--language", "en", "--json"))
+    assert told == {"path": "s", "language": "en", "passages": 5}
+    assert found("Haus") == []
+    assert found("sleeping") != []
+    assert "read as multi" in ok("store", "relex", "s", "--language", "multi")
+    assert found("Haus") == ["haus.txt#0"]
+    assert "s: sound" in ok("store", "check", "s")
+
+
+def test_an_unknown_language_makes_no_store(notes: Path, tmp_path: Path) -> None:
+    line = refused("index", notes, "--store", "s", "--language", "klingon")
+    assert "de, " in line
+    assert "multi" in line
+    assert not (tmp_path / "s").exists()
+    ok("index", notes, "--store", "s")
+    assert "klingon" in refused("store", "relex", "s", "--language", "klingon")
+    assert "There is no store at t" in refused("store", "relex", "t", "--language", "de")
+
+
 # --- convert asks before it installs the vendor's toolkit ---
 
 

@@ -56,6 +56,7 @@ def evaluate(
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     precision: resources.PrecisionOption = "fp32",
+    language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Measure nDCG@10, MRR@10 and recall@100 of each strategy on judged queries."""
@@ -69,7 +70,7 @@ def evaluate(
     with (
         place as path,
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        resources.open_store(Path(str(path)), embedder) as opened,
+        resources.open_store(Path(str(path)), embedder, language=language) as opened,
         progress_bar("count") as progress,
     ):
         reranker = (

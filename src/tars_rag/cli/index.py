@@ -37,6 +37,7 @@ def index(
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     precision: resources.PrecisionOption = "fp32",
+    language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Index new and changed files. If interrupted, run it again: it continues where it stopped.
@@ -55,7 +56,10 @@ def index(
                 print_json(_as_json(nothing, 0))
             _explain(nothing, prune)
             raise InvalidInputError(_nothing(paths, store))
-        with resources.open_store(store, embedder) as opened, progress_bar() as progress:
+        with (
+            resources.open_store(store, embedder, language=language) as opened,
+            progress_bar() as progress,
+        ):
             report = ingest(opened, paths, splitter, prune=prune, progress=progress)
             total = opened.count()
     if json:

@@ -51,14 +51,19 @@ class Question:
                 yield chunk.start() + word.start(), chunk.start() + word.end()
 
 
-def show_passages(passages: Sequence[ScoredPassage], query: str = "") -> None:
+def show_passages(passages: Sequence[ScoredPassage], query: str, language: str) -> None:
     """Print rank, score, id, heading, and the part of the text with most words of the query.
 
     On a terminal these words are highlighted.
+
+    Args:
+        passages: Best first.
+        query: What was asked.
+        language: Of the store.
     """
     if not passages:
         show("Nothing was found.")
-    question = Question(query)
+    question = Question(query, language)
     for rank, passage in enumerate(passages, 1):
         head = Text.assemble((f"{rank}. ", "bold"), (f"{passage.score:.3f}  ", "cyan"), passage.id)
         heading = passage.metadata.get("heading") or passage.metadata.get("title")

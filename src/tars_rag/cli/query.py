@@ -63,13 +63,14 @@ def query(
         answer = pipeline.search(
             text, settings.memory_top_k, conditions, rerank=rerank is not False, budget_ms=budget_ms
         )
+        language = opened.language
         if not answer.passages and opened.count() == 0:
             where_to = shlex.quote(str(store))
             say(f"The store {store} is empty. Fill it: tars-rag index FILES --store {where_to}")
     if json:
         print_json(_as_json(text, settings.rag_strategy, answer))
         return
-    show_passages(answer.passages, text)
+    show_passages(answer.passages, text, language)
     missing = reranker is None and rerank is None and settings.rerank_model
     show(steps_line(answer.steps) + ("; not reranked" if missing else ""), style="dim")
 

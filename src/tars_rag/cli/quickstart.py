@@ -51,7 +51,7 @@ def quickstart(
         for question in QUESTIONS:
             answer = pipeline.search(question, _SHOWN)
             show(f"\n{question}", style="bold green")
-            show_passages(answer.passages, question)
+            show_passages(answer.passages, question, opened.language)
         out.print()
         out.print(steps_table(answer.steps, "Where the time of the last question went"))
     show("\nnext: tars-rag index YOUR_FILES --store ./my-store")

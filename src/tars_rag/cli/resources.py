@@ -35,6 +35,14 @@ PrecisionOption = Annotated[
         "--precision", help="Of the embedder on the CPU; a store keeps the one it was made with."
     ),
 ]
+LanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--language",
+        metavar="LANGUAGE",
+        help="Of the texts: de, fr, ja, multi, none, ... A store keeps it (default: en).",
+    ),
+]
 RerankOption = Annotated[
     bool | None,
     typer.Option(
@@ -120,7 +128,9 @@ def make_splitter(
     return Splitter(model.directory / TOKENIZER_NAME, embedder.max_length, tokens, overlap)
 
 
-def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> HybridStore:
+def open_store(
+    path: Path, embedder: Embedder, *, read_only: bool = False, language: str | None = None
+) -> HybridStore:
     """Open the store, with a progress bar if its word index has to be rebuilt."""
     from tars_rag.retrieval.store import HybridStore
 
@@ -129,6 +139,7 @@ def open_store(path: Path, embedder: Embedder, *, read_only: bool = False) -> Hy
             path,
             embedder,
             read_only=read_only,
+            language=language,
             progress=partial(progress, "rebuild the lexical index"),
         )
 

@@ -15,7 +15,7 @@ from tars_rag.errors import InvalidInputError
 
 app = typer.Typer(
     name="store",
-    help="Stores: check and repair, change the embedder, import a py-tars memory.",
+    help="Stores: check, repair, change embedder or language, import a py-tars memory.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -83,6 +83,34 @@ def reembed(
         show(f"{count} passages embedded with {embedder.model}: {embedder.fingerprint}")
 
 
+@app.command()
+def relex(
+    directory: _Directory,
+    language: Annotated[
+        str,
+        typer.Option(
+            "--language", help="de, fr, ja, ...; multi: several; none: words as they are."
+        ),
+    ],
+    json: resources.JsonOption = False,
+) -> None:
+    """Change the language of a store: make its word index anew, without embedding anything.
+
+    If interrupted, the next command that opens the store finishes it.
+    """
+    from tars_rag.retrieval.indexes.languages import check_language
+    from tars_rag.retrieval.maintenance import relex as read_anew
+
+    code = check_language(language)
+    resources.require_store(directory)
+    with progress_bar("count") as progress:
+        count = read_anew(directory, code, partial(progress, "read"))
+    if json:
+        print_json({"path": str(directory), "language": code, "passages": count})
+        return
+    show(f"{directory}: the words of {count} passages are read as {code}")
+
+
 @app.command("import-hyperdb")
 def import_memory(
     file: Annotated[
@@ -92,6 +120,7 @@ def import_memory(
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     precision: resources.PrecisionOption = "fp32",
+    language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Import the memory of py-tars (HyperDB), without executing its pickle.
@@ -108,7 +137,7 @@ def import_memory(
     settings = resources.read_settings(embed_model=model)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        resources.open_store(store, embedder) as opened,
+        resources.open_store(store, embedder, language=language) as opened,
         progress_bar("count") as progress,
     ):
         done = import_hyperdb(memory, opened, partial(progress, file.name))
