@@ -32,8 +32,12 @@ def passage(passage_id: str, version: int) -> Passage:
     return Passage(passage_id, text, {"version": version, f"only{version % 3}": True})
 
 
+_LETTERS = str.maketrans("0123456789", "bcdfghjklm")
+
+
 def word(passage_id: str, version: int) -> str:
-    return f"q{passage_id}x{version}z"
+    """A word that no other passage or version has, nor a part of it: letters only."""
+    return f"q{passage_id}x{version}z".translate(_LETTERS)
 
 
 def operations(seed: int, ids: int, largest: int, deletes: float) -> Iterator[Operation]:
