@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
+from tars_rag.ingest import hyperdb, plain_pickle
 from tars_rag.ingest.hyperdb import Imported, import_hyperdb, load_hyperdb
 from tars_rag.retrieval.store import HybridStore
 
@@ -271,6 +272,150 @@ def test_a_length_bomb_is_damage_not_memory(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"x.")
     with pytest.raises(InvalidInputError, match="damaged"):
         load_hyperdb(tmp_path / "m")
+
+
+def shared(kind: type, levels: int = 60) -> Any:
+    """A few hundred bytes in a pickle, 2 ** levels items written out."""
+    value: Any = kind()
+    for _ in range(levels):
+        value = kind([value, value])
+    return value
+
+
+def named_by_what_is_shared() -> bytes:
+    """STACK_GLOBAL with nested tuples in the place of the module's name."""
+    tuples = pickle.dumps(shared(tuple), protocol=4)[2:-1]  # without PROTO and STOP
+    return b"\x80\x04" + tuples + b"\x8c\x01a\x93."
+
+
+class Array:
+    """A pickled array, of which one part is something else."""
+
+    def __init__(self, **parts: Any) -> None:
+        dtype = parts.get("order", "<")
+        state = (3, dtype, None, None, None, -1, -1, 0)
+        kind = Reduced(np.dtype, (parts.get("name", "f4"), False, True), state)
+        shape, raw = parts.get("shape", (1, 1)), parts.get("raw", b"\0\0\0\0")
+        self.state = (1, shape, parts.get("kind", kind), parts.get("fortran", False), raw)
+
+    def __reduce__(self) -> Any:
+        function = np._core.multiarray._reconstruct
+        return function, (np.ndarray, (0,), b"b"), self.state
+
+
+class Reduced:
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> Any:
+        return self.parts
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"vectors": None, "documents": [{"a": shared(list)}]},
+        {"vectors": None, "documents": [{"a": shared(tuple)}]},
+        {"vectors": None, "documents": [{"a": {"b": shared(list, 30)}}, {"c": shared(list, 30)}]},
+        {"vectors": None, "documents": shared(list)},
+        {"vectors": shared(list), "documents": []},
+        {"vectors": Array(shape=shared(list)), "documents": ["a"]},
+        {"vectors": Array(raw=shared(list)), "documents": ["a"]},
+        {"vectors": Array(kind=shared(list)), "documents": ["a"]},
+        {"vectors": Array(name=shared(list)), "documents": ["a"]},
+        {"vectors": Array(order=shared(list)), "documents": ["a"]},
+        shared(list),
+        shared(tuple),
+    ],
+)
+def test_what_is_shared_a_billion_times_is_not_written_out(tmp_path: Path, value: Any) -> None:
+    path = write(tmp_path / "m", value)
+    assert path.stat().st_size < 2000
+    with pytest.raises(InvalidInputError) as caught:
+        load_hyperdb(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.timeout(60)
+def test_what_is_shared_is_neither_hashed_nor_printed(tmp_path: Path) -> None:
+    key = pickle.dumps(shared(tuple), protocol=4)[2:-1]
+    for data in (named_by_what_is_shared(), b"\x80\x04}" + key + b"Ns."):
+        (tmp_path / "m").write_bytes(data)
+        with pytest.raises(InvalidInputError) as caught:
+            load_hyperdb(tmp_path / "m")
+        assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.timeout(60)
+def test_a_long_text_repeated_is_counted_where_it_stands(tmp_path: Path) -> None:
+    text = "x" * 100_000
+    path = write(tmp_path / "m", {"vectors": None, "documents": [{"a": [text] * 1000}]})
+    assert path.stat().st_size < 110_000
+    with pytest.raises(InvalidInputError, match="document 0 has more than 16,777,216 characters"):
+        load_hyperdb(path)
+    path = write(tmp_path / "m", {"vectors": None, "documents": [text] * 30})
+    with pytest.raises(InvalidInputError, match="documents have more than 2,000,000 characters"):
+        load_hyperdb(path, max_bytes=2_000_000)
+    assert load_hyperdb(path).documents == [text] * 30
+
+
+def test_a_document_that_was_added_twice_is_read_twice(tmp_path: Path) -> None:
+    exchange = {"user_input": "hello", "bot_response": "hi", "tags": ["a", "b"]}
+    path = write(tmp_path / "m", {"vectors": None, "documents": [exchange, "x", exchange]})
+    assert load_hyperdb(path).documents == [exchange, "x", exchange]
+
+
+def nested(levels: int) -> Any:
+    value: Any = "x"
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_how_deep_a_document_may_be(tmp_path: Path) -> None:
+    fits = {"vectors": None, "documents": [{"a": nested(49)}]}
+    assert load_hyperdb(write(tmp_path / "m", fits)).documents == fits["documents"]
+    loop: list[Any] = []
+    loop.append(loop)
+    for value in (nested(50), nested(400), loop):
+        path = write(tmp_path / "m", {"vectors": None, "documents": [{"a": value}]})
+        with pytest.raises(InvalidInputError, match="document 0 is nested more than 50 deep"):
+            load_hyperdb(path)
+    depth = b"]" * 100_000 + b"a" * 99_999  # deeper than any pickler writes
+    (tmp_path / "m").write_bytes(b"\x80\x04}(\x8c\x07vectorsN\x8c\x09documents" + depth + b"u.")
+    with pytest.raises(InvalidInputError, match="document 0 is nested more than 50 deep"):
+        load_hyperdb(tmp_path / "m")
+
+
+@pytest.mark.parametrize("operation", [b"]", b"(", b"N", b"}"])
+def test_a_program_of_endless_operations_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, operation: bytes
+) -> None:
+    """One byte makes an object of 64, and a kilobyte of gzip a million of them."""
+    monkeypatch.setattr(plain_pickle, "MOST_OPERATIONS", 10_000)
+    (tmp_path / "m").write_bytes(gzip.compress(b"\x80\x04" + operation * 20_000 + b"."))
+    with pytest.raises(InvalidInputError, match="refused"):
+        load_hyperdb(tmp_path / "m")
+
+
+def test_too_many_documents_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hyperdb, "MAX_DOCUMENTS", 3)
+    path = write(tmp_path / "m", {"vectors": None, "documents": ["a"] * 4})
+    with pytest.raises(InvalidInputError, match="has 4 documents, more than 3"):
+        load_hyperdb(path)
+
+
+def test_an_array_wider_than_any_model_is_refused(tmp_path: Path) -> None:
+    vectors = np.zeros((1, 20_000), np.float16)
+    with pytest.raises(InvalidInputError, match="rows have 20000 numbers"):
+        load_hyperdb(write(tmp_path / "m", {"vectors": vectors, "documents": ["a"]}))
+
+
+def test_a_key_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", {"vectors": None, "documents": [{10**5000: "a"}]})
+    with pytest.raises(InvalidInputError, match="document 0 cannot be stored as JSON"):
+        load_hyperdb(path)
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -1,8 +1,7 @@
 """Migration from py-tars' memory worker, whose HyperDB kept its memory in a pickle.
 
-A pickle is a program. This reader never runs one: of the operations it lets through those that
-build plain values, and in place of numpy's functions it hands out inert stand-ins that only
-remember what they were called with. The array is then put together here, from bytes.
+A pickle is a program, which is never run: see `plain_pickle`. The array is put together here, from
+bytes, and what is small in the file and huge in memory is refused.
 """
 
 from __future__ import annotations
@@ -11,19 +10,18 @@ import gzip
 import hashlib
 import io
 import json
-import pickle
-import pickletools
 import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import IO, TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError
+from tars_rag.ingest import plain_pickle
 from tars_rag.progress import Progress
 from tars_rag.retrieval.passage import Passage
 
@@ -31,6 +29,11 @@ if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore
 
 MAX_BYTES: Final = 1 << 30
+MAX_DOCUMENTS: Final = 1_000_000
+MAX_DOCUMENT: Final = 1 << 24
+"""Characters of one document, written out as JSON."""
+MAX_DEPTH: Final = 50
+MAX_DIMENSION: Final = 1 << 14
 _SAMPLE: Final = 64
 _BATCH: Final = 512
 # FP16 on the NPU against FP32 here: mean cosine 0.999999. Another model, or a ruined one, is far
@@ -38,23 +41,6 @@ _BATCH: Final = 512
 _MEAN_COSINE: Final = 0.9999
 _LEAST_COSINE: Final = 0.999
 
-_NUMPY = {
-    (module, name): name
-    for prefix in ("numpy.core", "numpy._core")
-    for module, name in (
-        (f"{prefix}.multiarray", "_reconstruct"),
-        (f"{prefix}.numeric", "_frombuffer"),
-    )
-} | {("numpy", "ndarray"): "ndarray", ("numpy", "dtype"): "dtype"}
-_DTYPES = {(order, kind): order + kind for order in "<>" for kind in ("f2", "f4", "f8")}
-_PLAIN_VALUES = """
-    PROTO FRAME STOP MARK EMPTY_DICT DICT SETITEM SETITEMS EMPTY_LIST LIST APPEND APPENDS
-    EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG
-    LONG1 LONG4 FLOAT BINFLOAT UNICODE SHORT_BINUNICODE BINUNICODE BINUNICODE8 SHORT_BINBYTES
-    BINBYTES BINBYTES8 BYTEARRAY8 PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET
-    GLOBAL STACK_GLOBAL REDUCE BUILD
-"""
-_OPERATIONS = frozenset(_PLAIN_VALUES.split())
 Document = str | dict[str, Any]
 
 
@@ -134,44 +120,48 @@ def load_hyperdb(path: Path, max_bytes: int = MAX_BYTES) -> Memory:
         InvalidInputError: It cannot be read, is damaged, is larger, or holds anything else; what
             it asked for is named.
     """
-    data = _read(path, max_bytes)
-    try:
-        _check_operations(path, data)
-        value = _Unpickler(path, io.BytesIO(data)).load()
-    except InvalidInputError:
-        raise
-    except Exception as error:  # whatever a made-up pickle can provoke
-        msg = f"{path} is damaged or not a pickle ({error}). Copy it again from the board."
-        raise InvalidInputError(msg) from error
-    return _memory(path, value)
-
-
-def _read(path: Path, max_bytes: int) -> bytes:
     try:
         with path.open("rb") as stream:
             packed = stream.read(2) == b"\x1f\x8b"
             stream.seek(0)
-            unpacked: BinaryIO = gzip.GzipFile(fileobj=stream) if packed else stream  # type: ignore[assignment]
-            data = unpacked.read(max_bytes + 1)
+            source = gzip.GzipFile(fileobj=stream) if packed else stream
+            value = plain_pickle.load(io.BufferedReader(_Limited(source, max_bytes), 1 << 20))
+    except _TooLargeError:
+        msg = f"{path} unpacks to more than {max_bytes:,} bytes, too much for such a memory."
+        raise InvalidInputError(msg) from None
+    except plain_pickle.RefusedError as error:
+        raise InvalidInputError(_refusal(path, str(error))) from error
     except (OSError, EOFError, zlib.error) as error:
         msg = f"{path} cannot be read: {error}. Copy it again from the board."
         raise InvalidInputError(msg) from error
-    if len(data) > max_bytes:
-        msg = f"{path} unpacks to more than {max_bytes:,} bytes, too much for such a memory."
-        raise InvalidInputError(msg)
-    return data
+    except Exception as error:  # whatever a made-up pickle can provoke
+        msg = (
+            f"{path} is damaged or not a pickle ({str(error)[:200]}). Copy it again from the board."
+        )
+        raise InvalidInputError(msg) from error
+    return _memory(path, value, max_bytes)
 
 
-def _check_operations(path: Path, data: bytes) -> None:
-    """Read the whole program before a part of it is carried out."""
-    for count, (operation, argument, _) in enumerate(pickletools.genops(data)):
-        if operation.name not in _OPERATIONS:
-            raise InvalidInputError(_refusal(path, f"uses the pickle operation {operation.name}"))
-        # A huge memo index would make the unpickler reserve a table of that size.
-        if operation.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > count:
-            raise InvalidInputError(_refusal(path, f"uses memo slot {argument}"))
-        if operation.name == "GLOBAL":
-            _stand_in(path, *str(argument).split(" ", 1))
+class _TooLargeError(Exception):
+    """More bytes than were to be read."""
+
+
+class _Limited(io.RawIOBase):
+    """A stream that refuses to give more than so many bytes."""
+
+    def __init__(self, source: IO[bytes] | gzip.GzipFile, left: int) -> None:
+        self._source, self._left = source, left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read(min(len(buffer), self._left + 1))
+        self._left -= len(data)
+        if self._left < 0:
+            raise _TooLargeError
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def _refusal(path: Path, what: str) -> str:
@@ -181,71 +171,52 @@ def _refusal(path: Path, what: str) -> str:
     )
 
 
-class _Call:
-    """What a stand-in was called with, and the state it was given."""
-
-    __slots__ = ("args", "name", "state")
-
-    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
-        self.name, self.args, self.state = name, args, None
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
-
-
-class _StandIn:
-    """Takes the place of a function of numpy: remembers, does nothing."""
-
-    __slots__ = ("_name",)
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __call__(self, *args: Any) -> _Call:
-        return _Call(self._name, args)
-
-    def __setstate__(self, state: Any) -> None:
-        msg = f"the state of {self._name} cannot be set"
-        raise pickle.UnpicklingError(msg)
-
-
-def _stand_in(path: Path, module: str, name: str) -> _StandIn:
-    if (module, name) not in _NUMPY:
-        raise InvalidInputError(_refusal(path, f"asks for {module}.{name}"))
-    return _StandIn(_NUMPY[module, name])
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, path: Path, stream: io.BytesIO) -> None:
-        super().__init__(stream)
-        self._path = path
-
-    def find_class(self, module: str, name: str) -> Any:
-        return _stand_in(self._path, module, name)
-
-
-def _memory(path: Path, value: Any) -> Memory:
+def _memory(path: Path, value: Any, max_bytes: int) -> Memory:
     if not isinstance(value, dict) or set(value) != {"vectors", "documents"}:
-        what = sorted(map(str, value)) if isinstance(value, dict) else type(value).__name__
+        keys = sorted(str(key)[:40] for key in value)[:5] if isinstance(value, dict) else ""
+        what = keys or type(value).__name__
         msg = f"{path} is not a HyperDB memory: it holds {what}, not 'vectors' and 'documents'."
         raise InvalidInputError(msg)
     documents = value["documents"]
     if not isinstance(documents, list):
         msg = f"{path}: 'documents' is a list, not {type(documents).__name__}."
         raise InvalidInputError(msg)
+    if len(documents) > MAX_DOCUMENTS:
+        msg = f"{path} has {len(documents):,} documents, more than {MAX_DOCUMENTS:,}."
+        raise InvalidInputError(msg)
+    _require_sizes(path, documents, max_bytes)
     checked = [_document(path, n, document) for n, document in enumerate(documents)]
     return Memory(checked, _array(path, value["vectors"], len(checked)))
 
 
+def _require_sizes(path: Path, documents: list[Any], max_bytes: int) -> None:
+    """Refuse documents that are small in the file, where parts are shared, and huge written out."""
+    measure = plain_pickle.Measure(MAX_DEPTH)
+    total = 0
+    for number, document in enumerate(documents):
+        size, depth = measure(document)
+        total += size
+        if depth > MAX_DEPTH:
+            msg = f"{path}: document {number} is nested more than {MAX_DEPTH} deep."
+            raise InvalidInputError(msg)
+        if size > MAX_DOCUMENT:
+            msg = (
+                f"{path}: document {number} has more than {MAX_DOCUMENT:,} characters written out."
+            )
+            raise InvalidInputError(msg)
+        if total > max_bytes:
+            msg = f"{path}: its documents have more than {max_bytes:,} characters written out."
+            raise InvalidInputError(msg)
+
+
 def _document(path: Path, number: int, document: Any) -> Document:
-    if isinstance(document, str):
-        plain: Any = document
-    elif isinstance(document, dict):
-        plain = {str(key): value for key, value in document.items()}
-    else:
+    if not isinstance(document, str | dict):
         msg = f"{path}: document {number} is {type(document).__name__}, not a string or a dict."
         raise InvalidInputError(msg)
+    plain: Any = document
     try:
+        if isinstance(document, dict):
+            plain = {str(key): value for key, value in document.items()}
         json.dumps(plain, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"{path}: document {number} cannot be stored as JSON: {error}."
@@ -254,24 +225,18 @@ def _document(path: Path, number: int, document: Any) -> Document:
 
 
 def _array(path: Path, value: Any, rows: int) -> NDArray[np.float32] | None:
-    """The matrix a `_Call` describes; None if it is not one row per document."""
+    """The matrix a `Call` describes; None if it is not one row per document."""
     if value is None:
         return None
     try:
-        if value.name == "_reconstruct":
-            _, shape, kind, fortran, raw = value.state
-        elif value.name == "_frombuffer":
-            raw, kind, shape, order = value.args
-            fortran = order == "F"
-        else:
-            raise ValueError(value.name)
-        dtype = np.dtype(_DTYPES[kind.state[1], kind.args[0]])
-        matrix = np.frombuffer(raw, dtype)
-        matrix = matrix.reshape(tuple(map(int, shape)), order="F" if fortran else "C")
+        matrix = plain_pickle.matrix(value, MAX_DIMENSION)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        msg = f"{path}: 'vectors' is not a plain array of floating-point numbers ({error!r})."
+        msg = (
+            f"{path}: 'vectors' is not a plain array of floating-point numbers "
+            f"({str(error)[:200]})."
+        )
         raise InvalidInputError(msg) from error
-    return matrix.astype(np.float32) if matrix.ndim == 2 and len(matrix) == rows else None
+    return None if matrix is None or len(matrix) != rows else matrix
 
 
 def _passages(documents: Sequence[Document]) -> list[Passage]:
