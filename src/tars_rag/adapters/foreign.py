@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from tars_rag.errors import FingerprintError, InvalidInputError, StoreError
-from tars_rag.files import write_atomically
-from tars_rag.retrieval.storage.layout import LOCK
-from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.errors import FingerprintError, InvalidInputError
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
 
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 42 is the answer."
-_PROBE_FILE = "probe.json"
 _SAME_KIND = 0.99
 """The least cosine between two models' vectors of one text for both to be of one kind: what an
 INT8 copy of a model must reach in docs/architecture.md."""
@@ -96,12 +89,11 @@ def check_probe(
     embed: Callable[[list[str]], FloatArray] | None,
     *,
     read_only: bool,
-    shared_by_processes: bool,
 ) -> None:
     """Refuse a store whose vectors came from a model that embeds one fixed text differently.
 
-    The first probe is recorded in the store's directory. Where it is missing or damaged there and
-    the store holds passages, one of them is embedded again and compared instead.
+    The first probe is recorded in store.json. Where there is none and the store holds passages, one
+    of them is embedded again and compared instead.
 
     Args:
         store: Open.
@@ -109,59 +101,19 @@ def check_probe(
         embed: Texts to vectors; None: no model is at hand, so that nothing is recorded for a store
             that holds passages.
         read_only: Record nothing.
-        shared_by_processes: The store's vectors are on a Chroma server, so that its lock is held
-            by nobody between calls.
 
     Raises:
         FingerprintError: The recorded probe, or the stored vector, is another one.
-        StoreError: The probe cannot be read or written.
+        StoreError: The probe cannot be written.
     """
-    file = store.path / _PROBE_FILE
-    recorded = _read_probe(file, probe)
+    recorded = store.probe
     if recorded is None and (embed is not None or store.count() == 0):
         if embed is not None:
             _compare_passage(store, embed)
         if not read_only:
-            lock = _exclusive(store.path) if shared_by_processes else contextlib.nullcontext()
-            with lock:
-                recorded = _read_probe(file, probe)  # another process may have been faster
-                if recorded is None:
-                    _write_probe(file, probe)
+            recorded = store.record_probe(probe)
     if recorded is not None:
         _require_same(store, cosine_of(recorded, probe))
-
-
-def _read_probe(file: Path, like: FloatArray) -> FloatArray | None:
-    """The recorded probe; None if there is none, or what is there is no vector of that length."""
-    try:
-        recorded = np.asarray(json.loads(file.read_bytes()), np.float32)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        msg = f"{file} cannot be read: {error.strerror or error}. Check its permissions."
-        raise StoreError(msg) from error
-    except (ValueError, TypeError, RecursionError):  # cut short, not text, not numbers
-        return None
-    usable = recorded.shape == like.shape and 0 < np.linalg.norm(recorded) < np.inf
-    return recorded if usable else None
-
-
-def _write_probe(file: Path, probe: FloatArray) -> None:
-    try:
-        write_atomically(file, json.dumps(probe.tolist()).encode())
-    except OSError as error:
-        msg = f"{file} cannot be written: {error.strerror or error}. Check permissions and space."
-        raise StoreError(msg) from error
-
-
-@contextlib.contextmanager
-def _exclusive(directory: Path) -> Iterator[None]:
-    lock = StoreLock(directory / LOCK)
-    try:
-        lock.acquire(wait=True)
-        yield
-    finally:
-        lock.close()
 
 
 def _compare_passage(store: HybridStore, embed: Callable[[list[str]], FloatArray]) -> None:

@@ -113,7 +113,6 @@ class SharedStore:
                 self._probe,
                 None if isinstance(self._embedder, NamedEmbedder) else self._embedder.embed,
                 read_only=self._read_only,
-                shared_by_processes=self._chroma_url is not None,
             )
         except BaseException:
             store.close()  # who keeps the exception keeps the store, and with it the lock

@@ -89,6 +89,24 @@ class HybridStore:
         return self._directory.store_json.language
 
     @property
+    def probe(self) -> NDArray[np.float32] | None:
+        """What its embedder made of one fixed text, where that was recorded: float32 [dim]."""
+        return self._directory.probe()
+
+    def record_probe(self, probe: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Record what the embedder makes of one fixed text, unless another process was faster.
+
+        For embedders of other libraries, whose fingerprint says too little.
+
+        Returns:
+            What is recorded, float32 [dim].
+
+        Raises:
+            StoreError: It cannot be written.
+        """
+        return self._directory.record_probe(probe)
+
+    @property
     def dimension(self) -> int | None:
         """Length of the vectors; None while the store is empty and the embedder does not say."""
         own = self._directory.store_json.dimension

@@ -12,10 +12,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
-from tars_rag.retrieval.storage.layout import LOCK, open_store_json, prepare_directory
+from tars_rag.retrieval.storage.layout import (
+    LOCK,
+    discard_probe_file,
+    open_store_json,
+    prepare_directory,
+    read_probe_file,
+)
 from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recovery import Recovery
@@ -139,6 +148,22 @@ class StoreDirectory:
             if indexes.store_json.fingerprint == embedder.fingerprint:
                 return self.embedded
             return rebuild_vectors(indexes, embedder, progress)
+
+    def probe(self) -> NDArray[np.float32] | None:
+        """What store.json has of the embedder's probe, float32 [dim]; None: nothing usable."""
+        found = self.store_json.probe or read_probe_file(self.path)
+        row = None if found is None else np.asarray(found, np.float32)
+        return row if row is not None and 0 < np.linalg.norm(row) < np.inf else None
+
+    def record_probe(self, probe: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Keep a probe in store.json, unless one is there; what is there afterwards."""
+        with self.writing() as indexes:
+            known = self.probe()
+            if known is None or indexes.store_json.probe is None:
+                known = probe if known is None else known
+                indexes.update(probe=known.tolist())
+                discard_probe_file(self.path)
+        return known
 
     def close(self) -> None:
         """Wait for running operations, then release everything. May be called twice."""

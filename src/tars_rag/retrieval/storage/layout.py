@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import shlex
 import uuid
 from pathlib import Path
@@ -16,6 +18,7 @@ CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
 _PARTS = 3  # of an embedder's fingerprint before its precision class, see models/embedder
 _PRECISIONS = {"exact": "fp32", "int8": "int8"}
+_PROBE = "probe.json"
 _OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON}
 
 
@@ -147,6 +150,22 @@ def _other_embedder(path: Path, known: StoreJson, fingerprint: str, model: str |
         f"{named(model, fingerprint)}; their vectors do not mix. {fix}; or embed the store anew: "
         f"{known.reembed_command(path, model)}"
     )
+
+
+def read_probe_file(path: Path) -> list[float] | None:
+    """The embedder's probe where stores of version 2 kept it; None: nothing that can be read."""
+    try:
+        found = json.loads((path / _PROBE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    numbers = isinstance(found, list) and all(isinstance(value, int | float) for value in found)
+    return found if numbers and found else None
+
+
+def discard_probe_file(path: Path) -> None:
+    """Delete it: store.json has it now."""
+    with contextlib.suppress(OSError):
+        (path / _PROBE).unlink(missing_ok=True)
 
 
 def _no_store(path: Path) -> str:

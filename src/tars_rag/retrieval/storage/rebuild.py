@@ -67,7 +67,7 @@ def rebuild_vectors(
     target.delete([key for key in target.matching(None, None) if key not in kept])
     indexes.seal_vectors()
     old = indexes.store_json.collection
-    indexes.switch(target, fingerprint=embedder.fingerprint, model=model_of(embedder))
+    indexes.switch(target, fingerprint=embedder.fingerprint, model=model_of(embedder), probe=None)
     fill_exact(indexes, None)
     target.drop(old)
     indexes.seal_vectors()
