@@ -186,7 +186,13 @@ def test_cross_encoder_scores_pairs_of_several_queries(reranker_dir: str) -> Non
     assert encoder.score([]) == []
 
 
-@pytest.mark.parametrize("pair", ["ab", ("a", None), (["a"], "b"), ("a", "b", "c")])
+@pytest.mark.parametrize("documents", [["a"], "abc", None, [None]])
+def test_what_are_no_documents_is_told(reranker_dir: str, documents: Any) -> None:
+    with pytest.raises(InvalidInputError, match="documents"):
+        TarsRerank(model=reranker_dir).compress_documents(documents, "cat")
+
+
+@pytest.mark.parametrize("pair", ["ab", ("a", None), (["a"], "b"), ("a", "b", "c"), 5, None])
 def test_cross_encoder_refuses_what_is_no_pair(reranker_dir: str, pair: Any) -> None:
     with pytest.raises(InvalidInputError, match="Pair 1"):
         TarsCrossEncoder(model=reranker_dir).score([("a", "b"), pair])

@@ -207,6 +207,16 @@ def test_the_store_knows_how_many_unless_told(tmp_path: Path) -> None:
         assert ids(retriever.invoke("the", k=5, filter={"n": 4})) == ["fan"]
 
 
+async def test_relevance_scores_come_as_many_as_the_store_says(tmp_path: Path) -> None:
+    with TarsVectorStore(WordEmbeddings(), tmp_path / "s", k=2) as store:
+        store.add_documents(DOCUMENTS)
+        assert len(store.similarity_search_with_relevance_scores("the")) == 2
+        assert len(await store.asimilarity_search_with_relevance_scores("the")) == 2
+        assert len(store.similarity_search_with_relevance_scores("the", k=3)) == 3
+        above = store.similarity_search_with_relevance_scores("cat sofa", k=5, score_threshold=0.9)
+        assert [document.id for document, _ in above] == ["cat"]
+
+
 def test_k_beyond_the_corpus_is_the_corpus(store: TarsVectorStore) -> None:
     assert len(store.similarity_search("cat", k=1000)) == len(DOCUMENTS)
 
@@ -288,6 +298,64 @@ def test_in_a_compression_retriever(
     assert {document.id for document in found} <= set(ids(DOCUMENTS))
 
 
+# Listing and updating, as langchain-chroma has it
+
+
+def test_get_lists_what_is_stored_in_columns(store: TarsVectorStore) -> None:
+    found = store.get()
+    assert sorted(found["ids"]) == ["cat", "dog", "fan", "npu", "tea"]
+    assert found["embeddings"] is None
+    for key, text, metadata in zip(
+        found["ids"], found["documents"] or [], found["metadatas"] or [], strict=True
+    ):
+        [document] = store.get_by_ids([key])
+        assert (text, metadata) == (document.page_content, document.metadata)
+    assert sorted(store.get(where={"kind": "pet"})["ids"]) == ["cat", "dog"]
+    assert store.get(["fan", "none", "cat"])["ids"] == ["fan", "cat"]
+    assert store.get("fan")["documents"] == ["a fan cools the board"]
+    assert len(store.get(limit=2)["ids"]) == 2
+    only = store.get(["npu"], include=["embeddings"])
+    assert (only["documents"], only["metadatas"]) == (None, None)
+    wanted = np.array(WordEmbeddings().embed_query("the npu core runs hot"))
+    assert only["embeddings"] == [pytest.approx(wanted / np.linalg.norm(wanted), abs=1e-6)]
+    assert store.get([], include=["embeddings"])["embeddings"] == []
+
+
+async def test_updating_replaces_what_is_there_and_nothing_else(store: TarsVectorStore) -> None:
+    store.update_document("cat", Document("the fan is a cat", metadata={"n": 9}, id="ignored"))
+    assert store.get_by_ids(["cat"]) == [Document("the fan is a cat", metadata={"n": 9}, id="cat")]
+    assert ids(store.similarity_search("sofa", k=5, strategy="lexical")) == []
+    await store.aupdate_documents(["dog", "npu"], [Document("x"), Document("y")])
+    assert (await store.aget(["dog", "npu"]))["documents"] == ["x", "y"]
+    with pytest.raises(InvalidInputError, match=r"no document 'gone'.*add_documents"):
+        store.update_documents(["dog", "gone"], [Document("z"), Document("z")])
+    with pytest.raises(InvalidInputError, match="1 ids for 2"):
+        store.update_documents(["dog"], [Document("z"), Document("z")])
+    assert [d.page_content for d in store.get_by_ids(["dog"])] == ["x"]
+    assert store.store.count() == len(DOCUMENTS)
+
+
+def test_what_langchain_chroma_is_called_with_works_here(tmp_path: Path) -> None:
+    """The same calls on both; what differs is the direction of the scores."""
+    chroma = pytest.importorskip("langchain_chroma")
+    theirs = chroma.Chroma("moved", WordEmbeddings(), str(tmp_path / "chroma"))
+    with TarsVectorStore(WordEmbeddings(), tmp_path / "ours", strategy="naive") as ours:
+        for store in (theirs, ours):
+            store.add_documents(DOCUMENTS[:4], ids=["cat", "dog", "npu", "fan"])
+            store.update_document("dog", Document("the dog sleeps", metadata={"kind": "pet"}))
+            store.update_documents(["fan"], [Document("no fan", metadata={"kind": "none"})])
+            store.delete(["npu"])
+        listed = [store.get(where={"kind": "pet"}) for store in (theirs, ours)]
+        assert [sorted(found["ids"]) for found in listed] == [["cat", "dog"]] * 2
+        assert set(listed[0]["documents"]) == set(listed[1]["documents"] or [])
+        query = "the cat on the sofa"
+        distances = theirs.similarity_search_with_score(query, k=3)
+        similarities = ours.similarity_search_with_score(query, k=3)
+        assert [d.id for d, _ in distances] == [d.id for d, _ in similarities]
+        assert [s for _, s in distances] == sorted(s for _, s in distances)
+        assert [s for _, s in similarities] == sorted((s for _, s in similarities), reverse=True)
+
+
 # Writing
 
 
@@ -329,6 +397,14 @@ def test_bad_writes_name_the_fault_and_write_nothing(
 ) -> None:
     with pytest.raises(InvalidInputError, match=message):
         store.add_texts(**arguments)
+    assert store.store.count() == len(DOCUMENTS)
+
+
+def test_a_bad_document_in_a_later_batch_stores_none(store: TarsVectorStore) -> None:
+    texts = [f"passage {n}" for n in range(7)]
+    metadatas: list[dict[str, Any]] = [{"n": n} for n in range(6)] + [{"n": {1}}]
+    with pytest.raises(InvalidInputError, match="'n'"):
+        store.add_texts(texts, metadatas, batch_size=2)
     assert store.store.count() == len(DOCUMENTS)
 
 

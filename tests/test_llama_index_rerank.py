@@ -208,3 +208,9 @@ async def test_async_runs_in_another_thread(
     await rerank.apostprocess_nodes(nodes(), query_str=QUERY)
     assert len(seen) == 1
     assert threading.current_thread() not in seen
+
+
+def test_what_are_no_nodes_is_told(reranker_dir: str) -> None:
+    for nodes in (["a"], "abc", [TextNode(text="a")]):
+        with pytest.raises(InvalidInputError, match="nodes"):
+            TarsRerank(model=reranker_dir).postprocess_nodes(nodes, query_str="cat")  # type: ignore[arg-type]

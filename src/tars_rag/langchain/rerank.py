@@ -13,6 +13,7 @@ from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
+from tars_rag.adapters.arguments import require_all
 from tars_rag.adapters.helpers import ranked
 from tars_rag.adapters.shared import ModelArguments, RerankerFields
 from tars_rag.adapters.threads import in_thread
@@ -96,6 +97,7 @@ class TarsRerank(_Serializable, BaseDocumentCompressor):
             ModelError: The model is unknown, missing or damaged.
             DeviceError: The device gave no answer that can be trusted.
         """
+        require_all("documents", documents, Document, "a Document")
         if not documents:
             return []
         texts = [document.page_content for document in documents]
@@ -143,9 +145,10 @@ class TarsCrossEncoder(_Serializable, BaseCrossEncoder):
             ModelError: The model is unknown, missing or damaged.
             DeviceError: The device gave no answer that can be trusted.
         """
+        require_all("text_pairs", text_pairs, object, "a (query, text) tuple")
         rows: dict[str, list[int]] = {}
         for row, pair in enumerate(text_pairs):
-            if isinstance(pair, str) or [type(text) for text in pair] != [str, str]:
+            if not isinstance(pair, tuple | list) or [type(text) for text in pair] != [str, str]:
                 msg = f"Pair {row} is {pair!r:.80}, not a (query, text) tuple of two strings."
                 raise InvalidInputError(msg)
             rows.setdefault(pair[0], []).append(row)

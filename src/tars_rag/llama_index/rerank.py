@@ -12,6 +12,7 @@ from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, Query
 from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
+from tars_rag.adapters.arguments import require_all
 from tars_rag.adapters.helpers import ranked
 from tars_rag.adapters.shared import ModelArguments, RerankerFields
 from tars_rag.adapters.threads import in_thread
@@ -105,6 +106,7 @@ class TarsRerank(RerankerFields, BaseNodePostprocessor):
         return result
 
     def _start(self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None) -> str:
+        require_all("nodes", nodes, NodeWithScore, "a NodeWithScore")
         dispatcher.event(
             ReRankStartEvent(
                 query=query_bundle,
