@@ -43,6 +43,10 @@ class Codes:
     steps: NDArray[np.float32]
     residuals: NDArray[np.float32]
 
+    def at(self, places: NDArray[np.int64]) -> Codes:
+        """Copies of some rows."""
+        return Codes(self.rows[places], self.steps[places], self.residuals[places])
+
 
 def encode(vectors: NDArray[np.float32]) -> Codes:
     """The codes of vectors [n, dim], finite and none of them zero."""

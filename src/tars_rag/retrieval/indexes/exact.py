@@ -41,8 +41,9 @@ class ExactIndex:
         read_only: Never write.
 
     Raises:
-        StoreError: The files are damaged, missing (`read_only`), of another dimension, or cannot
-            be read. The index is derived: delete the directory, and add everything again.
+        DamageError: The files are damaged, or missing (`read_only`). The index is derived: delete
+            the directory, and add everything again.
+        StoreError: It is of another dimension, or cannot be read.
     """
 
     def __init__(
@@ -55,8 +56,8 @@ class ExactIndex:
         self._pending: dict[str, NDArray[np.float32] | None] = {}
         self._closed = False
         with self._translated("opened"):
-            self._files = CodeDirectory(path, read_only=read_only)
-        found = self._files.snapshot.dim
+            self._directory = CodeDirectory(path, read_only=read_only)
+        found = self._directory.files.snapshot.dim
         if dimension and found and found != dimension:
             msg = (
                 f"The vector index {path} holds vectors of {found} numbers, not of {dimension}. "
@@ -191,12 +192,12 @@ class ExactIndex:
         """
         self._check_writable()
         with self._writing, self._translated("written"):
-            before = self._files.snapshot.stamp
+            before = self._snapshot().stamp
             stamp = before if stamp is None else stamp
             if self._pending or stamp != before:
-                self._files.append(self._pending, stamp)
+                self._directory.files.append(self._pending, stamp)
                 self._pending = {}
-        if self._files.wasteful:
+        if self._directory.wasteful:
             try:
                 self.compact()
             except StoreError as error:  # what was committed is there all the same
@@ -212,12 +213,12 @@ class ExactIndex:
         """
         self._check_writable()
         with self._writing, self._translated("compacted"):
-            self._files.compact()
+            self._directory.compact()
 
     def refresh(self) -> None:
         """See what another process committed since."""
         with self._writing, self._translated("read"):
-            self._files.refresh()
+            self._directory.refresh()
 
     def close(self) -> None:
         """Release the files; searches under way end well. May be called twice."""
@@ -237,7 +238,7 @@ class ExactIndex:
         if self._closed:
             msg = f"The vector index {self.path} is closed. Open the store again."
             raise StoreError(msg)
-        return self._files.snapshot
+        return self._directory.files.snapshot
 
     def _check_writable(self) -> None:
         self._snapshot()
@@ -280,7 +281,7 @@ class ExactIndex:
                 f"The vector index {self.path} is damaged ({error}). It can be made again from the "
                 "store: tars-rag store check DIR --repair"
             )
-            raise StoreError(msg) from error
+            raise DamageError(msg) from error
         except OSError as error:
             msg = (
                 f"The vector index {self.path} could not be {verb}: {error}. "

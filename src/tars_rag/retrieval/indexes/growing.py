@@ -13,26 +13,27 @@ _T = TypeVar("_T", bound=np.generic)
 class Growing(Generic[_T]):
     """Rows of one kind, appended in amortised constant time.
 
+    It does not know how many rows count: who holds the last view does. So an append that comes to
+    nothing needs no undoing.
+
     Args:
         start: The first rows [n, ...].
     """
 
     def __init__(self, start: NDArray[_T]) -> None:
         self._buffer: NDArray[Any] = start
-        self._count = len(start)
 
-    def view(self) -> NDArray[_T]:
-        """The rows so far; appending changes nothing of a view."""
-        view: NDArray[_T] = self._buffer[: self._count]
-        return view
+    def extended(self, count: int, rows: NDArray[_T]) -> NDArray[_T]:
+        """A view of the first `count` rows and of `rows` [m, ...] after them.
 
-    def append(self, rows: NDArray[_T]) -> None:
-        """Add rows [m, ...]. One thread at a time."""
-        count = self._count + len(rows)
-        if count > len(self._buffer):
-            size = count + max(1024, count // 8)
+        Views of `count` rows or fewer stay what they are. One thread at a time.
+        """
+        total = count + len(rows)
+        if total > len(self._buffer):
+            size = total + max(1024, total // 8)
             buffer = np.empty((size, *self._buffer.shape[1:]), self._buffer.dtype)
-            buffer[: self._count] = self._buffer[: self._count]
+            buffer[:count] = self._buffer[:count]
             self._buffer = buffer
-        self._buffer[self._count : count] = rows
-        self._count = count
+        self._buffer[count:total] = rows
+        view: NDArray[_T] = self._buffer[:total]
+        return view

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from tars_rag.retrieval.indexes.codes import Codes, Query
 from tars_rag.retrieval.indexes.id_table import IdTable
-from tars_rag.retrieval.indexes.rows import RowReader
+from tars_rag.retrieval.indexes.row_reader import RowReader
 from tars_rag.retrieval.passage import Ranking, ranked
 
 _LEAST = -2.0  # less than any cosine, more than what stands for no row
@@ -91,7 +91,7 @@ class Snapshot:
         rows = len(self.codes.rows)
         if among is not None and len(among) < rows // _FEW:
             pieces = [
-                query.near(_some(self.codes, among[start : start + _SLICE]))
+                query.near(self.codes.at(among[start : start + _SLICE]))
                 for start in range(0, max(1, len(among)), _SLICE)
             ]
             upper, lower = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
@@ -151,10 +151,6 @@ class Snapshot:
         found = ranked(zip(ids, scores[above].tolist(), strict=True))
         ties = heapq.nsmallest(k - len(found), self.reader.ids(slots[equal]))
         return found + [(key, floor) for key in ties]
-
-
-def _some(codes: Codes, slots: NDArray[np.int64]) -> Codes:
-    return Codes(codes.rows[slots], codes.steps[slots], codes.residuals[slots])
 
 
 def _floor(lower: NDArray[np.float32], k: int) -> float:

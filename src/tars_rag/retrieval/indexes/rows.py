@@ -20,7 +20,6 @@ disk that orders nothing but by fsync.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import os
 import struct
 import weakref
@@ -33,6 +32,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.errors import StoreError
+from tars_rag.retrieval.indexes.row_tables import Tables
+
 _MAGIC = b"tars-rag rows 1\n"
 _HEAD = struct.Struct("<16s8sQ")
 _HEAD_SIZE = 512
@@ -41,43 +43,12 @@ _BATCH_MAGIC = b"TRXB"
 # of codes, generation, digest
 _HEADER = struct.Struct("<4s8IQ8s")
 _CRC = struct.Struct("<I")
-_PAIR = struct.Struct("<II")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _PIECE = 1 << 20
-_GAP = 8  # rows that are read and thrown away rather than asking once more
 
 
-class DamageError(Exception):
+class DamageError(StoreError):
     """The file is not what was written; the message says where."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """What a batch says of its rows, beside their vectors.
-
-    Attributes:
-        contents: A hash of each vector's bytes, uint64 [added].
-        ends: Where each id ends in `ids`, uint32 [added].
-        steps: See `Codes`, float32 [added].
-        residuals: See `Codes`, float32 [added].
-        removed: Slots, uint32.
-        stamp: The caller's.
-        ids: UTF-8 (lone surrogates passed), one after the other.
-    """
-
-    contents: NDArray[np.uint64]
-    ends: NDArray[np.uint32]
-    steps: NDArray[np.float32]
-    residuals: NDArray[np.float32]
-    removed: NDArray[np.uint32]
-    stamp: bytes
-    ids: bytes
-
-    def pack(self) -> bytes:
-        """The bytes, padded to a multiple of 8."""
-        arrays = (self.contents, self.ends, self.steps, self.residuals, self.removed)
-        body = b"".join([*(array.tobytes() for array in arrays), self.stamp, self.ids])
-        return body + bytes(-len(body) % 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +162,8 @@ class RowFile:
         """Cut off what is no whole batch, and make durable what is."""
         if os.fstat(self.file).st_size > self.end:
             os.ftruncate(self.file, self.end)
-        self.commit()
+        if self._read_head() != self.end:
+            self.commit()
 
     def append(
         self,
@@ -235,13 +207,19 @@ class RowFile:
         os.fdatasync(self.file)
         self._mark()
 
-    def back_to(self, end: int, count: int, crc: int) -> None:
-        """Forget what was appended since, and failed to become durable."""
-        self.end, self.count, self._last_crc = end, count, crc
+    def back_to(self, place: tuple[int, int, int]) -> None:
+        """Forget what was appended since a `place`.
+
+        Raises:
+            OSError: It cannot be cut off. What is appended next is written over it all the same.
+        """
+        self.end, self.count, self._last_crc = place
+        self._mark()
+        os.ftruncate(self.file, self.end)
 
     @property
     def place(self) -> tuple[int, int, int]:
-        """What `back_to` takes."""
+        """Where the next batch goes: its offset, its first slot, the seal before it."""
         return self.end, self.count, self._last_crc
 
     def check_vectors(self, batch: Batch) -> None:
@@ -279,20 +257,12 @@ class RowFile:
 
     def _tables(self, batch: Batch) -> Tables:
         size = batch.vectors_at - batch.tables_at
-        data = _read(self.file, size, batch.tables_at)
+        data = read(self.file, size, batch.tables_at)
         if len(data) < size:
             raise self._damage(batch.at, "is cut off")
         if zlib.crc32(data) != batch.tables_crc:
             raise self._damage(batch.at, "holds tables that were altered")
-        added, at = batch.added, 0
-        parts: list[Any] = []
-        kinds = (("<u8", added), ("<u4", added), ("<f4", added), ("<f4", added))
-        for kind, count in (*kinds, ("<u4", batch.removed)):
-            parts.append(np.frombuffer(data, kind, count, at))
-            at += parts[-1].nbytes
-        parts.append(data[at : at + batch.stamp])
-        parts.append(data[at + batch.stamp : at + batch.stamp + batch.ids])
-        return Tables(*parts)
+        return Tables.unpack(data, batch.added, batch.removed, batch.stamp, batch.ids)
 
     def _accept(self, batch: Batch) -> None:
         self.end, self._last_crc = batch.end, batch.crc
@@ -309,122 +279,6 @@ class RowFile:
         return DamageError(f"{self.path.name}: the batch at byte {at} {what}")
 
 
-class RowReader:
-    """The rows of a file up to some batch, by slot. Never changes; any thread may use it.
-
-    Args:
-        file: The file; its descriptor stays open as long as this lives.
-        dim: Numbers in a vector.
-        batches: `Batch.place` of each, int64 [b, 5].
-    """
-
-    def __init__(self, file: RowFile, dim: int, batches: NDArray[np.int64]) -> None:
-        self._file, self._dim, self._batches = file, dim, batches
-
-    def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The vectors [m, dim] of ascending slots."""
-        found = np.empty((len(slots), self._dim), "<f4")
-        if not len(slots):
-            return found
-        size = 4 * self._dim
-        where = self._where(slots)
-        at = self._batches[where, 3] + (slots - self._batches[where, 0]) * size
-        breaks = (np.diff(at) > _GAP * size) | (np.diff(where) != 0)
-        cuts = np.flatnonzero(breaks) + 1
-        bounds = [0, *cuts.tolist(), len(slots)]
-        for start, stop in itertools.pairwise(bounds):
-            self._read_run(found[start:stop], at[start:stop])
-        return found
-
-    def _read_run(self, out: NDArray[np.float32], at: NDArray[np.int64]) -> None:
-        """Read rows that are near one another into `out` [m, dim]."""
-        if not len(at):
-            return
-        start, size = int(at[0]), 4 * self._dim
-        total = int(at[-1]) + size - start
-        if total == out.nbytes:
-            _read_into(self._file, out, start)
-            return
-        scratch = np.empty((total // size, self._dim), "<f4")
-        _read_into(self._file, scratch, start)
-        out[:] = scratch[(at - start) // size]
-
-    def contents(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
-        """The content hashes of ascending slots; rows of equal vectors have equal ones."""
-        found = np.empty(len(slots), "<u8")
-        for batch, start, stop in self._groups(slots):
-            first, ends_at = int(self._batches[batch, 0]), int(self._batches[batch, 1])
-            added = int(self._batches[batch, 4])
-            table = np.empty(added, "<u8")
-            _read_into(self._file, table, ends_at - 8 * added)
-            found[start:stop] = table[slots[start:stop] - first]
-        return found
-
-    def ids(self, slots: NDArray[np.int64]) -> list[str]:
-        """The ids of ascending slots."""
-        found: list[str] = []
-        for batch, start, stop in self._groups(slots):
-            first, ends_at, ids_at = self._batches[batch, :3].tolist()
-            if stop - start == 1:
-                found.append(self._id(int(slots[start]) - first, ends_at, ids_at))
-                continue
-            places = slots[start:stop] - first
-            low, high = int(places[0]), int(places[-1]) + 1
-            ends = np.zeros(high - low + 1, "<u4")
-            skip = low == 0
-            _read_into(self._file, ends[int(skip) :], ends_at + 4 * (low - 1 + int(skip)))
-            base = int(ends[0])
-            blob = _read(self._file.file, int(ends[-1]) - base, ids_at + base)
-            bounds = (ends - base).tolist()
-            found += [
-                blob[bounds[place] : bounds[place + 1]].decode("utf-8", "surrogatepass")
-                for place in (places - low).tolist()
-            ]
-        return found
-
-    def _id(self, place: int, ends_at: int, ids_at: int) -> str:
-        """One id of a batch."""
-        skip = min(place, 1)
-        data = _read(self._file.file, 4 + 4 * skip, ends_at + 4 * (place - skip))
-        begin, end = _PAIR.unpack(data.rjust(_PAIR.size, b"\0"))
-        blob = _read(self._file.file, end - begin, ids_at + begin)
-        return blob.decode("utf-8", "surrogatepass")
-
-    def _where(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
-        return np.searchsorted(self._batches[:, 0], slots, side="right") - 1
-
-    def _groups(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """(batch, start, stop) for the slots of each batch."""
-        where = self._where(slots)
-        cuts = (np.flatnonzero(np.diff(where)) + 1).tolist()
-        for start, stop in zip([0, *cuts], [*cuts, len(slots)], strict=True):
-            if stop > start:
-                yield int(where[start]), start, stop
-
-
-def content_hashes(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """64 bits of BLAKE2b of each row's bytes [n]."""
-    data = np.ascontiguousarray(vectors, "<f4")
-    hashes = b"".join(hashlib.blake2b(row, digest_size=8).digest() for row in data)
-    return np.frombuffer(hashes, "<u8")
-
-
-def pack_ids(ids: Sequence[str]) -> tuple[bytes, NDArray[np.uint32]]:
-    """The ids' bytes, and where each ends."""
-    encoded = [passage_id.encode("utf-8", "surrogatepass") for passage_id in ids]
-    ends = np.cumsum([len(data) for data in encoded], dtype=np.uint32)
-    return b"".join(encoded), ends.astype(np.uint32)
-
-
-def unpack_ids(tables: Tables) -> list[str]:
-    """The ids of a batch."""
-    ends = tables.ends.tolist()
-    return [
-        tables.ids[start:end].decode("utf-8", "surrogatepass")
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
-
-
 def _head(salt: bytes, committed: int) -> bytes:
     head = _HEAD.pack(_MAGIC, salt, committed)
     return (head + _CRC.pack(zlib.crc32(head))).ljust(_HEAD_SIZE, b"\0")
@@ -437,7 +291,8 @@ def _write(file: int, parts: Sequence[bytes], at: int) -> None:
         data, at = data[written:], at + written
 
 
-def _read(file: int, size: int, at: int) -> bytes:
+def read(file: int, size: int, at: int) -> bytes:
+    """Bytes of a descriptor from `at` on; fewer where it ends."""
     parts = []
     while size and (piece := os.pread(file, size, at)):
         parts.append(piece)
@@ -445,7 +300,7 @@ def _read(file: int, size: int, at: int) -> bytes:
     return b"".join(parts)
 
 
-def _read_into(file: RowFile, out: NDArray[Any], at: int) -> None:
+def read_into(file: RowFile, out: NDArray[Any], at: int) -> None:
     """Fill an array from the file.
 
     Raises:

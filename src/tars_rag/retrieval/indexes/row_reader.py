@@ -1,0 +1,107 @@
+"""Rows of a row file by slot, for searches: vectors, ids and content hashes."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.retrieval.indexes.rows import RowFile, read, read_into
+
+_PAIR = struct.Struct("<II")
+_GAP = 8  # rows that are read and thrown away rather than asking once more
+
+
+class RowReader:
+    """The rows of a file up to some batch, by slot. Never changes; any thread may use it.
+
+    Args:
+        file: The file; its descriptor stays open as long as this lives.
+        dim: Numbers in a vector.
+        batches: `Batch.place` of each, int64 [b, 5].
+    """
+
+    def __init__(self, file: RowFile, dim: int, batches: NDArray[np.int64]) -> None:
+        self._file, self._dim, self._batches = file, dim, batches
+        self.batches = len(batches)
+
+    def vectors(self, slots: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The vectors [m, dim] of ascending slots."""
+        found = np.empty((len(slots), self._dim), "<f4")
+        size = 4 * self._dim
+        where = self._where(slots)
+        at = self._batches[where, 3] + (slots - self._batches[where, 0]) * size
+        breaks = (np.diff(at) > _GAP * size) | (np.diff(where) != 0)
+        cuts = np.flatnonzero(breaks) + 1
+        bounds = [0, *cuts.tolist(), len(slots)]
+        for start, stop in itertools.pairwise(bounds):
+            self._read_run(found[start:stop], at[start:stop])
+        return found
+
+    def _read_run(self, out: NDArray[np.float32], at: NDArray[np.int64]) -> None:
+        """Read rows that are near one another into `out` [m, dim]."""
+        if not len(at):
+            return
+        start, size = int(at[0]), 4 * self._dim
+        total = int(at[-1]) + size - start
+        if total == out.nbytes:
+            read_into(self._file, out, start)
+            return
+        scratch = np.empty((total // size, self._dim), "<f4")
+        read_into(self._file, scratch, start)
+        out[:] = scratch[(at - start) // size]
+
+    def contents(self, slots: NDArray[np.int64]) -> NDArray[np.uint64]:
+        """The content hashes of ascending slots; rows of equal vectors have equal ones."""
+        found = np.empty(len(slots), "<u8")
+        for batch, start, stop in self._groups(slots):
+            first, ends_at = int(self._batches[batch, 0]), int(self._batches[batch, 1])
+            added = int(self._batches[batch, 4])
+            table = np.empty(added, "<u8")
+            read_into(self._file, table, ends_at - 8 * added)
+            found[start:stop] = table[slots[start:stop] - first]
+        return found
+
+    def ids(self, slots: NDArray[np.int64]) -> list[str]:
+        """The ids of ascending slots."""
+        found: list[str] = []
+        for batch, start, stop in self._groups(slots):
+            first, ends_at, ids_at = self._batches[batch, :3].tolist()
+            if stop - start == 1:
+                found.append(self._id(int(slots[start]) - first, ends_at, ids_at))
+                continue
+            places = slots[start:stop] - first
+            low, high = int(places[0]), int(places[-1]) + 1
+            ends = np.zeros(high - low + 1, "<u4")
+            skip = low == 0
+            read_into(self._file, ends[int(skip) :], ends_at + 4 * (low - 1 + int(skip)))
+            base = int(ends[0])
+            blob = read(self._file.file, int(ends[-1]) - base, ids_at + base)
+            bounds = (ends - base).tolist()
+            found += [
+                blob[bounds[place] : bounds[place + 1]].decode("utf-8", "surrogatepass")
+                for place in (places - low).tolist()
+            ]
+        return found
+
+    def _id(self, place: int, ends_at: int, ids_at: int) -> str:
+        """One id of a batch."""
+        skip = min(place, 1)
+        data = read(self._file.file, 4 + 4 * skip, ends_at + 4 * (place - skip))
+        begin, end = _PAIR.unpack(data.rjust(_PAIR.size, b"\0"))
+        blob = read(self._file.file, end - begin, ids_at + begin)
+        return blob.decode("utf-8", "surrogatepass")
+
+    def _where(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
+        return np.searchsorted(self._batches[:, 0], slots, side="right") - 1
+
+    def _groups(self, slots: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
+        """(batch, start, stop) for the slots of each batch."""
+        where = self._where(slots)
+        cuts = (np.flatnonzero(np.diff(where)) + 1).tolist()
+        for start, stop in zip([0, *cuts], [*cuts, len(slots)], strict=True):
+            if stop > start:
+                yield int(where[start]), start, stop
