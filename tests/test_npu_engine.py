@@ -92,6 +92,7 @@ def cores(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Core
     monkeypatch.setattr(probe, "probe", lambda: BOARD)
     monkeypatch.setattr(npu, "IsolatedSession", found.open)
     monkeypatch.setattr(faults, "default_path", lambda: tmp_path / "faults.jsonl")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     return found
 
 
@@ -140,6 +141,19 @@ def test_the_npu_gives_what_the_cpu_gives(cores: Cores, models: Path, tmp_path: 
         assert on_npu.max_length == 64
         # The same class: a store made on one opens on the other, where the lengths agree.
         assert on_npu.fingerprint.split(":")[3] == cpu.fingerprint.split(":")[3] == "exact"
+
+
+def test_an_old_driver_leaves_core_0(
+    cores: Cores, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = probe.Machine(**{**BOARD.__dict__, "driver": "0.9.3"})
+    monkeypatch.setattr(probe, "probe", lambda: old)
+    path = write_bundle(tmp_path / "b", models / "tiny")
+    with embedder(models, tmp_path, device="npu", rknn_path=path) as found:
+        assert found.embed(["the cat"]).shape == (1, 32)
+    assert cores.opened == [1]
+    with embedder(models, tmp_path, device="npu", rknn_path=path, core_mask="0_1_2"):
+        assert cores.opened == [1, 1, 2, 4]
 
 
 @pytest.mark.parametrize(("mask", "opened"), [("1", [2]), ("0_1", [1, 2]), ("all", [1, 2, 4])])

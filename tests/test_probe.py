@@ -119,7 +119,7 @@ def test_socs(tmp_path: Path, compatible: bytes, soc: str | None, cores: int) ->
         (
             {"sys__kernel__debug__rknpu__version": b"RKNPU driver: v0.8.2"},
             "warning",
-            "0.8.2 is older than 0.9.2",
+            "0.8.2 is older than 0.9.6",
             "apt-get",
         ),
         (

@@ -6,8 +6,9 @@ import shlex
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -15,24 +16,36 @@ from tars_rag.cli.console import out, print_json
 from tars_rag.cli.resources import JsonOption, read_settings
 
 if TYPE_CHECKING:
+    from tars_rag.runtimes.npu.gate import Note
     from tars_rag.runtimes.npu.probe import Finding, Machine
     from tars_rag.settings import Settings
 
 
-def doctor(as_json: JsonOption = False) -> None:
+ClearOption = Annotated[
+    bool,
+    typer.Option(
+        "--clear-npu-notes",
+        help="Forget which NPU cores stopped the machine while they were opened.",
+    ),
+]
+
+
+def doctor(as_json: JsonOption = False, clear_npu_notes: ClearOption = False) -> None:
     """Say what machine and NPU this is, what is wrong, and the command that mends it.
 
     With --json: everything that a bug report needs, without secrets.
     """
     from tars_rag.cli import surroundings
-    from tars_rag.runtimes.npu import faults
+    from tars_rag.runtimes.npu import faults, gate
     from tars_rag.runtimes.npu.probe import probe
 
+    if clear_npu_notes:
+        gate.clear()
     machine = probe()
     settings, problems = _settings()
     problems += [asdict(f) for f in (*machine.findings, *_untested())]
     models = _models(settings) if settings else []
-    problems += _model_findings(models, machine)
+    problems += [*_model_findings(models, machine), *map(_freeze, gate.freezes())]
     recent = [asdict(f) for f in faults.recent()[-5:]]
     if as_json:
         root = _cache(settings) if settings else None
@@ -45,6 +58,7 @@ def doctor(as_json: JsonOption = False) -> None:
             "model_cache": surroundings.model_cache(root),
             "models": models,
             "findings": problems,
+            "npu_notes": [asdict(note) for note in gate.notes()],
             "faults": recent,
         }
         print_json(surroundings.without_home(report))
@@ -91,6 +105,15 @@ def _untested() -> list[Finding]:
 
     known = [(guest, guest.installed) for guest in (CHROMA, TANTIVY)]
     return [finding for guest, version in known if version for finding in untested(guest, version)]
+
+
+def _freeze(note: Note) -> dict[str, str]:
+    from tars_rag.runtimes.npu.gate import CLEAR
+
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(note.time))
+    what = f"on {when} the machine stopped while NPU core mask {note.core_mask} was opened"
+    why = f"it is not opened again with kernel {note.kernel}; the other cores are"
+    return _finding("warning", what, why, f"{CLEAR}  (after an update, or if it was a power cut)")
 
 
 def _cache(settings: Settings) -> Path:

@@ -18,6 +18,7 @@ from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu import faults
 from tars_rag.runtimes.npu.bundle import NpuModel, find_bundles, read_model
+from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.isolate import IsolatedSession
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.npu.pool import NpuPool
@@ -71,6 +72,12 @@ def open_pool(
         machine.core_masks(placement.core_mask),
         fallback=fallback,
         on_fault=fault,
+        gate=CoreGate(
+            machine.soc,
+            machine.library_version,
+            chosen=placement.core_mask != "auto",
+            driver=machine.driver,
+        ),
     )
 
 

@@ -11,7 +11,8 @@ from typing import Literal
 from tars_rag.runtimes.npu.spec import Session
 from tars_rag.runtimes.npu.work import Job
 
-State = Literal["opening", "ready", "recovering", "retired"]
+State = Literal["opening", "ready", "recovering", "retired", "left out"]
+"""``left out``: not to be opened at all."""
 
 _LONGEST_REST = 3600.0
 
@@ -24,7 +25,7 @@ class CoreStatus:
         core_mask: Which core.
         runs: Feeds it was given.
         busy_seconds: How long it worked.
-        reason: Why it was retired; empty while it is in use.
+        reason: Why it is not in use; empty while it is.
         recoveries: How often it failed and was opened again.
     """
 
@@ -78,14 +79,23 @@ class Core:
     rest: float = 0.0
 
     @property
+    def in_use(self) -> bool:
+        """Whether it works, or is about to."""
+        return self.state not in ("retired", "left out")
+
+    @property
     def status(self) -> CoreStatus:
         """For those outside."""
-        reason = self.reason if self.state == "retired" else ""
+        reason = "" if self.in_use else self.reason
         return CoreStatus(self.core_mask, self.runs, self.busy, reason, self.recoveries)
 
     def opened(self, session: Session) -> None:
         """It can work (again)."""
         self.session, self.state, self.reason, self.deadline = session, "ready", "", math.inf
+
+    def leave_out(self, reason: str) -> None:
+        """It is not to be opened."""
+        self.state, self.reason = "left out", reason
 
     def begin(self, job: Job, timeout: float) -> None:
         """It works on a job, and may take so long."""

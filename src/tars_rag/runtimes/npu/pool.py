@@ -14,6 +14,7 @@ import numpy as np
 from tars_rag.errors import InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu.core import CoreStatus, Recovery
+from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.scheduler import Scheduler
 from tars_rag.runtimes.npu.spec import Session
 
@@ -40,6 +41,8 @@ class NpuPool:
         fallback: Makes a CPU runtime that gives the same rows; None: no fall-back.
         on_fault: Told the core mask and the reason when a core is retired.
         recovery: When a core that failed is opened again, and when it is given up.
+        gate: Opens cores that have not worked here before one after the other, or leaves them out;
+            None: all are opened at once.
 
     Raises:
         DeviceError: No core could be opened (with or without fall-back: whoever has a CPU
@@ -56,6 +59,7 @@ class NpuPool:
         fallback: Callable[[], Runtime] | None = None,
         on_fault: Callable[[int, str], None] | None = None,
         recovery: Recovery = _RECOVERY,
+        gate: CoreGate | None = None,
     ) -> None:
         self._scheduler = Scheduler(
             open_session,
@@ -65,6 +69,7 @@ class NpuPool:
             fallback=fallback,
             on_fault=on_fault,
             recovery=recovery,
+            gate=gate,
         )
         # The workers hold the scheduler, not the pool: a forgotten pool closes itself.
         self._finalizer = weakref.finalize(self, self._scheduler.close)

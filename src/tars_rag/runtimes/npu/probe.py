@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from tars_rag.errors import ConfigError
 from tars_rag.guests import RKNN, Guest
+from tars_rag.runtimes.npu.gate import MIN_DRIVER
 from tars_rag.runtimes.onnx import big_cores
 
 NPU_CORES: Final = {"rk3588": 3, "rk3576": 2, "rk3568": 1, "rk3566": 1, "rk3562": 1}
@@ -31,7 +32,6 @@ _DRIVER_VERSIONS = (
     "sys/module/rknpu/version",
 )
 _VERSION = re.compile(r"(\d+\.\d+(?:\.\d+)?)")
-_MIN_DRIVER = (0, 9, 2)
 _LIBRARY_URL = "https://github.com/airockchip/rknn-toolkit2/tree/master/rknpu2/runtime/Linux"
 
 
@@ -208,11 +208,11 @@ def _device(nodes: list[Path], blocked: list[Path], container: bool, root: Path)
 
 
 def _driver(version: str | None) -> list[Finding]:
-    if version is None or _tuple(version) >= _MIN_DRIVER:
+    if version is None or _tuple(version) >= MIN_DRIVER:
         return []  # the version is readable for root only on many kernels: not knowing is fine
-    least = ".".join(map(str, _MIN_DRIVER))
+    least = ".".join(map(str, MIN_DRIVER))
     what = f"NPU driver {version} is older than {least}"
-    why = "librknnrt 2.x asks for a newer driver"
+    why = "only core 0 is used with it: the other cores of an RK3588 fail, or freeze the machine"
     return [Finding("warning", what, why, "sudo apt-get update && sudo apt-get full-upgrade")]
 
 

@@ -11,17 +11,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu.core import Core, CoreStatus, Recovery
+from tars_rag.runtimes.npu.fallback import CPU_HINT, Fallback
+from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.spec import Session, SessionInfo
 from tars_rag.runtimes.npu.work import Call, Job, WorkQueue
 
 logger = logging.getLogger("tars_rag")
-
-CPU_HINT = "Set NPU_FALLBACK_CPU=1 to go on with the CPU, or run: tars-rag doctor"
 
 
 class Scheduler:
@@ -37,12 +37,14 @@ class Scheduler:
         fallback: Callable[[], Runtime] | None,
         on_fault: Callable[[int, str], None] | None,
         recovery: Recovery,
+        gate: CoreGate | None,
     ) -> None:
         self._open_session = open_session
         self._timeout = timeout
-        self._make_fallback = fallback
+        self._cpu = Fallback(fallback)
         self._on_fault = on_fault
         self._recovery = recovery
+        self._gate = gate
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._queue = WorkQueue(self._lock, queue_limit)
@@ -50,9 +52,6 @@ class Scheduler:
         self._resting = threading.Condition(self._lock)
         self._closing = False
         self._unreported: list[Core] = []
-        self._cpu: Runtime | None = None
-        self._cpu_lock = threading.Lock()
-        self._cpu_feeds = 0
         self._cores = [Core(mask) for mask in core_masks]
         for core in self._cores:
             core.thread = threading.Thread(
@@ -63,12 +62,12 @@ class Scheduler:
     @property
     def alive(self) -> bool:
         """Whether a core is left, at work or about to be again."""
-        return any(core.state != "retired" for core in self._cores)
+        return any(core.in_use for core in self._cores)
 
     @property
     def has_cpu(self) -> bool:
         """Whether the CPU had to take over already."""
-        return self._cpu is not None
+        return self._cpu.is_open
 
     def wait_until_open(self) -> SessionInfo:
         """Wait for every core's first opening; what the first that opened turned out to be.
@@ -88,7 +87,7 @@ class Scheduler:
     def status(self) -> tuple[tuple[CoreStatus, ...], int]:
         """Each core's, and how many feeds had to run on the CPU."""
         with self._lock:
-            return tuple(core.status for core in self._cores), self._cpu_feeds
+            return tuple(core.status for core in self._cores), self._cpu.feeds
 
     def run(
         self, feeds: Sequence[Feeds], urgent: bool, without: Collection[int] = ()
@@ -131,6 +130,7 @@ class Scheduler:
         with self._lock:
             self._closing = True
             self._wake_everyone()
+            self._opened.notify_all()
         deadline = time.monotonic() + self._timeout
         for core in self._cores:
             if core.thread is None or core.thread is threading.current_thread():
@@ -141,9 +141,7 @@ class Scheduler:
                 core.thread.join(5)
             if core.thread.is_alive():
                 logger.warning("NPU core mask %d hangs and was left behind.", core.core_mask)
-        with self._cpu_lock:
-            if self._cpu is not None:
-                self._cpu.close()
+        self._cpu.close()
 
     # --- under the lock ---------------------------------------------------------------------
 
@@ -196,8 +194,8 @@ class Scheduler:
         self._resting.notify_all()
 
     def _reasons(self) -> str:
-        retired = (core for core in self._cores if core.state == "retired")
-        return " ".join(f"Core mask {core.core_mask}: {core.reason}." for core in retired)
+        unused = (core for core in self._cores if not core.in_use)
+        return " ".join(f"Core mask {core.core_mask}: {core.reason}." for core in unused)
 
     # --- outside the lock -------------------------------------------------------------------
 
@@ -224,36 +222,21 @@ class Scheduler:
         rest = [i for i, rows in enumerate(call.rows) if rows is None]
         if not rest:
             return
-        on_cpu = self._fall_back(call).run([feeds[i] for i in rest], urgent=urgent)
+        with self._lock:
+            what, reasons = "Every NPU core failed", self._reasons()
+            if self.alive:
+                what = "A text overflows on the NPU"
+                reasons = " ".join(dict.fromkeys(f"{why}." for why in call.refused.values()))
+        on_cpu = self._cpu.run([feeds[i] for i in rest], urgent, what=what, reasons=reasons)
         for i, rows in zip(rest, on_cpu, strict=True):
             call.rows[i] = rows
-        with self._lock:
-            self._cpu_feeds += len(rest)
-
-    def _fall_back(self, call: Call) -> Runtime:
-        with self._cpu_lock:
-            if self._cpu is None:
-                with self._lock:
-                    reasons = self._reasons()
-                    all_failed = not self.alive
-                why = " ".join([*dict.fromkeys(f"{why}." for why in call.refused.values())])
-                if self._make_fallback is None:
-                    what = (
-                        "Every NPU core failed." if all_failed else "A text overflows on the NPU."
-                    )
-                    msg = f"{what} {reasons or why} {CPU_HINT}."
-                    raise DeviceError(msg)
-                if all_failed:
-                    logger.warning("The NPU cannot be used now, the CPU takes over. %s", reasons)
-                else:
-                    logger.warning("The CPU answers what overflows on the NPU. %s", why)
-                self._cpu = self._make_fallback()
-            return self._cpu
 
     # --- one core's thread ------------------------------------------------------------------
 
     def _serve(self, core: Core) -> None:
         """The life of one worker thread: open, work until something fails, rest, open again."""
+        if not self._may_open(core):
+            return
         while True:
             session = self._open(core)
             if session is not None:
@@ -265,9 +248,30 @@ class Scheduler:
             if not self._rest(core):
                 return
 
+    def _may_open(self, core: Core) -> bool:
+        """Wait for those before it, if it has to; whether it is to be opened at all."""
+        gate = self._gate
+        if gate is None or gate.is_proven(core.core_mask):
+            return True
+        before = self._cores[: self._cores.index(core)]
+        with self._lock:
+            while any(other.state == "opening" for other in before) and not self._closing:
+                self._opened.wait()
+            open_ones = (other.session for other in before if other.session is not None)
+            versions = next((session.info.versions for session in open_ones), "")
+        reason = gate.refusal(core.core_mask, versions)
+        if reason:
+            logger.warning("NPU core mask %d: %s", core.core_mask, reason)
+            with self._lock:
+                core.leave_out(reason)
+                self._opened.notify_all()
+        return not reason
+
     def _open(self, core: Core) -> Session | None:
+        guard = self._gate.opening(core.core_mask) if self._gate else nullcontext()
         try:
-            session = self._open_session(core.core_mask)
+            with guard:
+                session = self._open_session(core.core_mask)
         except Exception as error:
             reason = str(error) or type(error).__name__
             with self._reporting():
