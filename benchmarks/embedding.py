@@ -22,7 +22,7 @@ import numpy as np
 from common import interleaved, passages, queries, ratio
 from tars_rag import Embedder
 from tars_rag.models.bert_graph import build_graph
-from tars_rag.models.store import ModelStore
+from tars_rag.models.cache import ModelCache
 from tars_rag.models.weights import load_weights
 
 Embed = Callable[[list[str]], np.ndarray]
@@ -71,7 +71,7 @@ def main() -> None:
     texts = passages(options.data, options.passages)
     asked = queries(options.data, options.queries)
 
-    folder = ModelStore().get("all-MiniLM-L6-v2").directory
+    folder = ModelCache().get("all-MiniLM-L6-v2").directory
     exact, small = (Embedder(device="cpu", precision=p) for p in ("fp32", "int8"))
     engines: dict[str, Embed] = {
         "tars-rag fp32": exact.embed,

@@ -20,8 +20,8 @@ from flashrank import Ranker, RerankRequest
 
 from common import interleaved, notes, passages, queries, ratio
 from tars_rag import Reranker
+from tars_rag.models.cache import ModelCache
 from tars_rag.models.random_model import flashrank_name, write_random_model
-from tars_rag.models.store import ModelStore
 from tars_rag.models.weights import BertConfig
 
 NAME = "ms-marco-MiniLM-L-12-v2"
@@ -32,7 +32,7 @@ def random_cache() -> Path:
     write_random_model(
         root / NAME,
         BertConfig(layers=12, hidden=384, heads=12, intermediate=1536, vocabulary=30522),
-        tokenizer=ModelStore().get("all-MiniLM-L6-v2").directory / "tokenizer.json",
+        tokenizer=ModelCache().get("all-MiniLM-L6-v2").directory / "tokenizer.json",
         onnx=flashrank_name(NAME),
         quantised=True,
     )

@@ -1,4 +1,4 @@
-"""A model hub on this machine, and a process that pulls from it. Run by test_model_store.py.
+"""A model hub on this machine, and a process that pulls from it. Run by test_model_cache.py.
 
     python hub_child.py serve FOLDER        prints its address, then logs each file it sends
     python hub_child.py pull CACHE WHEELS   pulls the tiny model and prints its directory
@@ -61,11 +61,11 @@ def serve(folder: Path) -> None:
 
 def pull(cache: Path) -> None:
     from tars_rag.models import catalog
-    from tars_rag.models.store import ModelStore
+    from tars_rag.models.cache import ModelCache
 
     row = spec()
     catalog._BY_NAME[row.name] = row  # type: ignore[index]
-    print(ModelStore(cache).pull(row.name).directory, flush=True)
+    print(ModelCache(cache).pull(row.name).directory, flush=True)
 
 
 if __name__ == "__main__":

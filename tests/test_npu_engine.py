@@ -13,8 +13,8 @@ from tars_rag.errors import ConfigError, DeviceError, ModelError
 from tars_rag.files import sha256_of
 from tars_rag.models import npu
 from tars_rag.models.bert_graph import Output
+from tars_rag.models.cache import ModelCache
 from tars_rag.models.graphs import cpu_graph
-from tars_rag.models.store import ModelStore
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu import faults, probe
 from tars_rag.runtimes.npu.manifest import Manifest
@@ -32,7 +32,7 @@ class Cores:
     """Every core opened, and what each is to do wrong."""
 
     def __init__(self, model: Path, cache: Path, output: Output) -> None:
-        store = ModelStore(cache)
+        store = ModelCache(cache)
         local = store.get(str(model))
         graph = cpu_graph(local, cache, output=output, pooling="mean", precision="fp32")
         self.runtime = npu.SameFeeds(OnnxRuntime(graph.source, threads=1))

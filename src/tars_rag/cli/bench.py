@@ -33,7 +33,7 @@ def bench(
     """
     from tars_rag.bench.evaluate import load_texts
     from tars_rag.bench.work import Encoder, work
-    from tars_rag.models.store import ModelStore
+    from tars_rag.models.cache import ModelCache
     from tars_rag.models.tokenizer import Tokenizer
     from tars_rag.models.weights import CONFIG_NAME, BertConfig
 
@@ -43,7 +43,7 @@ def bench(
     except ValueError:
         msg = f"--lengths {lengths} is not a list of numbers. Example: --lengths 64,128,256"
         raise ConfigError(msg) from None
-    local = ModelStore(settings.model_cache_dir).get(settings.embed_model)
+    local = ModelCache(settings.model_cache_dir).get(settings.embed_model)
     config = BertConfig.from_json(local.directory / CONFIG_NAME)
     encoder = Encoder(config.layers, config.hidden, config.intermediate)
     tokenizer = Tokenizer(local.directory, buckets[-1])

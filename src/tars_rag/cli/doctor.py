@@ -117,9 +117,9 @@ def _freeze(note: Note) -> dict[str, str]:
 
 
 def _cache(settings: Settings) -> Path:
-    from tars_rag.models.store import ModelStore
+    from tars_rag.models.cache import ModelCache
 
-    return ModelStore(settings.model_cache_dir).root
+    return ModelCache(settings.model_cache_dir).root
 
 
 def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str]]:
@@ -151,10 +151,10 @@ def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str
 
 def _models(settings: Settings) -> list[dict[str, Any]]:
     """The models of the cache, and what the NPU's variables point at."""
-    from tars_rag.models.store import ModelStore
+    from tars_rag.models.cache import ModelCache
     from tars_rag.runtimes.npu.manifest import MANIFEST_NAME
 
-    store = ModelStore(settings.model_cache_dir)
+    store = ModelCache(settings.model_cache_dir)
     rows: list[dict[str, Any]] = [
         {"name": m.name, "where": "CPU", "path": str(m.directory), "kind": m.kind}
         for m in store.list()

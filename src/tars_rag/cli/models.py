@@ -13,7 +13,7 @@ from tars_rag.cli.console import fail, out, print_json, progress_bar, say, show
 from tars_rag.errors import ModelError
 
 if TYPE_CHECKING:
-    from tars_rag.models.store import ModelStore
+    from tars_rag.models.cache import ModelCache
 
 app = typer.Typer(
     name="models",
@@ -120,7 +120,7 @@ def print_path() -> None:
     show(str(_models().root))
 
 
-def _is_sound(models: ModelStore, name: str) -> bool:
+def _is_sound(models: ModelCache, name: str) -> bool:
     try:
         models.verify(name)
     except ModelError as error:
@@ -130,10 +130,10 @@ def _is_sound(models: ModelStore, name: str) -> bool:
     return True
 
 
-def _models() -> ModelStore:
-    from tars_rag.models.store import ModelStore
+def _models() -> ModelCache:
+    from tars_rag.models.cache import ModelCache
 
-    return ModelStore(resources.read_settings().model_cache_dir)
+    return ModelCache(resources.read_settings().model_cache_dir)
 
 
 def _configured() -> list[str]:

@@ -89,8 +89,8 @@ def open_reranker(
         ConfigError: --rerank, and RERANK_MODEL is empty.
         ModelError: --rerank, and it cannot be had; or it is damaged.
     """
+    from tars_rag.models.cache import ModelCache
     from tars_rag.models.reranker import Reranker
-    from tars_rag.models.store import ModelStore
 
     name = settings.rerank_model
     if wanted is False or (wanted is None and not name):
@@ -98,7 +98,7 @@ def open_reranker(
     if not name:
         msg = "--rerank needs a model, and RERANK_MODEL is empty. Set it, or leave --rerank out."
         raise ConfigError(msg)
-    models = ModelStore(settings.model_cache_dir)
+    models = ModelCache(settings.model_cache_dir)
     topic = f"no reranker {name}"
     if models.find(name) is None:
         try:
@@ -121,10 +121,10 @@ def make_splitter(
 ) -> Splitter:
     """A splitter whose chunks `embedder` reads whole, measured with its own tokenizer."""
     from tars_rag.ingest.chunks import Splitter
-    from tars_rag.models.store import ModelStore
+    from tars_rag.models.cache import ModelCache
     from tars_rag.models.tokenizer import TOKENIZER_NAME
 
-    model = ModelStore(settings.model_cache_dir).get(settings.embed_model)
+    model = ModelCache(settings.model_cache_dir).get(settings.embed_model)
     return Splitter(model.directory / TOKENIZER_NAME, embedder.max_length, tokens, overlap)
 
 

@@ -14,8 +14,8 @@ from tars_rag.convert.texts import Sample
 from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.models.batching import Batch, feed
 from tars_rag.models.bert_graph import Pooling
+from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import find_spec
-from tars_rag.models.store import ModelStore
 from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
 from tars_rag.progress import NamedProgress
@@ -120,7 +120,7 @@ def open_source(
         path = path.parent
     if spec is None and path.is_dir() and not (path / WEIGHTS_NAME).is_file():
         _refuse_onnx(model)
-    found = ModelStore(cache_dir).get(spec.name if spec else str(path), progress)
+    found = ModelCache(cache_dir).get(spec.name if spec else str(path), progress)
     return Source(
         name=found.name.removesuffix("-fp32"),
         directory=found.directory,

@@ -12,8 +12,8 @@ import numpy as np
 from tars_rag.errors import ModelError
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Pooling
+from tars_rag.models.cache import LocalModel, ModelCache
 from tars_rag.models.opening import open_runtime
-from tars_rag.models.store import LocalModel, ModelStore
 from tars_rag.models.tokenizer import Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, read_json
 from tars_rag.progress import NamedProgress
@@ -89,12 +89,12 @@ class Embedder:
         self, model: str | Path, placement: Placement, progress: NamedProgress | None
     ) -> None:
         self._asked_for, self.placement = model, placement
-        store = ModelStore(placement.cache_dir)
-        local = store.get(model, progress)
+        cache = ModelCache(placement.cache_dir)
+        local = cache.get(model, progress)
         config = BertConfig.from_json(local.directory / CONFIG_NAME)
         pooling = _pooling(local)
         opened = open_runtime(
-            local, store.root, output="pooled", pooling=pooling, placement=placement
+            local, cache.root, output="pooled", pooling=pooling, placement=placement
         )
         self._runtime = opened.runtime
         self.model = local.name

