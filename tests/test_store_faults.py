@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -24,6 +25,7 @@ from tars_rag import Passage
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval.indexes import tantivy_files
 from tars_rag.retrieval.indexes import vectors as vectors_module
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.maintenance import reembed
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.storage.directory import StoreDirectory
@@ -293,6 +295,7 @@ HARMS: dict[str, Callable[[Path], Any]] = {
 def test_damaged_vector_files_are_seen_before_chroma_loads_them_and_made_anew(
     path: Path, harm: str
 ) -> None:
+    shutil.rmtree(path / "exact")
     for directory in (path / "chroma").iterdir():
         if directory.is_dir():
             HARMS[harm](directory)
@@ -304,8 +307,44 @@ def test_damaged_vector_files_are_seen_before_chroma_loads_them_and_made_anew(
     ):
         with pytest.raises(StoreError, match=r"vectors .* damaged"):
             refused()
+    with HybridStore(path, HashEmbedder()) as store:
+        assert store._directory.embedded == COUNT
     assert_whole(path)
     assert not list((path / "chroma").glob("damaged-*"))
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_damaged_vector_files_are_mended_from_the_exact_index_without_embedding(
+    path: Path, harm: str
+) -> None:
+    for directory in (path / "chroma").iterdir():
+        if directory.is_dir():
+            HARMS[harm](directory)
+    report = check_store(path)
+    assert "--repair" in report.problems[0]
+    assert "reembed" not in report.problems[0]
+    with pytest.raises(StoreError, match=r"vectors .* damaged"):
+        HybridStore(path, HashEmbedder(), read_only=True)
+    assert check_store(path, repair=True).ok  # no embedder there at all
+    with HybridStore(path, HashEmbedder()) as store:
+        assert store._directory.embedded == 0
+    assert_whole(path)
+    assert not list((path / "chroma").glob("damaged-*"))
+
+
+def test_what_the_exact_index_has_of_other_texts_is_embedded(path: Path) -> None:
+    with contextlib.closing(
+        ExactIndex(path / "exact")
+    ) as exact:  # as if it were older than the texts
+        exact.add(["p7"], HashEmbedder().embed(["something else"]))
+        exact.remove(["p8"])
+        exact.commit()
+    for directory in (path / "chroma").iterdir():
+        if directory.is_dir():
+            cut(directory / "data_level0.bin", 0.3)
+    with HybridStore(path, HashEmbedder()) as store:
+        assert store._directory.embedded == 2
+    assert_whole(path)
 
 
 def test_a_power_cut_that_takes_the_first_vector_files_is_noticed(path: Path) -> None:
@@ -317,6 +356,7 @@ def test_a_power_cut_that_takes_the_first_vector_files_is_noticed(path: Path) ->
 
 
 def test_making_vectors_anew_survives_being_cut_short(path: Path) -> None:
+    shutil.rmtree(path / "exact")
     for directory in (path / "chroma").iterdir():
         if directory.is_dir():
             cut(directory / "data_level0.bin", 0.3)

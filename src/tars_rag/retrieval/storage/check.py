@@ -169,9 +169,11 @@ def _open_vectors(
                 "index the sources again."
             )
         if damaged:
+            lost = exact_damage(directory) is not None  # it has the same vectors
+            fix = store_json.reembed_command(directory) if lost else _repair(directory)
             report.problems.append(
                 f"The vectors are damaged ({damaged.problem}), the texts are kept apart: make them "
-                f"anew: {store_json.reembed_command(directory)}"
+                f"anew: {fix}"
             )
         if problem or damaged:
             return None

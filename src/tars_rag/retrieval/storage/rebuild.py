@@ -7,7 +7,7 @@ into a second collection beside the first; until store.json names it, nothing ha
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,16 +28,20 @@ _FILL_BATCH = 10_000  # each is a commit: fewer segments to merge
 
 
 def rebuild_vectors(
-    indexes: IndexSet, embedder: TextEmbedder, progress: Progress | None = None
+    indexes: IndexSet,
+    embedder: TextEmbedder | None,
+    progress: Progress | None = None,
+    copy: ExactIndex | None = None,
 ) -> int:
-    """Embed every text anew and switch to the new vectors. Call while nobody else reads or writes.
+    """New vectors for every passage, then the switch to them. Call while nobody reads or writes.
 
     Killed at any moment, it goes on where it was when it is called again with the same embedder.
 
     Args:
         indexes: The store's indexes, open for writing.
-        embedder: Makes the new vectors.
+        embedder: Makes the vectors that `copy` has not; None: all must be there.
         progress: Called with (done, total).
+        copy: The same embedder's vectors; those that are still of their passages are taken.
 
     Returns:
         How many passages were embedded (fewer than there are, if it went on from before).
@@ -45,8 +49,9 @@ def rebuild_vectors(
     Raises:
         StoreError: The embedder's vectors cannot be compared, or writing failed.
     """
-    source = indexes.vectors
-    target = source.open_sibling(_target(indexes, embedder.fingerprint), create=True)
+    source, known = indexes.vectors, indexes.store_json
+    fingerprint = embedder.fingerprint if embedder else known.fingerprint
+    target = source.open_sibling(_target(indexes, fingerprint), create=True)
     embedded = done = 0
     total = source.count()
     kept: set[str] = set()
@@ -55,34 +60,62 @@ def rebuild_vectors(
         there = target.get([passage.id for passage in passages])
         todo = [p for p in passages if p.id not in there or not same_content(p, there[p.id])]
         if todo:
-            made = records(todo, _embed(embedder, todo, target.dimension()))
-            target.write(made, [p.id for p in todo if p.id in there])
+            sketches = {passage.id: sketch for passage, _, sketch in batch}
+            rows = _copied(copy, todo, sketches)
+            missing = [p for p in todo if p.id not in rows]
+            if missing:
+                made = _embed(indexes, embedder, missing, target.dimension())
+                rows |= zip((p.id for p in missing), made, strict=True)
+            target.write(
+                records(todo, np.stack([rows[p.id] for p in todo])),
+                [p.id for p in todo if p.id in there],
+            )
             indexes.seal_vectors()
+            embedded += len(missing)
         kept.update(passage.id for passage in passages)
-        embedded += len(todo)
         done += len(passages)
         if progress is not None:
             progress(done, total)
     # What was deleted since an earlier attempt.
     target.delete([key for key in target.matching(None, None) if key not in kept])
     indexes.seal_vectors()
-    old = indexes.store_json.collection
-    indexes.switch(target, fingerprint=embedder.fingerprint, model=model_of(embedder), probe=None)
+    if fingerprint == known.fingerprint:
+        indexes.switch(target)
+    else:
+        indexes.switch(target, fingerprint=fingerprint, model=model_of(embedder), probe=None)
     fill_exact(indexes, None)
-    target.drop(old)
+    target.drop(known.collection)
     indexes.seal_vectors()
     return embedded
 
 
-def model_of(embedder: TextEmbedder) -> str | None:
+def model_of(embedder: TextEmbedder | None) -> str | None:
     """The name of the embedder's model, where it has one."""
     name = getattr(embedder, "model", None)
     return name if isinstance(name, str) else None
 
 
+def _copied(
+    copy: ExactIndex | None, passages: Sequence[Passage], sketches: Mapping[str, Sequence[float]]
+) -> dict[str, NDArray[np.float32]]:
+    """The vectors that the copy has of these passages, as they are now."""
+    held = copy.vectors([passage.id for passage in passages]) if copy else {}
+    return {key: row for key, row in held.items() if matches(row, sketches[key])}
+
+
 def _embed(
-    embedder: TextEmbedder, passages: Sequence[Passage], dimension: int | None
+    indexes: IndexSet,
+    embedder: TextEmbedder | None,
+    passages: Sequence[Passage],
+    dimension: int | None,
 ) -> NDArray[np.float32]:
+    if embedder is None:
+        msg = (
+            f"The vectors of {len(passages)} or more passages of {indexes.path} are lost, "
+            f"{passages[0].id!r} among them. Their texts are not: make the vectors anew: "
+            f"{indexes.store_json.reembed_command(indexes.path)}"
+        )
+        raise StoreError(msg)
     rows = np.asarray(embedder.embed([passage.text for passage in passages]), np.float32)
     try:
         return check_vectors(rows, [f"passage {p.id!r}" for p in passages], dimension)

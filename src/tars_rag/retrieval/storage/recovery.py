@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.indexes.chroma_files import Damage
 from tars_rag.retrieval.indexes.codec import decode
+from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
-from tars_rag.retrieval.storage.layout import LEXICAL
+from tars_rag.retrieval.storage.layout import EXACT, LEXICAL
 from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage
 from tars_rag.retrieval.storage.rebuild import (
     fill_exact,
@@ -27,7 +30,8 @@ class Recovery:
 
     Args:
         indexes: Of the store.
-        embedder: Makes vectors anew where Chroma's were damaged; None: such a store is refused.
+        embedder: Makes vectors anew that are damaged in Chroma and in the exact index; None: such a
+            store is refused.
 
     Attributes:
         embedded: How many passages were embedded anew.
@@ -85,28 +89,44 @@ class Recovery:
     def _open_vectors(self, progress: Progress | None) -> None:
         """Open Chroma, whose files are compared with their seal before it may load them."""
         indexes = self._indexes
-        rebuild = self._set_damaged_vectors_aside()
-        indexes.open_vectors()
-        if rebuild and self._embedder:
-            self.embedded = rebuild_vectors(indexes, self._embedder, progress)
+        with contextlib.ExitStack() as stack:
+            damage = indexes.seal.damage() if indexes.seal else None
+            copy = self._copy() if damage else None
+            if copy is not None:
+                stack.callback(copy.close)
+            rebuild = self._set_aside(damage, copy) if damage else False
+            indexes.open_vectors()
+            if rebuild:
+                self.embedded = rebuild_vectors(indexes, self._embedder, progress, copy)
         if indexes.seal and not indexes.read_only:
             attempt = indexes.store_json.reembedding
             indexes.vectors.drop_others([attempt["collection"]] if attempt else [])
             indexes.seal.discard()
 
-    def _set_damaged_vectors_aside(self) -> bool:
+    def _copy(self) -> ExactIndex | None:
+        """The exact index, if its vectors are those that damaged ones are to be made anew as."""
+        known, path = self._indexes.store_json, self._indexes.path
+        other = self._embedder is not None and self._embedder.fingerprint != known.fingerprint
+        if other or exact_damage(path) is not None:
+            return None
+        copy = ExactIndex(path / EXACT, known.dimension, read_only=True)
+        if copy.stamp != known.collection:
+            copy.close()
+            return None
+        return copy
+
+    def _set_aside(self, damage: Damage, copy: ExactIndex | None) -> bool:
         """Get damaged vector files out of Chroma's way; whether they were this store's own.
 
         Otherwise they are the half-made ones of a change of embedder, which then starts again.
         """
         indexes = self._indexes
-        damage = indexes.seal.damage() if indexes.seal else None
-        if indexes.seal is None or damage is None:
+        if indexes.seal is None:
             return False
         own = indexes.seal.directory_of(indexes.store_json.collection)
         hurt = own is None or own in damage.directories
         if hurt:
-            if self._embedder is None:
+            if self._embedder is None and copy is None:
                 msg = (
                     f"The vectors in {indexes.path} are damaged ({damage.problem}). Texts and "
                     "metadata are kept apart: make the vectors anew: "
