@@ -9,52 +9,30 @@ model. It is laid out as FlashRank lays out its own cache, so each can use the o
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from tars_rag.errors import ModelError
-from tars_rag.files import replace_directory, restore_directory, set_aside, sha256_of
+from tars_rag.files import replace_directory, restore_directory, set_aside
 from tars_rag.models import archives, fetch
-from tars_rag.models.catalog import CATALOG, ModelFile, ModelSpec, find_spec, get_spec
+from tars_rag.models.catalog import CATALOG, ModelSpec, find_spec, get_spec
+from tars_rag.models.local import (
+    RECORD_NAME,
+    LocalModel,
+    checked,
+    is_plain,
+    pull_anew,
+    read_record,
+    write_record,
+)
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
 
-RECORD_NAME: Final = "files.json"
 _MOST_RECORD_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class LocalModel:
-    """A model directory that was checked.
-
-    Attributes:
-        name: Catalogue name, or the directory's name.
-        directory: Where its files are.
-        spec: Its row of the catalogue; None for a directory the user named by its path.
-        digests: The sha256 of the files that were hashed, by name.
-    """
-
-    name: str
-    directory: Path
-    spec: ModelSpec | None
-    digests: dict[str, str]
-
-    def digest(self, name: str) -> str:
-        """The sha256 of one of its files.
-
-        Raises:
-            ModelError: There is no such file.
-        """
-        path = self.directory / name
-        if not path.is_file():
-            msg = f"{self.directory} has no {name}; it is not a complete model directory."
-            raise ModelError(msg)
-        return self.digests.get(name) or sha256_of(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +85,7 @@ class ModelCache:
         directory, spec = self._resolve(model)
         if not directory.is_dir():
             return None
-        return _checked(directory, spec)
+        return checked(directory, spec)
 
     def get(self, model: str | Path, progress: NamedProgress | None = None) -> LocalModel:
         """As `find`, and pulled first where it is not on this machine.
@@ -132,12 +110,12 @@ class ModelCache:
             # Sound, or put there by the user: another process may also have just pulled it.
             with contextlib.suppress(ModelError):
                 if target.is_dir():
-                    return _checked(target, spec)
+                    return checked(target, spec)
             source = fetch.fetch(spec, staging, progress)
             write_record(staging, [file.name for file in spec.files], source)
-            _checked(staging, spec)
+            checked(staging, spec)
             replace_directory(staging, target)
-        return _checked(target, spec)
+        return checked(target, spec)
 
     def verify(self, model: str | Path) -> LocalModel | None:
         """Hash every file of a model, or of a ``.rknn`` bundle directory.
@@ -156,7 +134,7 @@ class ModelCache:
         if not directory.is_dir():
             msg = f"{model} is not in {self.root}. Fetch it: tars-rag models pull {model}"
             raise ModelError(msg)
-        found = _checked(directory, spec, strict=True)
+        found = checked(directory, spec, strict=True)
         if not found.digests:
             msg = (
                 f"{directory} has no record to compare it with ({RECORD_NAME}): it was not fetched "
@@ -179,7 +157,7 @@ class ModelCache:
             if record is None:
                 msg = (
                     f"{directory} was not fetched by tars-rag, so it cannot be vouched for. "
-                    f"Move it away and run: tars-rag models pull {name}"
+                    f"{pull_anew(directory)}"
                 )
                 raise ModelError(msg)
             models[directory] = [RECORD_NAME, *record["files"]]
@@ -199,16 +177,19 @@ class ModelCache:
             archives.unpack(Path(archive), staging, _limits())
             for directory in sorted(staging.iterdir()):
                 if read_record(directory) is None:
-                    msg = f"{archive} lacks {directory.name}/{RECORD_NAME}. Export it again."
+                    msg = (
+                        f"{archive} lacks {directory.name}/{RECORD_NAME}. Export it again: "
+                        f"tars-rag models export {directory.name}"
+                    )
                     raise ModelError(msg)
-                _checked(directory, get_spec(directory.name))
+                checked(directory, get_spec(directory.name))
             specs = [get_spec(directory.name) for directory in sorted(staging.iterdir())]
             for spec in specs:
                 with self._staging(spec.name) as own:
                     own.rmdir()
                     (staging / spec.name).rename(own)
                     replace_directory(own, self.directory(spec))
-        return [_checked(self.directory(spec), spec) for spec in specs]
+        return [checked(self.directory(spec), spec) for spec in specs]
 
     def list(self) -> tuple[Listing, ...]:
         """Every model of the catalogue, and whether it is here (not hashed)."""
@@ -233,7 +214,7 @@ class ModelCache:
         spec = find_spec(name)
         if spec is None and name and path.is_dir():
             return path.resolve(), None
-        if spec is None and _is_plain(name) and (self.root / name).is_dir():
+        if spec is None and is_plain(name) and (self.root / name).is_dir():
             return self.root / name, None
         if spec is None and (path.is_absolute() or name.startswith((".", "~"))):
             msg = f"The model directory {path} does not exist. Give the path of an existing one."
@@ -263,82 +244,13 @@ class ModelCache:
                     shutil.rmtree(staging, ignore_errors=True)
         except OSError as error:
             msg = (
-                f"The model cache {self.root} cannot be written ({error}). Set MODEL_CACHE_DIR "
-                "to a directory that can, and check the free space."
+                f"The model cache {self.root} cannot be written ({error}). Check the free space, "
+                "or choose another directory: export MODEL_CACHE_DIR=~/models"
             )
             raise ModelError(msg) from error
-
-
-def write_record(directory: Path, names: list[str], source: str) -> None:
-    """Write ``files.json``: size and sha256 of each file, and where they came from."""
-    files = {
-        name: {"sha256": sha256_of(directory / name), "bytes": (directory / name).stat().st_size}
-        for name in names
-        if (directory / name).is_file()
-    }
-    record = {"format": "tars-rag-model", "version": 1, "source": source, "files": files}
-    (directory / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-
-
-def read_record(directory: Path) -> dict[str, Any] | None:
-    """``files.json``, or None where the directory was not made by tars-rag.
-
-    Raises:
-        ModelError: It is there and cannot be read.
-    """
-    path = directory / RECORD_NAME
-    if not path.is_file():
-        return None
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, file in record["files"].items():
-            _ = int(file["bytes"]), str(file["sha256"])
-            if not _is_plain(name):
-                raise ValueError(name)
-        _ = record["source"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path} is damaged ({error}). Remove {directory} and fetch the model again."
-        raise ModelError(msg) from error
-    return record
-
-
-def _checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) -> LocalModel:
-    """Compare the files with the record and the catalogue.
-
-    A directory without a record was put there by the user. Then FlashRank's models are taken as
-    they are, as FlashRank does (`strict`: held to the catalogue all the same), and an embedder
-    must be the published one, since vectors of different models never mix.
-    """
-    record = read_record(directory)
-    expected = {
-        name: ModelFile(name, **f) for name, f in (record or {"files": {}})["files"].items()
-    }
-    if spec and (record or strict or not spec.archive):
-        expected |= {f.name: f for f in spec.files if f.sha256 or f.name not in expected}
-    digests: dict[str, str] = {}
-    problems = []
-    for name, file in expected.items():
-        path = directory / name
-        if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif file.bytes and (size := path.stat().st_size) != file.bytes:
-            problems.append(f"{name} has {size} bytes instead of {file.bytes}")
-        else:
-            digests[name] = sha256_of(path)
-            if file.sha256 and digests[name] != file.sha256:
-                problems.append(f"{name} does not have the expected sha256 {file.sha256[:16]}…")
-    if problems:
-        again = f"tars-rag models pull {spec.name}" if spec else "copy or fetch it again"
-        msg = f"The model in {directory} is damaged: {'; '.join(problems)}. Repair it: {again}"
-        raise ModelError(msg)
-    return LocalModel(spec.name if spec else directory.name, directory, spec, digests)
 
 
 def _limits() -> dict[str, int]:
     """What an archive may hold, by ``<name>/<file>``, and the most bytes of each."""
     files = {f"{spec.name}/{file.name}": file.most_bytes for spec in CATALOG for file in spec.files}
     return files | {f"{spec.name}/{RECORD_NAME}": _MOST_RECORD_BYTES for spec in CATALOG}
-
-
-def _is_plain(name: str) -> bool:
-    return name not in ("", ".", "..") and Path(name).name == name

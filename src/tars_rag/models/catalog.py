@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 from tars_rag.errors import ModelError
@@ -194,6 +195,14 @@ def find_spec(name: str) -> ModelSpec | None:
     return _BY_NAME.get(name.lower())
 
 
+def fetch_again(directory: Path) -> str:
+    """The sentence that says how a model directory that is not sound is mended."""
+    spec = find_spec(directory.name)
+    if spec is None:
+        return f"Copy it again, whole, to {directory}."
+    return f"Fetch it again: tars-rag models pull {spec.name}"
+
+
 def get_spec(name: str) -> ModelSpec:
     """As `find_spec`.
 
@@ -205,7 +214,7 @@ def get_spec(name: str) -> ModelSpec:
         known = ", ".join(spec.name for spec in CATALOG)
         msg = (
             f"Unknown model {name!r}. Known: {known}; or give the path of a directory with "
-            "config.json, tokenizer.json and model.safetensors."
+            "config.json, tokenizer.json and model.safetensors. More: tars-rag models list"
         )
         raise ModelError(msg)
     return spec

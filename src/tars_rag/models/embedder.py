@@ -12,7 +12,8 @@ import numpy as np
 from tars_rag.errors import ModelError
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Pooling
-from tars_rag.models.cache import LocalModel, ModelCache
+from tars_rag.models.cache import ModelCache
+from tars_rag.models.local import LocalModel
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.tokenizer import Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, read_json

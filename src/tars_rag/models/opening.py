@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.bert_graph import Output, Pooling
-from tars_rag.models.cache import LocalModel
+from tars_rag.models.local import LocalModel
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.npu.manifest import ModelKind

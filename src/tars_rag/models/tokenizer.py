@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tars_rag.errors import InvalidInputError, ModelError
+from tars_rag.models.catalog import fetch_again
 from tars_rag.runtimes.base import IntArray
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -50,12 +51,15 @@ class Tokenizer:
 
         path = directory / TOKENIZER_NAME
         if not path.is_file():
-            msg = f"{directory} has no {TOKENIZER_NAME}; it is not a complete model directory."
+            msg = (
+                f"{directory} has no {TOKENIZER_NAME}, so it is not a complete model. "
+                f"{fetch_again(directory)}"
+            )
             raise ModelError(msg)
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises plain Exception
-            msg = f"{path} cannot be read ({error}). Fetch the model again: tars-rag models pull"
+            msg = f"{path} cannot be read ({error}). {fetch_again(directory)}"
             raise ModelError(msg) from error
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import ModelError
+from tars_rag.models.catalog import fetch_again
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -76,7 +77,7 @@ class BertConfig:
                 pad_id=int(raw.get("pad_token_id") or 0),
             )
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"{path} lacks or garbles {error}. Fetch the model again."
+            msg = f"{path} lacks or garbles {error}. {fetch_again(path.parent)}"
             raise ModelError(msg) from error
         if config.heads < 1 or config.hidden % config.heads:
             msg = f"{path}: hidden size {config.hidden} is not a multiple of {config.heads} heads."
@@ -153,7 +154,7 @@ def load_weights(directory: Path) -> BertWeights:
     config = BertConfig.from_json(directory / CONFIG_NAME)
     path = directory / WEIGHTS_NAME
     if not path.is_file():
-        msg = f"{directory} has no {WEIGHTS_NAME}. Fetch the model again: tars-rag models pull"
+        msg = f"{directory} has no {WEIGHTS_NAME}. {fetch_again(directory)}"
         raise ModelError(msg)
     arrays: dict[str, NDArray[np.float32]] = {}
     try:
@@ -169,7 +170,10 @@ def load_weights(directory: Path) -> BertWeights:
                 raise ModelError(msg)
             for name, shape in config.shapes(head=head).items():
                 if name not in stored:
-                    msg = f"{path} lacks the tensor {name}; it is not a complete BERT model."
+                    msg = (
+                        f"{path} lacks the tensor {name}, so it is not a complete BERT model. "
+                        f"{fetch_again(directory)}"
+                    )
                     raise ModelError(msg)
                 array = file.get_tensor(stored[name])
                 if array.shape != shape or array.dtype not in (np.float16, np.float32):
@@ -180,7 +184,7 @@ def load_weights(directory: Path) -> BertWeights:
                     raise ModelError(msg)
                 arrays[name] = np.asarray(array, np.float32)
     except (SafetensorError, OSError, TypeError) as error:
-        msg = f"{path} cannot be read ({error}). Fetch it again: tars-rag models pull"
+        msg = f"{path} cannot be read ({error}). {fetch_again(directory)}"
         raise ModelError(msg) from error
     return BertWeights(config, arrays, head)
 
@@ -209,13 +213,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        msg = f"{path.parent} has no {path.name}; it is not a complete model directory."
+        msg = (
+            f"{path.parent} has no {path.name}, so it is not a complete model. "
+            f"{fetch_again(path.parent)}"
+        )
         raise ModelError(msg) from None
     except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read ({error}). Fetch the model again: tars-rag models pull"
+        msg = f"{path} cannot be read ({error}). {fetch_again(path.parent)}"
         raise ModelError(msg) from error
     if not isinstance(raw, dict):
-        msg = f"{path} does not hold a JSON object. Fetch the model again: tars-rag models pull"
+        msg = f"{path} does not hold a JSON object. {fetch_again(path.parent)}"
         raise ModelError(msg)
     return raw
 

@@ -1,0 +1,132 @@
+"""A model directory on this machine: the record of what was put there, and whether it still is.
+
+The record is ``files.json``: size and sha256 of each file, and where they came from.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tars_rag.errors import ModelError
+from tars_rag.files import sha256_of
+from tars_rag.models.catalog import ModelFile, ModelSpec, fetch_again, find_spec
+
+RECORD_NAME: Final = "files.json"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalModel:
+    """A model directory that was checked.
+
+    Attributes:
+        name: Catalogue name, or the directory's name.
+        directory: Where its files are.
+        spec: Its row of the catalogue; None for a directory the user named by its path.
+        digests: The sha256 of the files that were hashed, by name.
+    """
+
+    name: str
+    directory: Path
+    spec: ModelSpec | None
+    digests: dict[str, str]
+
+    def digest(self, name: str) -> str:
+        """The sha256 of one of its files.
+
+        Raises:
+            ModelError: There is no such file.
+        """
+        path = self.directory / name
+        if not path.is_file():
+            msg = (
+                f"{self.directory} has no {name}, so it is not a complete model. "
+                f"{fetch_again(self.directory)}"
+            )
+            raise ModelError(msg)
+        return self.digests.get(name) or sha256_of(path)
+
+
+def write_record(directory: Path, names: list[str], source: str) -> None:
+    """Write ``files.json``: size and sha256 of each file, and where they came from."""
+    files = {
+        name: {"sha256": sha256_of(directory / name), "bytes": (directory / name).stat().st_size}
+        for name in names
+        if (directory / name).is_file()
+    }
+    record = {"format": "tars-rag-model", "version": 1, "source": source, "files": files}
+    (directory / RECORD_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(directory: Path) -> dict[str, Any] | None:
+    """``files.json``, or None where the directory was not made by tars-rag.
+
+    Raises:
+        ModelError: It is there and cannot be read.
+    """
+    path = directory / RECORD_NAME
+    if not path.is_file():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        for name, file in record["files"].items():
+            _ = int(file["bytes"]), str(file["sha256"])
+            if not is_plain(name):
+                raise ValueError(name)
+        _ = record["source"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path} is damaged ({error}). {pull_anew(directory)}"
+        raise ModelError(msg) from error
+    return record
+
+
+def checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) -> LocalModel:
+    """Compare the files with the record and the catalogue.
+
+    A directory without a record was put there by the user. Then FlashRank's models are taken as
+    they are, as FlashRank does (`strict`: held to the catalogue all the same), and an embedder
+    must be the published one, since vectors of different models never mix.
+    """
+    record = read_record(directory)
+    expected = {
+        name: ModelFile(name, **f) for name, f in (record or {"files": {}})["files"].items()
+    }
+    if spec and (record or strict or not spec.archive):
+        expected |= {f.name: f for f in spec.files if f.sha256 or f.name not in expected}
+    digests: dict[str, str] = {}
+    problems = []
+    for name, file in expected.items():
+        path = directory / name
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif file.bytes and (size := path.stat().st_size) != file.bytes:
+            problems.append(f"{name} has {size} bytes instead of {file.bytes}")
+        else:
+            digests[name] = sha256_of(path)
+            if file.sha256 and digests[name] != file.sha256:
+                problems.append(f"{name} does not have the expected sha256 {file.sha256[:16]}…")
+    if problems:
+        msg = (
+            f"The model in {directory} is damaged: {'; '.join(problems)}. {fetch_again(directory)}"
+        )
+        raise ModelError(msg)
+    return LocalModel(spec.name if spec else directory.name, directory, spec, digests)
+
+
+def pull_anew(directory: Path) -> str:
+    """The sentence that says how to put a fetched model in the place of a directory."""
+    if find_spec(directory.name) is None:
+        return f"Remove {directory}, and copy the model again."
+    moved = shlex.quote(f"{directory}.old")
+    return (
+        f"Move it away and fetch it: mv {shlex.quote(str(directory))} {moved} && "
+        f"tars-rag models pull {directory.name}"
+    )
+
+
+def is_plain(name: str) -> bool:
+    """Whether a name is that of a file or directory, and leads nowhere else."""
+    return name not in ("", ".", "..") and Path(name).name == name
