@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import gzip
 import json
@@ -761,6 +762,70 @@ def test_check_finds_and_mends_a_lost_word_index(notes: Path) -> None:
     report = json.loads(ok("store", "check", "s", "--json"))
     assert (report["ok"], report["problems"], report["passages"]) == (True, [], 4)
     ok("query", "cat", "--store", "s")
+
+
+def pasted(message: str) -> list[str]:
+    """The command that an error ends in, as a shell would split it, without the program."""
+    program, *arguments = shlex.split(message[message.rindex("tars-rag ") :].strip())
+    assert program == "tars-rag"
+    return arguments
+
+
+def test_the_command_at_the_end_of_an_error_can_be_pasted(
+    notes: Path, other_embedder_dir: str, tmp_path: Path
+) -> None:
+    """Whatever is in the path: each error here is mended by the command that it ends in."""
+    store = tmp_path / "my 'own' store"
+    ok("index", notes, "--store", store)
+    shutil.rmtree(store / "lexical")
+    ok(*pasted(refused("query", "cat", "--store", store)))
+    ok("query", "cat", "--store", store)
+    line = refused("query", "cat", "--store", store, "--model", other_embedder_dir)
+    ok(*pasted(line))
+    ok("query", "cat", "--store", store, "--model", other_embedder_dir)
+    command = pasted(refused("query", "cat", "--store", tmp_path / "no store"))
+    assert command == ["index", "FILES", "--store", str(tmp_path / "no store")]
+
+
+def test_another_precision_is_advised_where_only_that_differs(
+    notes: Path, embedder_dir: str
+) -> None:
+    ok("index", notes, "--store", "s")
+    described = Path("s") / "store.json"
+    stored = json.loads(described.read_text())
+    stored["fingerprint"] = stored["fingerprint"].replace(":exact", ":int8")
+    described.write_text(json.dumps(stored))
+    line = refused("query", "cat", "--store", "s")
+    assert "use the store's, --precision int8" in line
+    assert line.count(embedder_dir) >= 2
+    ok(*pasted(line))
+    ok("query", "cat", "--store", "s")
+
+
+@pytest.mark.weights
+def test_either_precision_is_mended_by_what_its_error_says(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("EMBED_MODEL", "XDG_CACHE_HOME", "MODEL_CACHE_DIR"):
+        monkeypatch.delenv(name)
+    int8 = ["--precision", "int8"]
+    for made, other, named in (([], int8, "fp32"), (int8, [], "int8")):
+        ok("index", notes, "--store", f"of {named}", *made)
+        line = refused("query", "cat", "--store", f"of {named}", *other)
+        assert f"--precision {named}" in line
+        assert line.count("all-MiniLM-L6-v2") >= 2
+        ok(*pasted(line))
+        ok("query", "cat", "--store", f"of {named}", *other)
+
+
+def test_no_message_names_a_placeholder_for_what_is_known() -> None:
+    placeholder = re.compile(r"tars-rag [a-z][^`]*\b(DIR|STORE|MODEL_DIR)\b")
+    found = []
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found += [f"{path}: {m[0]}" for m in placeholder.finditer(node.value)]
+    assert found == []
 
 
 def test_a_memory_of_py_tars_is_imported(tmp_path: Path) -> None:

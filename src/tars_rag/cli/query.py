@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as jsonlib
-import shlex
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -52,6 +51,7 @@ def query(
     conditions = _parse(where)
     resources.require_store(store)
     settings = resources.read_settings(embed_model=model, memory_top_k=k, rag_strategy=strategy)
+    from tars_rag.retrieval.commands import index_command
     from tars_rag.retrieval.pipeline import Pipeline
 
     with (
@@ -65,8 +65,7 @@ def query(
         )
         language = opened.language
         if not answer.passages and opened.count() == 0:
-            where_to = shlex.quote(str(store))
-            say(f"The store {store} is empty. Fill it: tars-rag index FILES --store {where_to}")
+            say(f"The store {store} is empty. Fill it: {index_command(store)}")
     if json:
         print_json(_as_json(text, settings.rag_strategy, answer))
         return

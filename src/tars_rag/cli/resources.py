@@ -157,7 +157,9 @@ def require_store(path: Path) -> Path:
     Raises:
         StoreError: There is none.
     """
+    from tars_rag.retrieval.commands import index_command
+
     if not path.is_dir() or not any(path.iterdir()):
-        msg = f"There is no store at {path}. Make one: tars-rag index FILES --store {path}"
+        msg = f"There is no store at {path}. Make one: {index_command(path)}"
         raise StoreError(msg)
     return path

@@ -99,6 +99,7 @@ class Embedder:
         )
         self._runtime = opened.runtime
         self.model = local.name
+        self.reference = local.name if local.spec else str(local.directory.resolve())
         self.dimension = config.hidden
         self.max_length = min(_max_length(local, config), opened.max_length or config.positions)
         digest = local.digest(WEIGHTS_NAME)[:16]

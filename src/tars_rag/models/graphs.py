@@ -19,7 +19,7 @@ from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import GRAPH_VERSION, Output, Pooling, build_graph
 from tars_rag.models.local import LocalModel
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.models.weights import WEIGHTS_NAME, load_weights
+from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, load_weights
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import Precision
 
@@ -132,7 +132,8 @@ def _quantised(exact: CpuGraph, model: LocalModel) -> tuple[bytes, float]:
         else onnx.load(exact.source)
     )
     content = quantise(exact_model, per_channel=True)
-    tokenizer = Tokenizer(model.directory, 256)
+    positions = BertConfig.from_json(model.directory / CONFIG_NAME).positions
+    tokenizer = Tokenizer(model.directory, min(256, positions))
     encodings = tokenizer.encode(_SAMPLE)
     ours, theirs = (run_batched(OnnxRuntime(g), encodings) for g in (content, exact.source))
     return content, float(np.mean((ours * theirs).sum(1)))

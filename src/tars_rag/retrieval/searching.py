@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.fusion import check_weight, convex
 from tars_rag.retrieval.indexes.exact import ExactIndex
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
@@ -162,7 +163,7 @@ def _scored(
     if missing:
         msg = (
             f"The lexical index {lexical.path} does not hold {missing[0]!r}, which Chroma holds. "
-            "See what is wrong, and mend it: tars-rag store check DIR --repair"
+            f"Repair it: {check_command(lexical.path.parent, repair=True)}"
         )
         raise StoreError(msg)
     return [

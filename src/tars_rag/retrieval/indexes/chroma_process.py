@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from tars_rag.child import Child, Link, pack
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
@@ -196,7 +197,7 @@ class ChromaProcess:
     def _death(self, how: str) -> StoreError:
         return StoreError(
             f"The process of Chroma ({self.place}) {how} The next call starts it again. If it goes "
-            "on dying, see what is wrong: tars-rag store check DIR"
+            f"on dying, see what is wrong: {check_command(Path(self.place).parent)}"
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes import code_directory
 from tars_rag.retrieval.indexes.code_directory import CodeDirectory
 from tars_rag.retrieval.indexes.codes import Query, check_vectors
@@ -61,7 +62,7 @@ class ExactIndex:
         if dimension and found and found != dimension:
             msg = (
                 f"The vector index {path} holds vectors of {found} numbers, not of {dimension}. "
-                "Rebuild it: tars-rag store check DIR --repair"
+                f"Rebuild it: {check_command(path.parent, repair=True)}"
             )
             raise StoreError(msg)
 
@@ -279,7 +280,7 @@ class ExactIndex:
         except DamageError as error:
             msg = (
                 f"The vector index {self.path} is damaged ({error}). It can be made again from the "
-                "store: tars-rag store check DIR --repair"
+                f"store: {check_command(self.path.parent, repair=True)}"
             )
             raise DamageError(msg) from error
         except OSError as error:

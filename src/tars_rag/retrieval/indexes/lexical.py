@@ -16,6 +16,7 @@ from typing import Any
 
 from tars_rag.errors import StoreError
 from tars_rag.files import sync, writing_problem
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.analysers import ANALYSER_VERSION, analyser
 from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
 from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE, check_language
@@ -67,7 +68,7 @@ class LexicalIndex:
         except (ValueError, OSError) as error:
             msg = (
                 f"The lexical index {path} cannot be opened ({error}). "
-                "Rebuild it: tars-rag store check DIR --repair"
+                f"Rebuild it: {check_command(path.parent, repair=True)}"
             )
             raise StoreError(msg) from error
         self._writer: Any = None

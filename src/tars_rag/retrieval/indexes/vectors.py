@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes import codec
 from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError, Client
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
@@ -262,11 +264,19 @@ class VectorIndex:
             except (KeyError, ValueError, TypeError) as error:
                 msg = (
                     f"The record {row[0]!r} in Chroma ({self._client.place}) is damaged or was not "
-                    "written by tars-rag. See: tars-rag store check DIR"
+                    f"written by tars-rag. See: {self._check}"
                 )
                 raise StoreError(msg) from error
             passages[passage.id] = passage
         return passages
+
+    @property
+    def _check(self) -> str:
+        """The command that checks the store; of a server's the directory is not known here."""
+        place = self._client.place
+        if "://" in place:
+            return "tars-rag store check, with the directory of the store"
+        return check_command(Path(place).parent)
 
     def _do(self, verb: str, op: str, **arguments: Any) -> Any:
         with self._asking(verb, op, **arguments) as answer:
@@ -299,7 +309,7 @@ class VectorIndex:
                 self.abandon()
             msg = (
                 f"Chroma ({self._client.place}) could not be {verb}: {error}. "
-                "See what is wrong: tars-rag store check DIR"
+                f"See what is wrong: {self._check}"
             )
             raise StoreError(msg) from error
 

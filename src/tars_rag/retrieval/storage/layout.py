@@ -10,14 +10,19 @@ from pathlib import Path
 
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import is_partial, sync
+from tars_rag.retrieval.commands import index_command
 from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
-from tars_rag.retrieval.storage.store_json import StoreJson, named, read_store_json
+from tars_rag.retrieval.storage.store_json import (
+    PARTS,
+    StoreJson,
+    named,
+    precision_of,
+    read_store_json,
+)
 
 CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
-_PARTS = 3  # of an embedder's fingerprint before its precision class, see models/embedder
-_PRECISIONS = {"exact": "fp32", "int8": "int8"}
 _PROBE = "probe.json"
 _OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON}
 
@@ -138,17 +143,17 @@ def _other_embedder(path: Path, known: StoreJson, fingerprint: str, model: str |
     *weights, held = known.fingerprint.split(":")
     *given, offered = fingerprint.split(":")
     fix = "Use that one"
-    if weights == given and len(weights) == _PARTS:  # the same weights in another precision
-        precision = _PRECISIONS.get(held)
+    if weights == given and len(weights) == PARTS - 1:  # the same weights in another precision
+        precision = precision_of(known.fingerprint)
         fix = f"Their precision differs ({held}, {offered})"
         if precision:
             fix += f": use the store's, --precision {precision} (precision={precision!r})"
     elif known.model:
-        fix = f"Use that one: --model {known.model}"
+        fix = f"Use that one: --model {shlex.quote(known.model)}"
     return (
         f"The store {path} was made with the embedder {known.embedder}, the one given is "
         f"{named(model, fingerprint)}; their vectors do not mix. {fix}; or embed the store anew: "
-        f"{known.reembed_command(path, model)}"
+        f"{known.reembed_command(path, model, fingerprint)}"
     )
 
 
@@ -169,7 +174,4 @@ def discard_probe_file(path: Path) -> None:
 
 
 def _no_store(path: Path) -> str:
-    return (
-        f"{path} is not a store: it has no {STORE_JSON}. "
-        f"Make one: tars-rag index FILES --store {shlex.quote(str(path))}"
-    )
+    return f"{path} is not a store: it has no {STORE_JSON}. Make one: {index_command(path)}"

@@ -90,8 +90,8 @@ def rebuild_vectors(
 
 
 def model_of(embedder: TextEmbedder | None) -> str | None:
-    """The name of the embedder's model, where it has one."""
-    name = getattr(embedder, "model", None)
+    """What names the embedder's model and, where that is possible, opens it again."""
+    name = getattr(embedder, "reference", None) or getattr(embedder, "model", None)
     return name if isinstance(name, str) else None
 
 

@@ -7,6 +7,7 @@ import logging
 import shutil
 
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.chroma_files import Damage
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.indexes.exact import ExactIndex
@@ -170,6 +171,6 @@ class Recovery:
             path = self._indexes.path
             msg = (
                 f"The store {path} must be repaired first: {problem}. Open it once for "
-                f"writing, or run: tars-rag store check {path} --repair"
+                f"writing, or run: {check_command(path, repair=True)}"
             )
             raise StoreError(msg)

@@ -16,6 +16,8 @@ from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE
 NAME = "store.json"
 FORMAT = "tars-rag-store"
 VERSION = 3
+_PRECISIONS = {"exact": "fp32", "int8": "int8"}
+PARTS = 4  # of an embedder's fingerprint, its precision class being the last
 _READABLE = (2, VERSION)
 
 
@@ -60,10 +62,14 @@ class StoreJson:
         """The embedder as a person reads it."""
         return named(self.model, self.fingerprint)
 
-    def reembed_command(self, directory: Path, model: str | None = None) -> str:
-        """The command that makes the vectors anew, by default with the same model."""
+    def reembed_command(
+        self, directory: Path, model: str | None = None, fingerprint: str | None = None
+    ) -> str:
+        """The command that makes the vectors anew, by default with the same embedder."""
         name = shlex.quote(model or self.model or "MODEL")
-        return f"tars-rag store reembed {shlex.quote(str(directory))} --model {name}"
+        command = f"tars-rag store reembed {shlex.quote(str(directory))} --model {name}"
+        precision = precision_of(fingerprint or self.fingerprint)
+        return command if precision in (None, "fp32") else f"{command} --precision {precision}"
 
     def write(self, directory: Path, **changes: Any) -> StoreJson:
         """Write this, with `changes`, atomically and durably; return what was written."""
@@ -71,6 +77,12 @@ class StoreJson:
         data = json.dumps(asdict(changed), indent=2).encode("ascii")
         write_atomically(directory / NAME, data + b"\n")
         return changed
+
+
+def precision_of(fingerprint: str) -> str | None:
+    """The ``--precision`` that makes vectors of this kind on the CPU; None if there is none."""
+    parts = fingerprint.split(":")  # see models/embedder
+    return _PRECISIONS.get(parts[-1]) if len(parts) == PARTS else None
 
 
 def named(model: str | None, fingerprint: str) -> str:
