@@ -15,7 +15,7 @@ from tars_rag.errors import InvalidInputError
 
 app = typer.Typer(
     name="store",
-    help="Stores: check, repair, change embedder or language, import a py-tars memory.",
+    help="Stores: check, repair, change embedder or language, import from py-tars or Chroma.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -157,6 +157,51 @@ def import_memory(
     show(
         f"{done.documents} documents imported: {done.reused} vectors kept, {done.recomputed} "
         f"computed anew{why}; {total} passages in the store"
+    )
+
+
+@app.command("import-chroma")
+def import_collection(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Chroma's persist_directory; it is only read.")
+    ],
+    store: resources.StoreOption,
+    collection: Annotated[
+        str | None, typer.Option("--collection", help="Its name (default: the only one).")
+    ] = None,
+    model: resources.ModelOption = None,
+    device: resources.DeviceOption = None,
+    precision: resources.PrecisionOption = "fp32",
+    language: resources.LanguageOption = None,
+    json: resources.JsonOption = False,
+) -> None:
+    """Import a collection that LangChain's or LlamaIndex's Chroma store has made.
+
+    Its vectors are kept if a sample of them agrees with the embedder, and computed anew if not. The
+    import may be repeated: documents that are in the store already stay as they are.
+    """
+    from tars_rag.ingest.chroma_import import check_chroma, import_chroma
+
+    check_chroma(directory)  # refused before a store is made
+    settings = resources.read_settings(embed_model=model)
+    with (
+        resources.open_embedder(settings, device=device, precision=precision) as embedder,
+        resources.open_store(store, embedder, language=language) as opened,
+        progress_bar("count") as progress,
+    ):
+        done = import_chroma(
+            directory, opened, collection=collection, progress=partial(progress, directory.name)
+        )
+        total = opened.count()
+    if json:
+        print_json({**asdict(done), "total": total})
+        return
+    why = f" ({done.reason})" if done.reason else ""
+    left_out = f", {done.without_text} without text left out" if done.without_text else ""
+    show(
+        f"{done.documents} documents of {done.collection!r} imported: {done.reused} vectors kept, "
+        f"{done.recomputed} computed anew{why}, {done.unchanged} were there{left_out}; {total} "
+        "passages in the store"
     )
 
 
