@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import chromadb
 import numpy as np
 import pytest
+import typer.testing
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
 from conftest import HashEmbedder
-from tars_rag import HybridStore
+from tars_rag import Embedder, HybridStore
+from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
 from tars_rag.ingest.chroma_import import import_chroma
+from tars_rag.langchain import TarsEmbeddings
+
+pytest_plugins = ["tiny_models"]
 
 TEXTS = {
     "cat": "the cat sleeps on the sofa",
@@ -215,3 +221,22 @@ def test_llama_indexes_nodes_come_back_as_nodes(tmp_path: Path) -> None:
     assert store.get_nodes(["dog"]) == []
     store.close()
     by_hand.close()
+
+
+def test_on_the_command_line(
+    tmp_path: Path, embedder_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EMBED_MODEL", embedder_dir)
+    langchain_made(tmp_path / "chroma", TarsEmbeddings(model=embedder_dir))
+    run = typer.testing.CliRunner().invoke
+    done = run(app, ["store", "import-chroma", "chroma", "--store", "s"])
+    assert done.exit_code == 0, done.output
+    assert "5 documents of 'notes' imported: 5 vectors kept, 0 computed anew" in done.output
+    done = run(app, ["store", "import-chroma", "chroma", "--store", "s", "--json"])
+    report = json.loads(done.stdout)
+    assert (report["unchanged"], report["total"], report["collection"]) == (5, 5, "notes")
+    with HybridStore("s", Embedder(embedder_dir)) as store:
+        assert store.search("garden", k=1, strategy="lexical")[0].id == "dog"
+    assert run(app, ["store", "import-chroma", "s", "--store", "t"]).exit_code != 0
+    assert not (tmp_path / "t").exists()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tars_rag.errors import TarsRagError
+    from tars_rag.ingest.api import index
     from tars_rag.models.embedder import Embedder
     from tars_rag.models.reranker import Reranker
     from tars_rag.retrieval.passage import Passage, ScoredPassage
@@ -28,6 +29,7 @@ _HOMES = {
     "ScoredPassage": "tars_rag.retrieval.passage",
     "Settings": "tars_rag.settings",
     "TarsRagError": "tars_rag.errors",
+    "index": "tars_rag.ingest.api",
 }
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Settings",
     "TarsRagError",
     "__version__",
+    "index",
 ]
 
 

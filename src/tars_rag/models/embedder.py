@@ -15,7 +15,7 @@ from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.local import LocalModel
 from tars_rag.models.opening import open_runtime
-from tars_rag.models.tokenizer import Tokenizer, require_text, require_texts
+from tars_rag.models.tokenizer import TOKENIZER_NAME, Tokenizer, require_text, require_texts
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, read_json
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
@@ -105,6 +105,7 @@ class Embedder:
         digest = local.digest(WEIGHTS_NAME)[:16]
         self.fingerprint = f"{digest}:{pooling}:{self.max_length}:{opened.precision}"
         self._pad_id = config.pad_id
+        self.tokenizer_path = local.directory / TOKENIZER_NAME
         self._tokenizer = Tokenizer(local.directory, self.max_length)
 
     @property

@@ -1,0 +1,115 @@
+"""`tars_rag.index`: what ``tars-rag index`` does, from Python."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.ingest.chunks import Splitter
+from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
+from tars_rag.models.embedder import Embedder
+from tars_rag.progress import NamedProgress
+from tars_rag.retrieval.passage import TextEmbedder
+from tars_rag.retrieval.storage.layout import store_path
+from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
+from tars_rag.retrieval.store import HybridStore
+
+PathLike = str | os.PathLike[str]
+
+
+class HasStore(Protocol):
+    """Both frameworks' ``TarsVectorStore``."""
+
+    @property
+    def store(self) -> HybridStore:
+        """The store underneath."""
+
+
+def index(
+    paths: PathLike | Iterable[PathLike],
+    store: HybridStore | HasStore | PathLike,
+    *,
+    chunk_tokens: int | None = None,
+    overlap: int = 32,
+    prune: bool = False,
+    splitter: Splitter | None = None,
+    progress: NamedProgress | None = None,
+) -> Report:
+    """Index text, Markdown and JSONL files, new and changed ones only; may be repeated.
+
+    ```python
+    from tars_rag import Embedder, HybridStore, index
+
+    with HybridStore("my-store", Embedder()) as store:
+        report = index(["notes", "README.md"], store)
+        print(report.indexed, report.failures)
+    ```
+
+    A file that cannot be read is named in the report, and the others are indexed all the same.
+
+    Args:
+        paths: A file or directory, or several. A directory is searched for files of known types.
+        store: An open store, a framework's ``TarsVectorStore``, or the directory of a store, which
+            is opened with the embedder that the environment describes, and closed at the end.
+        chunk_tokens: Tokens in a chunk; None: all that the embedder reads.
+        overlap: Tokens shared by neighbouring chunks.
+        prune: Delete the passages of files that are gone.
+        splitter: Cuts long texts instead; for stores whose embedder is another library's.
+        progress: Told the file being read, bytes done, and bytes in all.
+
+    Returns:
+        What was done: files indexed, unchanged, failed and vanished; passages written and deleted.
+
+    Raises:
+        InvalidInputError: A path or the store is none, or the store's embedder has no tokenizer
+            here and no `splitter` is given.
+        ConfigError: `chunk_tokens` or `overlap` does not fit the embedder.
+        StoreError: The store cannot be opened or written.
+    """
+    files = _paths(paths)
+    with contextlib.ExitStack() as opened:
+        if isinstance(store, str | os.PathLike):
+            embedder = opened.enter_context(Embedder.from_env())
+            directory = store_path(Path(store))
+            cut = splitter or _splitter(embedder, chunk_tokens, overlap)
+            if not (directory / STORE_JSON).exists():
+                nothing = nothing_to_ingest(files, cut)
+                if nothing is not None:
+                    return nothing  # a slip in a path leaves no empty store behind
+            target = opened.enter_context(HybridStore(directory, embedder))
+        else:
+            target = _target(store)
+            cut = splitter or _splitter(target.embedder, chunk_tokens, overlap)
+        return ingest(target, files, cut, prune=prune, progress=progress)
+
+
+def _paths(paths: PathLike | Iterable[PathLike]) -> list[Path]:
+    chosen = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    for path in chosen:
+        if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+            msg = f"{path!r:.80} is not a path. Give files and directories by their names."
+            raise InvalidInputError(msg)
+    return [Path(path) for path in chosen]
+
+
+def _target(store: HybridStore | HasStore) -> HybridStore:
+    target = store if isinstance(store, HybridStore) else getattr(store, "store", None)
+    if not isinstance(target, HybridStore):
+        msg = f"{store!r:.80} is not a store. Give a HybridStore, a TarsVectorStore or a directory."
+        raise InvalidInputError(msg)
+    return target
+
+
+def _splitter(embedder: TextEmbedder, tokens: int | None, overlap: int) -> Splitter:
+    if not isinstance(embedder, Embedder):
+        msg = (
+            f"The store's embedder ({embedder.fingerprint}) is not one of tars-rag, so its tokens "
+            "cannot be counted. Give what cuts long texts: index(..., splitter=Splitter("
+            "TOKENIZER_JSON, MAX_LENGTH)), from tars_rag.ingest.chunks."
+        )
+        raise InvalidInputError(msg)
+    return Splitter(embedder.tokenizer_path, embedder.max_length, tokens, overlap)
