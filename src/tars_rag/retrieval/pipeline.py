@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, InvalidInputError
-from tars_rag.retrieval.indexes.vectors import Where
+from tars_rag.retrieval.indexes.filters import Where
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.retrieval.timing import Step, Stopwatch

@@ -14,8 +14,9 @@ from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.fusion import check_weight, convex
 from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.filters import Where
 from tars_rag.retrieval.indexes.lexical import LexicalIndex
-from tars_rag.retrieval.indexes.vectors import VectorIndex, Where
+from tars_rag.retrieval.indexes.vectors import VectorIndex
 from tars_rag.retrieval.passage import Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy
@@ -77,7 +78,7 @@ def check_request(
         msg = f"k must be a whole number of at least 1, got {k!r}."
         raise InvalidInputError(msg)
     share = DEFAULT_WEIGHT if weight is None else check_weight(weight)
-    return Request(query, k, strategy, where or None, share)  # type: ignore[arg-type]
+    return Request(query, k, strategy, None if where == {} else where, share)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +103,6 @@ def search(
     allowed = None
     if request.where is not None:
         with watch.step("filter") as notes:
-            sides.chroma.check_where(request.where)
             allowed = sides.chroma.matching(None, request.where)
             notes.append(f"{len(allowed)} passages pass")
     near: Ranking = []

@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, distinct_ids
 from tars_rag.retrieval.indexes.codec import same_content
+from tars_rag.retrieval.indexes.filters import Where
 from tars_rag.retrieval.indexes.languages import check_language
-from tars_rag.retrieval.indexes.vectors import Where
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
 from tars_rag.retrieval.storage.directory import StoreDirectory
@@ -176,7 +176,7 @@ class HybridStore:
         if ids is None and not where:
             msg = "delete needs ids or a filter (where): nothing was deleted."
             raise InvalidInputError(msg)
-        return self._delete(None if ids is None else distinct_ids(ids), where or None)
+        return self._delete(None if ids is None else distinct_ids(ids), where)
 
     def clear(self) -> int:
         """Delete every passage.
@@ -191,7 +191,6 @@ class HybridStore:
 
     def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
         with self._directory.writing() as indexes:
-            indexes.vectors.check_where(where)
             found = indexes.vectors.matching(wanted, where)
         deleted = 0
         for start in range(0, len(found), _BATCH):
@@ -222,10 +221,10 @@ class HybridStore:
             with self._directory.reading() as indexes:
                 if limit == 0:
                     return []
-                return list(indexes.vectors.get(None, where or None, limit).values())
+                return list(indexes.vectors.get(None, where, limit).values())
         wanted = distinct_ids(ids)
         with self._directory.reading() as indexes:
-            found = indexes.vectors.get(wanted, where or None)
+            found = indexes.vectors.get(wanted, where)
         return [found[key] for key in wanted if key in found][:limit]
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:

@@ -20,7 +20,7 @@ from tars_rag.retrieval.indexes.chroma_client import ChromaError
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 
-_WRITES = {"upsert", "delete"}
+_WRITES = {"upsert", "update", "delete", "modify"}
 
 
 def serve(links: list[Link]) -> None:
@@ -83,7 +83,7 @@ class _Server:
             return [found.name for found in self._client.list_collections()], {}
         else:
             with self._writing:
-                self._change_collections(op, **arguments)
+                return self._change_collections(op, **arguments), {}
         return None, {}
 
     def _run_on_collection(
@@ -103,16 +103,15 @@ class _Server:
         found = {} if vectors is None else {"embeddings": np.asarray(vectors, np.float32)}
         return plain, found
 
-    def _change_collections(self, op: str, name: str, configuration: Any = None) -> None:
+    def _change_collections(self, op: str, name: str, **arguments: Any) -> Any:
+        """Open, make or drop a collection; the metadata of one that is open now."""
         if op == "delete_collection":
             self._collections.pop(name, None)
             self._client.delete_collection(name)
-        elif op == "get_collection":
-            self._collections[name] = self._client.get_collection(name, embedding_function=None)
-        else:
-            self._collections[name] = self._client.get_or_create_collection(
-                name, embedding_function=None, configuration=configuration
-            )
+            return None
+        found = getattr(self._client, op)(name, embedding_function=None, **arguments)
+        self._collections[name] = found
+        return found.metadata
 
     def _close(self) -> None:
         if self._client is not None:

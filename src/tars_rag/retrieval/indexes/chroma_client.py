@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -39,9 +39,11 @@ class Collection(Protocol):
     """A collection of a `Client`."""
 
     name: str
+    metadata: Mapping[str, Any] | None
+    """The collection's own, as it was when it was opened."""
 
     def asking(self, op: str, **arguments: Any) -> AbstractContextManager[Answer]:
-        """Ask for an operation (upsert, delete, query, get, count) on entry.
+        """Ask for an operation (upsert, update, delete, query, get, count, modify) on entry.
 
         The arguments are those of Chroma's own collection.
 
@@ -57,6 +59,8 @@ class Client(Protocol):
 
     place: str
     """Url or directory."""
+    exclusive: bool
+    """Whether nobody else writes to it while it is open."""
 
     @property
     def alive(self) -> bool:
@@ -65,8 +69,10 @@ class Client(Protocol):
     def get_max_batch_size(self) -> int:
         """See Chroma."""
 
-    def get_or_create_collection(self, name: str, configuration: Any) -> Collection:
-        """See Chroma."""
+    def get_or_create_collection(
+        self, name: str, configuration: Any, metadata: Mapping[str, Any]
+    ) -> Collection:
+        """See Chroma. One that is there keeps its metadata."""
 
     def get_collection(self, name: str) -> Collection:
         """See Chroma."""
@@ -96,6 +102,7 @@ class ServerClient:
     """
 
     alive = True
+    exclusive = False
 
     def __init__(self, url: str) -> None:
         try:
@@ -129,12 +136,17 @@ class ServerClient:
         with _translated():
             return int(self._client.get_max_batch_size())
 
-    def get_or_create_collection(self, name: str, configuration: Any) -> Collection:
-        """See Chroma."""
+    def get_or_create_collection(
+        self, name: str, configuration: Any, metadata: Mapping[str, Any]
+    ) -> Collection:
+        """See Chroma. One that is there keeps its metadata."""
         with _translated():
             return _ServerCollection(
                 self._client.get_or_create_collection(
-                    name, embedding_function=None, configuration=configuration
+                    name,
+                    embedding_function=None,
+                    configuration=configuration,
+                    metadata=dict(metadata),
                 )
             )
 
@@ -164,6 +176,7 @@ class ServerClient:
 class _ServerCollection:
     def __init__(self, collection: Any) -> None:
         self.name: str = collection.name
+        self.metadata: Mapping[str, Any] | None = collection.metadata
         self._collection = collection
 
     @contextlib.contextmanager

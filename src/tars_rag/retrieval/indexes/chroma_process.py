@@ -51,6 +51,8 @@ class ChromaProcess:
         StoreError: The process cannot be started, or died; its last words are in the message.
     """
 
+    exclusive = True
+
     def __init__(self, path: Path, lock: int, links: int) -> None:
         self.place = str(path)
         self._child = _start(links)
@@ -73,15 +75,18 @@ class ChromaProcess:
         """See Chroma."""
         return int(self._ask("get_max_batch_size"))
 
-    def get_or_create_collection(self, name: str, configuration: Any) -> ChromaCollection:
-        """See Chroma."""
-        self._ask("get_or_create_collection", name=name, configuration=configuration)
-        return ChromaCollection(self, name)
+    def get_or_create_collection(
+        self, name: str, configuration: Any, metadata: Mapping[str, Any]
+    ) -> ChromaCollection:
+        """See Chroma. One that is there keeps its metadata."""
+        its = self._ask(
+            "get_or_create_collection", name=name, configuration=configuration, metadata=metadata
+        )
+        return ChromaCollection(self, name, its)
 
     def get_collection(self, name: str) -> ChromaCollection:
         """See Chroma."""
-        self._ask("get_collection", name=name)
-        return ChromaCollection(self, name)
+        return ChromaCollection(self, name, self._ask("get_collection", name=name))
 
     def delete_collection(self, name: str) -> None:
         """See Chroma."""
@@ -204,8 +209,11 @@ class ChromaProcess:
 class ChromaCollection:
     """A collection of a `ChromaProcess`, as `vectors` uses it."""
 
-    def __init__(self, process: ChromaProcess, name: str) -> None:
+    def __init__(
+        self, process: ChromaProcess, name: str, metadata: Mapping[str, Any] | None
+    ) -> None:
         self.name = name
+        self.metadata = metadata
         self._process = process
 
     @contextlib.contextmanager

@@ -2,7 +2,10 @@
 
 Chroma keeps UTF-8 text and flat metadata. A string that is not valid Unicode (lone surrogates) is
 kept in base64 behind a prefix. Text and metadata are kept whole, as JSON, under one reserved key of
-Chroma's metadata, and top-level scalars are repeated beside it so that `where` can filter on them.
+Chroma's metadata; top-level scalars, and lists of one type of them, are repeated beside it so that
+`where` can filter on them. A list that Chroma cannot hold is named, so that a filter which would
+have to look into it can be refused (see filter_plan). What is in no way a value to compare with
+(None, dicts, lists without a scalar) is left out: no test but a negated one holds for it.
 The text is not a Chroma document: Chroma would index every three letters of it, which doubles the
 time of a write and adds two thirds to the disk, for a search that BM25 does here.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,9 +26,18 @@ from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.passage import Passage
 
 ENVELOPE = "_tars"
+UNHELD_LISTS = "_tars:lists"
+"""Names the keys whose lists Chroma cannot hold, or `ALL_KEYS`."""
+RESERVED = (ENVELOPE, UNHELD_LISTS)
+ALL_KEYS = ""
+INT64 = 1 << 63
 MAX_ID_BYTES = 4096
+MAX_KEYS = 5000
+"""Top-level values of one passage that can be filtered on; likewise the values of all its lists.
+Chroma writes each kind with one SQL statement of six variables a value. From 5,462 values on that
+fails, at some later time, and from then on no write and no read of the collection succeeds."""
+_MAX_UNHELD = 100
 _PREFIX = "tars-b64:"
-_INT64 = 1 << 63
 
 
 def encode(text: str) -> str:
@@ -109,19 +122,70 @@ def check_passage(passage: Any) -> Passage:
                 "Use strings, finite numbers, booleans, None, lists and dicts with string keys."
             )
             raise InvalidInputError(msg)
+    if (
+        len(metadata) > MAX_KEYS
+        and sum(kind_of(v) is not None for v in metadata.values()) > MAX_KEYS
+    ):
+        msg = (
+            f"Passage {passage.id!r} has more than {MAX_KEYS:,} top-level metadata keys: Chroma "
+            'cannot hold them. Put those that are not filtered on into one: {"fields": {...}}.'
+        )
+        raise InvalidInputError(msg)
     return passage
 
 
 def pack_metadata(passage: Passage, vector: NDArray[np.float32]) -> dict[str, Any]:
-    """What Chroma keeps for a checked `passage`: the envelope, and scalars to filter on."""
+    """What Chroma keeps for a checked `passage`: the envelope, and what can be filtered on."""
     envelope = {"sketch": sketch(vector), **_content(passage)}
-    packed: dict[str, Any] = {
-        encode(key): encode(value) if isinstance(value, str) else value
-        for key, value in passage.metadata.items()
-        if _filterable(key, value)
-    }
-    packed[ENVELOPE] = encode(_json(envelope))
+    return {**filterable(passage), ENVELOPE: encode(_json(envelope))}
+
+
+def filterable(passage: Passage) -> dict[str, Any]:
+    """The metadata of a checked `passage` as Chroma can hold and filter on it."""
+    packed: dict[str, Any] = {}
+    unheld: list[str] = []
+    room = MAX_KEYS - _MAX_UNHELD
+    for key, value in passage.metadata.items():
+        if not usable_key(key):
+            continue
+        if isinstance(value, list | tuple):
+            values = [element for element in value if kind_of(element) is not None]
+            if len(values) > room or not _uniform(values):
+                unheld.append(encode(key))
+            elif values:
+                packed[encode(key)] = [_held(element) for element in values]
+                room -= len(values)
+        elif kind_of(value) is not None:
+            packed[encode(key)] = _held(value)
+    if unheld:
+        packed[UNHELD_LISTS] = unheld if len(unheld) <= _MAX_UNHELD else [ALL_KEYS]
     return packed
+
+
+def outdated(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What to change (None: to remove) in metadata that an earlier version packed; {}: nothing."""
+    held = metadata or {}
+    content = _envelope(metadata)
+    today = filterable(Passage("", content["text"], content["metadata"]))
+    gone = dict.fromkeys(held.keys() - today.keys() - {ENVELOPE})
+    return gone | {
+        key: value
+        for key, value in today.items()
+        if held.get(key) != value or type(held[key]) is not type(value)
+    }
+
+
+def kind_of(value: object) -> str | None:
+    """The type of a value that can be compared with: str, int, float, bool; None: it cannot."""
+    for kind in (bool, int, float, str):  # True is an int, too
+        if isinstance(value, kind):
+            return kind.__name__
+    return None
+
+
+def usable_key(key: str) -> bool:
+    """Whether Chroma can hold, and filter on, metadata under this key."""
+    return bool(key) and key not in RESERVED and not key.startswith(("$", "#", "chroma:"))
 
 
 def same_content(one: Passage, other: Passage) -> bool:
@@ -156,29 +220,6 @@ def stored_sketch(metadata: Mapping[str, Any] | None) -> list[float]:
     return stored
 
 
-def encode_where(where: Any) -> Any:
-    """The filter, with its strings encoded as the stored ones are.
-
-    Raises:
-        InvalidInputError: It holds something that no filter can.
-    """
-    problem = _not_json(where)
-    if problem:
-        msg = f"The filter `where` is not one that Chroma takes: {problem}"
-        raise InvalidInputError(msg)
-    return _encode_all(where)
-
-
-def _encode_all(where: Any) -> Any:
-    if isinstance(where, str):
-        return encode(where)
-    if isinstance(where, Mapping):
-        return {_encode_all(key): _encode_all(value) for key, value in where.items()}
-    if isinstance(where, list | tuple):
-        return [_encode_all(value) for value in where]
-    return where
-
-
 def _content(passage: Passage) -> dict[str, Any]:
     return {"text": passage.text, "metadata": dict(passage.metadata)}
 
@@ -192,13 +233,23 @@ def _envelope(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     return envelope
 
 
-def _filterable(key: str, value: object) -> bool:
-    """Whether Chroma takes this key and value; the rest is kept in the envelope only."""
-    if not key or key == ENVELOPE or key.startswith(("$", "#", "chroma:")):
+def _uniform(values: Sequence[Any]) -> bool:
+    """Whether Chroma keeps these scalars, as one list, as what they are."""
+    if len({kind_of(value) for value in values}) > 1:
         return False
-    if isinstance(value, int):  # bool too
-        return -_INT64 <= value < _INT64
-    return isinstance(value, str | float)
+    return all(-INT64 <= value < INT64 for value in values if isinstance(value, int))
+
+
+def _held(value: Any) -> Any:
+    """A scalar as Chroma keeps it: a number beyond 64 bits becomes the nearest float, as there."""
+    if isinstance(value, str):
+        return encode(value)
+    if isinstance(value, bool | float) or -INT64 <= value < INT64:
+        return value
+    try:
+        return float(value)
+    except OverflowError:
+        return sys.float_info.max if value > 0 else -sys.float_info.max
 
 
 def _not_json(value: object) -> str | None:

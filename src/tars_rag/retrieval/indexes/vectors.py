@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes import codec
-from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError, Client
-from tars_rag.retrieval.passage import Passage, Ranking, ranked
+from tars_rag.retrieval.indexes import codec, filter_plan
+from tars_rag.retrieval.indexes.chroma_client import ChromaError, Client
+from tars_rag.retrieval.indexes.chroma_errors import asking, translated
+from tars_rag.retrieval.indexes.chroma_rows import (
+    Record,
+    passages_of,
+    vector_of,
+    vectors_of,
+)
+from tars_rag.retrieval.indexes.filters import Where
+from tars_rag.retrieval.indexes.passing import Passing
+from tars_rag.retrieval.passage import Passage, Progress
 
 _HNSW: dict[str, Any] = {"space": "cosine"}
-# Chroma visits max(100, n_results) candidates; near that number it begins to miss some.
-_SURE = 50
 _READ_BATCH = 1000
+_IDS_BATCH = 20_000
 _WRITE_BATCH = 256
-
-Where: TypeAlias = Mapping[str, Any]
-Record: TypeAlias = dict[str, Any]
-"""What Chroma keeps of a passage, as JSON: id, metadata (see codec), vector (base64 float32)."""
+_MOST = (1 << 32) - 1
+# In a collection's own metadata: which codec wrote what can be filtered on. 2: lists too.
+_MARK, _CURRENT = "tars_filters", 2
 
 
 class VectorIndex:
@@ -43,12 +46,20 @@ class VectorIndex:
     def __init__(self, client: Client, name: str, *, create: bool = False) -> None:
         self.name = name
         self._client = client
-        with self._translated("opened"):
+        with translated(self._client, "opened"):
             self._piece = min(_WRITE_BATCH, client.get_max_batch_size())
-            if create:
-                self._collection = client.get_or_create_collection(name, {"hnsw": _HNSW})
+            if create:  # the mark is written only where there was no such collection
+                self._collection = client.get_or_create_collection(
+                    name, {"hnsw": _HNSW}, {_MARK: _CURRENT}
+                )
             else:
                 self._collection = client.get_collection(name)
+        self._passing = Passing(
+            self._ids,
+            client.place,
+            remembers=client.exclusive,
+            holds_lists=(self._collection.metadata or {}).get(_MARK) == _CURRENT,
+        )
 
     @property
     def alive(self) -> bool:
@@ -78,15 +89,15 @@ class VectorIndex:
         Raises:
             StoreError: Chroma failed.
         """
+        self._passing.written()
         self.delete(list(replaced))
         for start in range(0, len(records), self._piece):
             piece = records[start : start + self._piece]
-            rows = [np.frombuffer(base64.b64decode(record["vector"]), "<f4") for record in piece]
             self._do(
                 "written",
                 "upsert",
                 ids=[record["id"] for record in piece],
-                embeddings=np.stack(rows),
+                embeddings=np.stack([vector_of(record) for record in piece]),
                 metadatas=[record["metadata"] for record in piece],
             )
 
@@ -95,38 +106,7 @@ class VectorIndex:
         for start in range(0, len(ids), self._piece):
             piece = [codec.encode(key) for key in ids[start : start + self._piece]]
             self._do("written", "delete", ids=piece)
-
-    def query(self, vector: NDArray[np.float32], limit: int, where: Where | None = None) -> Ranking:
-        """The nearest `limit` ids by cosine similarity.
-
-        Raises:
-            InvalidInputError: Chroma refuses the filter.
-            StoreError: Chroma failed.
-        """
-        with self.querying(vector, limit, where) as ranking:
-            return ranking()
-
-    @contextlib.contextmanager
-    def querying(
-        self, vector: NDArray[np.float32], limit: int, where: Where | None = None
-    ) -> Iterator[Callable[[], Ranking]]:
-        """`query`, asked on entry; what is yielded waits for the ranking."""
-        with self._asking(
-            "searched",
-            "query",
-            query_embeddings=vector.reshape(1, -1),
-            n_results=limit if limit <= _SURE else 2 * limit,
-            where=codec.encode_where(where),
-            include=["distances"],
-        ) as answer:
-
-            def ranking() -> Ranking:
-                found = answer()
-                hits = zip(found["ids"][0], found["distances"][0], strict=True)
-                scores = ((codec.decode(key), 1.0 - float(distance)) for key, distance in hits)
-                return ranked(scores)[:limit]
-
-            yield ranking
+        self._passing.deleted(ids)
 
     def get(
         self,
@@ -137,11 +117,22 @@ class VectorIndex:
         """Passages by id (unknown ones left out) and filter."""
         passages: dict[str, Passage] = {}
         for rows in self._read(ids, where, limit, ["metadatas"]):
-            passages |= self._unpack_all(rows["ids"], rows["metadatas"])
+            passages |= passages_of(rows, self._client.place)
         return passages
 
     def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
-        """Which of the ids (None: of all) exist and pass the filter."""
+        """Which of the ids (None: of all) exist and pass the filter.
+
+        Raises:
+            InvalidInputError: The filter cannot be answered.
+        """
+        condition = self._passing.condition(where)
+        if condition is not None:
+            if ids is None:
+                return list(self._passing.ids(condition))
+            known = self._passing.known(condition)
+            if known is not None:
+                return [key for key in ids if key in known]
         pieces = self._read(ids, where, None, [])
         return [codec.decode(key) for rows in pieces for key in rows["ids"]]
 
@@ -149,21 +140,8 @@ class VectorIndex:
         """Stored vectors [dim] by id."""
         found: dict[str, NDArray[np.float32]] = {}
         for rows in self._read(ids, None, None, ["embeddings"]):
-            found |= _vectors_of(rows)
+            found |= vectors_of(rows)
         return found
-
-    @contextlib.contextmanager
-    def reading_vectors(
-        self, ids: Sequence[str]
-    ) -> Iterator[Callable[[], dict[str, NDArray[np.float32]]]]:
-        """`vectors`, asked on entry; what is yielded waits for them."""
-        if len(ids) > _READ_BATCH:
-            found = self.vectors(ids)
-            yield lambda: found
-            return
-        keys = [codec.encode(key) for key in ids]
-        with self._asking("read", "get", ids=keys, include=["embeddings"]) as answer:
-            yield lambda: _vectors_of(answer())
 
     def scan(
         self, size: int = _READ_BATCH, *, vectors: bool = False
@@ -176,7 +154,7 @@ class VectorIndex:
             if not rows["ids"]:
                 return
             offset += len(rows["ids"])
-            passages = self._unpack_all(rows["ids"], rows["metadatas"])
+            passages = passages_of(rows, self._client.place)
             embeddings = rows["embeddings"] if vectors else [None] * len(passages)
             yield [
                 (
@@ -193,19 +171,39 @@ class VectorIndex:
         """Number of passages."""
         return int(self._do("read", "count"))
 
-    def check_where(self, where: Where | None) -> None:
-        """Let Chroma decide whether the filter is one.
+    def upgrade(self, progress: Progress | None = None) -> int:
+        """Give Chroma what today's filters need, where an earlier version wrote the passages.
 
-        Raises:
-            InvalidInputError: It is not; the message is Chroma's.
+        Texts and vectors stay as they are. Cut short, it starts again the next time.
+
+        Args:
+            progress: Called with (done, total).
+
+        Returns:
+            How many passages were changed.
         """
-        if where is None:
-            return
-        self._do("searched", "get", where=codec.encode_where(where), limit=1, include=[])
+        if self._passing.holds_lists:
+            return 0
+        changed = done = 0
+        total = self.count()
+        for rows in self._read(None, None, None, ["metadatas"]):
+            passages_of(rows, self._client.place)  # each is one of ours
+            held = zip(rows["ids"], rows["metadatas"], strict=True)
+            todo = {key: change for key, old in held if (change := codec.outdated(old))}
+            keys = iter(todo)
+            while piece := list(islice(keys, self._piece)):
+                self._do("written", "update", ids=piece, metadatas=[todo[key] for key in piece])
+            changed += len(todo)
+            done += len(rows["ids"])
+            if progress is not None:
+                progress(done, total)
+        self._do("written", "modify", metadata={_MARK: _CURRENT})
+        self._passing.holds_lists = True
+        return changed
 
     def drop(self, name: str) -> None:
         """Delete a collection; one that is not there is no error."""
-        with self._translated("written"):
+        with translated(self._client, "written"):
             try:
                 self._client.delete_collection(name)
             except ChromaError as error:
@@ -214,7 +212,7 @@ class VectorIndex:
 
     def drop_others(self, keep: Collection[str]) -> None:
         """Delete every other collection but `keep`: what a process that was killed left behind."""
-        with self._translated("read"):
+        with translated(self._client, "read"):
             names = self._client.collection_names()
         for name in names:
             if name != self.name and name not in keep:
@@ -236,98 +234,38 @@ class VectorIndex:
         include: list[str],
     ) -> Iterator[Any]:
         """Chroma's answers, in pieces; with a filter and no ids in one (each would filter all)."""
-        condition = codec.encode_where(where)
-        if ids is None and where is not None:
-            pieces = [{"where": condition, "limit": limit}]
-        elif ids is None:
-            total = self.count() if limit is None else limit
-            pieces = [
-                {"limit": min(_READ_BATCH, total - start), "offset": start}
-                for start in range(0, total, _READ_BATCH)
-            ]
-        else:
+        condition = self._passing.condition(where)
+        if condition is not None and not filter_plan.fits(condition):
+            passing = self._passing.ids(condition)
+            ids = list(passing if ids is None else (key for key in ids if key in passing))[:limit]
+            condition = None
+        pieces: list[dict[str, Any]]
+        if ids is not None:
             keys = [codec.encode(key) for key in ids]
             pieces = [
-                {"ids": keys[start : start + _READ_BATCH], "where": condition}
+                {"ids": keys[start : start + _READ_BATCH]}
                 for start in range(0, len(keys), _READ_BATCH)
             ]
+        elif condition is not None:
+            pieces = [{"limit": None if limit is None else min(limit, _MOST)}]
+        else:
+            total, step = self.count(), _READ_BATCH if include else _IDS_BATCH
+            total = total if limit is None else min(limit, total)
+            pieces = [
+                {"limit": min(step, total - start), "offset": start}
+                for start in range(0, total, step)
+            ]
+        there = None if condition is None else filter_plan.encoded(condition)
         for piece in pieces:
-            yield self._do("read", "get", **piece, include=include)
+            yield self._do("read", "get", **piece, where=there, include=include)
 
-    def _unpack_all(
-        self, ids: Sequence[str], metadatas: Sequence[Mapping[str, Any] | None]
-    ) -> dict[str, Passage]:
-        passages = {}
-        for row in zip(ids, metadatas, strict=True):
-            try:
-                passage = codec.unpack(*row)
-            except (KeyError, ValueError, TypeError) as error:
-                msg = (
-                    f"The record {row[0]!r} in Chroma ({self._client.place}) is damaged or was not "
-                    f"written by tars-rag. See: {self._check}"
-                )
-                raise StoreError(msg) from error
-            passages[passage.id] = passage
-        return passages
-
-    @property
-    def _check(self) -> str:
-        """The command that checks the store; of a server's the directory is not known here."""
-        place = self._client.place
-        if "://" in place:
-            return "tars-rag store check, with the directory of the store"
-        return check_command(Path(place).parent)
+    def _ids(self, where: dict[str, Any] | None, limit: int | None) -> list[str]:
+        """The ids that Chroma finds for a filter that it can take."""
+        if where is None:
+            return self.matching(None, None)
+        found = self._do("searched", "get", where=where, limit=limit, include=[])
+        return [codec.decode(key) for key in found["ids"]]
 
     def _do(self, verb: str, op: str, **arguments: Any) -> Any:
-        with self._asking(verb, op, **arguments) as answer:
+        with asking(self._client, self._collection, verb, op, **arguments) as answer:
             return answer()
-
-    @contextlib.contextmanager
-    def _asking(self, verb: str, op: str, **arguments: Any) -> Iterator[Answer]:
-        """Ask the collection; errors of asking and of the answer as ours."""
-        with contextlib.ExitStack() as stack:
-            with self._translated(verb):
-                answer = stack.enter_context(self._collection.asking(op, **arguments))
-
-            def translated() -> Any:
-                with self._translated(verb):
-                    return answer()
-
-            yield translated
-
-    @contextlib.contextmanager
-    def _translated(self, verb: str) -> Iterator[None]:
-        """Chroma's errors as ours."""
-        try:
-            yield
-        except ChromaError as error:
-            invalid = error.is_value_error or "InvalidArgument" in error.kind
-            if invalid and "where" in str(error).lower():
-                msg = f"The filter `where` is not one that Chroma takes: {error}"
-                raise InvalidInputError(msg) from error
-            if verb == "written":
-                self.abandon()
-            msg = (
-                f"Chroma ({self._client.place}) could not be {verb}: {error}. "
-                f"See what is wrong: {self._check}"
-            )
-            raise StoreError(msg) from error
-
-
-def records(passages: Sequence[Passage], vectors: NDArray[np.float32]) -> list[Record]:
-    """Checked passages and their vectors [n, dim] as Chroma will hold them."""
-    return [
-        {
-            "id": codec.encode(passage.id),
-            "metadata": codec.pack_metadata(passage, vector),
-            "vector": base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii"),
-        }
-        for passage, vector in zip(passages, vectors, strict=True)
-    ]
-
-
-def _vectors_of(rows: Any) -> dict[str, NDArray[np.float32]]:
-    return {
-        codec.decode(key): np.asarray(vector, np.float32)
-        for key, vector in zip(rows["ids"], rows["embeddings"], strict=True)
-    }

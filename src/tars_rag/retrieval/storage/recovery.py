@@ -63,6 +63,8 @@ class Recovery:
         if not has_lexical:
             self._open_lexical(progress)
         self.recover(progress)
+        if not indexes.read_only:
+            indexes.vectors.upgrade(progress)
         if len(set(indexes.counts())) > 1:
             self._refuse_if_read_only("its indexes do not hold the same number of passages")
             reconcile_all(indexes, progress)
