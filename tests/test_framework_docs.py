@@ -1,11 +1,14 @@
-"""The examples of docs/langchain.md and docs/llama-index.md run, with the published embedder.
+"""The examples of docs/langchain.md and docs/llama-index.md: what they install, and that they run.
 
-The reranker is one with random weights, as the published one's can be had from a hub only.
+They run with the published embedder; the reranker is one with random weights, as the published
+one's can be had from a hub only.
 """
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,18 +17,42 @@ from tars_rag import Embedder
 
 pytest_plugins = ["tiny_models"]
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+PAGES = {"langchain.md": "langchain_core", "llama-index.md": "llama_index"}
+
+
+def code_of(page: str) -> list[str]:
+    return re.findall(r"(?ms)^```python\n(.*?)^```", (DOCS / page).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_import_only_what_the_extra_installs(page: str) -> None:
+    imported: set[str] = set()
+    for node in ast.walk(ast.parse("\n".join(code_of(page)))):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(str(node.module).split(".")[0])
+    assert imported - sys.stdlib_module_names <= {"tars_rag", PAGES[page]}
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/langchain.md", "docs/llama-index.md", "notebooks/quickstart.ipynb"]
+)
+def test_commands_work_before_there_is_a_release(page: str) -> None:
+    assert not re.findall(r"pip install (?:-\S+ )*['\"]?tars-rag", (ROOT / page).read_text("utf-8"))
 
 
 @pytest.mark.weights
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("page", ["langchain.md", "llama-index.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_examples_run(
     page: str, tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Embedder(device="cpu").close()  # where the weights cannot be had, this says why
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"(?ms)^```python\n(.*?)^```", (DOCS / page).read_text("utf-8"))
+    blocks = code_of(page)
     assert len(blocks) >= 6
     names: dict[str, object] = {}
     for block in blocks:

@@ -7,7 +7,8 @@ except ModuleNotFoundError as error:
         raise
     msg = (
         "tars_rag.langchain needs langchain-core, which is not installed. "
-        "Install it: pip install 'tars-rag[langchain]'"
+        "Install it: pip install 'langchain-core>=1.0' (or, from a package index that has this "
+        "package: pip install 'tars-rag[langchain]')"
     )
     raise ImportError(msg, name="langchain_core") from error
 

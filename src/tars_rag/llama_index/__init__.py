@@ -7,7 +7,8 @@ except ModuleNotFoundError as error:
         raise
     msg = (
         "tars_rag.llama_index needs llama-index-core, which is not installed. "
-        "Install it: pip install 'tars-rag[llama-index]'"
+        "Install it: pip install 'llama-index-core>=0.14' (or, from a package index that has this "
+        "package: pip install 'tars-rag[llama-index]')"
     )
     raise ImportError(msg, name=error.name) from error
 
