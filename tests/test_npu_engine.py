@@ -293,6 +293,62 @@ def test_a_file_of_something_else_is_refused(
     assert cores.opened == []
 
 
+@pytest.mark.parametrize(
+    ("library", "toolkit", "fix"),
+    [
+        (
+            "2.3.2",
+            "2.5.0",
+            "tars-rag convert tiny --target rk3588 --precision fp16 --toolkit 2.3.2",
+        ),
+        (
+            "2.5.0",
+            "2.3.2",
+            "tars-rag convert tiny --target rk3588 --precision fp16 --toolkit 2.5.0",
+        ),
+        ("2.3.0", "2.3.2", "sudo curl -fLo /usr/lib/librknnrt.so https://"),
+        ("2.3.0", "2.5.0", "--toolkit 2.3.2"),
+    ],
+)
+def test_a_bundle_of_another_toolkit_than_the_library_is_told(
+    cores: Cores,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    library: str,
+    toolkit: str,
+    fix: str,
+) -> None:
+    board = probe.Machine(**{**BOARD.__dict__, "library_version": library})
+    monkeypatch.setattr(probe, "probe", lambda: board)
+    path = write_bundle(tmp_path / "b", models / "tiny", toolkit=toolkit)
+    with embedder(models, tmp_path, device="npu", rknn_path=path) as found:
+        assert found.device == "npu"
+    [warning] = [r.message for r in caplog.records if r.levelname == "WARNING"]
+    assert f"made by toolkit {toolkit}, librknnrt is {library}" in warning
+    assert fix in warning
+
+    def refuse(spec: NpuSpec, mask: int) -> Core:
+        raise DeviceError("the process died (SIGSEGV)")
+
+    monkeypatch.setattr(npu, "IsolatedSession", refuse)
+    with pytest.raises(DeviceError, match=f"SIGSEGV.*made by toolkit {toolkit}.*{fix[:20]}"):
+        embedder(models, tmp_path, device="npu", rknn_path=path)
+
+
+def test_of_several_bundles_the_one_that_the_library_can_run_is_taken(
+    cores: Cores, models: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache, tiny = tmp_path / "cache", models / "tiny"
+    write_bundle(cache / "better", tiny, toolkit="2.3.2", fidelity=fidelity(0.99999))
+    write_bundle(cache / "fitting", tiny, toolkit="2.5.0", fidelity=fidelity(0.99995))
+    with embedder(models, tmp_path) as found:
+        assert found.device == "npu"
+    assert cores.specs[0].graphs[0].path == str(cache / "fitting" / "g.rknn")
+    assert not caplog.records
+
+
 def test_reranker(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: Cores
 ) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 import tars_rag
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError
-from tars_rag.runtimes.npu import faults, probe
+from tars_rag.runtimes.npu import faults, library, probe
 from test_bundle import bundle
 
 LIBRARY = b"\x7fELF....librknnrt version: 2.5.0 (0ab1c2d@2025-09-01T00:00:00)...."
@@ -109,12 +110,12 @@ def test_socs(tmp_path: Path, compatible: bytes, soc: str | None, cores: int) ->
             {"without": ("usr/lib/librknnrt.so",)},
             "error",
             "not in /usr/lib",
-            "sudo cp librknnrt.so",
+            r"sudo curl -fLo /usr/lib/librknnrt\.so .* pip install rknn-toolkit-lite2==2\.3\.2",
         ),
-        ({"usr__lib__librknnrt.so": b"<html>"}, "error", "is not a library", "sudo cp"),
+        ({"usr__lib__librknnrt.so": b"<html>"}, "error", "is not a library", "sudo curl"),
         ({"wheel": None}, "error", "is not installed", r"pip install 'tars-rag\[npu\]'"),
         ({"wheel": None, "python": (3, 13)}, "error", "is not installed", "python3.12 -m venv"),
-        ({"wheel": "2.3.2"}, "warning", "librknnrt 2.5.0 does not match", "version 2.3.2"),
+        ({"wheel": "2.3.2"}, "warning", "librknnrt 2.5.0 does not match", "lite2==2.5.0"),
         ({"wheel": "2.5.1"}, "warning", "not a tested version", "lite2>=2.3.2,<=2.5.0"),
         (
             {"sys__kernel__debug__rknpu__version": b"RKNPU driver: v0.8.2"},
@@ -233,9 +234,24 @@ def test_doctor_looks_at_the_models(home: Path, monkeypatch: pytest.MonkeyPatch)
     assert said["machine"]["soc"] == "rk3588"
     problems = " ".join(f["what"] for f in said["findings"])
     assert "mini was converted for rk3576" in problems
-    assert "mini was made by toolkit 2.5.0, the wheel is 2.3.2" in problems
     assert "absent.rknn does not exist" in problems
     assert all(f["why"] and f["fix"] for f in said["findings"])
+
+
+@pytest.mark.parametrize(("board", "made"), [("2.3.2", "2.5.0"), ("2.5.0", "2.3.2")])
+def test_doctor_compares_bundles_with_the_library(
+    home: Path, monkeypatch: pytest.MonkeyPatch, board: str, made: str
+) -> None:
+    bundle(home / "models" / "mini", target="rk3588", toolkit=made)
+    installed = LIBRARY.replace(b"2.5.0", board.encode())
+    found = machine(home / "root", wheel=board, **{"usr__lib__librknnrt.so": installed})
+    [finding] = json.loads(doctor(monkeypatch, found, "--json"))["findings"]
+    assert finding["what"] == f"mini was made by toolkit {made}, librknnrt is {board}"
+    command = "tars-rag convert all-MiniLM-L6-v2 --target rk3588 --precision fp16-host"
+    assert finding["fix"] == f"{command} --toolkit {board}"
+    shutil.rmtree(home / "models" / "mini")
+    bundle(home / "models" / "mini", target="rk3588", toolkit=board)
+    assert json.loads(doctor(monkeypatch, found, "--json"))["findings"] == []
 
 
 def test_doctor_json_is_enough_for_a_bug_report(
@@ -437,7 +453,7 @@ def test_a_library_that_cannot_be_read_is_told(
 
     # Root may read anything: the refusal is made here.
     monkeypatch.setattr(Path, "stat" if where == "its directory" else "read_bytes", refuse)
-    getattr(probe, "_read_library", lambda: None).cache_clear()
+    library._read.cache_clear()
     found = probe.probe(tmp_path, wheel="2.5.0", python=(3, 11), may_use=lambda node: True)
     (finding,) = found.findings
     assert finding.level == "error"

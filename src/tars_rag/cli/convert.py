@@ -43,6 +43,13 @@ def convert(
     out: Annotated[
         Path | None, typer.Option(help="The directory to make. [default: MODEL-TARGET-PRECISION]")
     ] = None,
+    toolkit: Annotated[
+        str,
+        typer.Option(
+            help="Version of rknn-toolkit2, that of the board's librknnrt (see tars-rag doctor): "
+            "2.3.2, 2.5.0."
+        ),
+    ] = "2.3.2",
     allow_degraded: Annotated[
         bool,
         typer.Option("--allow-degraded", help="Keep a bundle below the fidelity threshold."),
@@ -66,7 +73,7 @@ def convert(
         def ask(directory: Path) -> None:
             if not yes:
                 with paused():
-                    _ask(directory, command_line(context, "--yes"))
+                    _ask(directory, toolkit, command_line(context, "--yes"))
 
         directory, manifest = build(
             model,
@@ -80,6 +87,7 @@ def convert(
             cache_dir=cache_dir,
             progress=progress,
             before_making=ask,
+            toolkit=toolkit,
         )
     if as_json:
         print_json(manifest.model_dump(mode="json", exclude_none=True))
@@ -93,16 +101,16 @@ def convert(
     typer.echo(directory)
 
 
-def _ask(directory: Path, command: str) -> None:
+def _ask(directory: Path, toolkit: str, command: str) -> None:
     """Ask whether the toolkit may be installed.
 
     Raises:
         ConversionError: It may not, or there is no terminal to ask on.
     """
-    from tars_rag.convert.environment import DOWNLOAD_MB, SIZE_MB, TOOLKIT_VERSION
+    from tars_rag.convert.environment import DOWNLOAD_MB, SIZE_MB
 
     needed = (
-        f"Converting needs the vendor's rknn-toolkit2 {TOOLKIT_VERSION} in an environment of its "
+        f"Converting needs the vendor's rknn-toolkit2 {toolkit} in an environment of its "
         f"own: {DOWNLOAD_MB} MB to fetch, {SIZE_MB} MB in {directory}, once."
     )
     if not sys.stdin.isatty():

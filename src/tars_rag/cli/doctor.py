@@ -184,16 +184,22 @@ def _on_npu(path: Path, kind: str = "") -> dict[str, Any]:
         npu = read_model(path, "embedder" if used_as == "embedder" else "cross-encoder")
     except ModelError as error:
         return row | {"problem": str(error)}
-    return row | {"kind": used_as, "target": npu.target, "toolkit": npu.toolkit}
+    known = {"model": npu.model, "target": npu.target, "toolkit": npu.toolkit}
+    known |= {"kind": used_as, "precision": npu.precision}
+    return row | {name: value for name, value in known.items() if value}
 
 
 def _model_findings(models: list[dict[str, Any]], machine: Machine) -> list[dict[str, str]]:
+    from tars_rag.runtimes.npu.library import compare
+
     found = []
     for model in models:
         name = model["name"]
         convert = (
             f"tars-rag convert {model.get('model') or name} --target {machine.soc or 'rk3588'}"
         )
+        if model.get("precision"):
+            convert += f" --precision {model['precision']}"
         if "problem" in model:
             variable = model.get("variable")
             fix = f"unset {variable}" if variable else f"rm -r {shlex.quote(model['path'])}"
@@ -204,11 +210,8 @@ def _model_findings(models: list[dict[str, Any]], machine: Machine) -> list[dict
         if target and machine.has_npu and target != machine.soc:
             why = f"this board is a {machine.soc}; the file does not run on it"
             found.append(_finding("error", f"{name} was converted for {target}", why, convert))
-        if toolkit and machine.wheel and toolkit.split(".")[:2] > machine.wheel.split(".")[:2]:
-            what = f"{name} was made by toolkit {toolkit}, the wheel is {machine.wheel}"
-            why = "an older runtime may refuse it or answer wrongly"
-            fix = f"pip install rknn-toolkit-lite2=={toolkit}"
-            found.append(_finding("warning", what, why, fix))
+        if odd := compare(name, toolkit, machine.library_version, convert):
+            found.append(_finding("warning", odd.what, odd.why, odd.fix))
     return found
 
 

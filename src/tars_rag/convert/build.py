@@ -24,6 +24,7 @@ from tars_rag.files import sha256_of
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.tokenizer import TOKENIZER_NAME
 from tars_rag.progress import NamedProgress
+from tars_rag.runtimes.npu.library import TOOLKITS
 from tars_rag.runtimes.npu.manifest import (
     MANIFEST_NAME,
     BundleFile,
@@ -51,6 +52,7 @@ def convert(
     cache_dir: Path | None = None,
     progress: NamedProgress = lambda *_: None,
     before_making: Callable[[Path], None] = lambda _: None,
+    toolkit: str = environment.DEFAULT_TOOLKIT,
 ) -> tuple[Path, Manifest]:
     """Convert a model into a bundle for the NPU and measure it in the toolkit's simulator.
 
@@ -67,6 +69,7 @@ def convert(
         progress: Told the step, and how many rows of how many, where there are rows.
         before_making: Called with its directory before the toolkit's environment is made; may
             raise, and then nothing is made.
+        toolkit: Version of rknn-toolkit2, that of the board's librknnrt: one of `TOOLKITS`.
 
     Returns:
         The directory, and the manifest in it.
@@ -81,6 +84,9 @@ def convert(
     lengths = _checked_lengths(lengths)
     if target not in TARGETS:
         msg = f"{target!r} is not a target. Choose one of: {', '.join(TARGETS)}."
+        raise InvalidInputError(msg)
+    if toolkit not in TOOLKITS:
+        msg = f"Toolkit {toolkit!r} cannot be used. Choose one of: {', '.join(TOOLKITS)}."
         raise InvalidInputError(msg)
     name = Path(model).expanduser().resolve().name if Path(model).exists() else model
     out = out or Path(f"{name.replace('/', '-')}-{target}-{row.name}")
@@ -98,6 +104,7 @@ def convert(
         source=source,
         recipe=row,
         target=target,
+        toolkit_version=toolkit,
         calibration=sample(source.kind, "calibration", calibration) if row.calibrated else None,
         evaluation=sample(source.kind, "evaluation", evaluation),
         table=source.word_table() if row.table == "host" else None,
@@ -105,7 +112,9 @@ def convert(
     if plan.calibration:
         check_disjoint(plan.calibration, plan.evaluation)
     with termination_raises():
-        python = environment.toolkit_python(progress=progress, before_making=before_making)
+        python = environment.toolkit_python(
+            progress=progress, before_making=before_making, toolkit=toolkit
+        )
         with staged(out) as staging:
             manifest = _bundle(plan, lengths, python, staging, allow_degraded, progress)
     return out, manifest
@@ -216,7 +225,7 @@ def _manifest(
         kind=source.kind,
         target=plan.target,
         precision=plan.recipe.name,
-        toolkit=environment.TOOLKIT_VERSION,
+        toolkit=plan.toolkit_version,
         inputs=plan.inputs,
         output=plan.output,
         dimension=source.weights.config.hidden,

@@ -13,7 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -26,13 +26,15 @@ from tars_rag.convert.process import run_to_end
 from tars_rag.errors import ConversionError
 from tars_rag.files import publishing
 from tars_rag.progress import NamedProgress
+from tars_rag.runtimes.npu.library import PUBLIC_VERSION
 
-TOOLKIT_VERSION: Final = "2.5.0"
+DEFAULT_TOOLKIT: Final = PUBLIC_VERSION
+"""A model runs on the librknnrt of the same version only, and this one is what boards can have."""
+
 PYTHONS: Final = ((3, 11), (3, 10), (3, 12))
 """Versions the toolkit has wheels for, the one its INT8 figures were measured with first."""
 
-PINS: Final = {
-    "rknn-toolkit2": TOOLKIT_VERSION,
+_PINS: Final = {
     "numpy": "1.26.4",  # with numpy 2 the INT8 models come out different
     "onnx": "1.18.0",
     "onnxruntime": "1.22.1",
@@ -43,8 +45,20 @@ PINS: Final = {
     "tqdm": "4.67.1",
     "typing_extensions": "4.12.2",
 }
+_TORCH: Final = "from torch import nn\n\n\ndef no_grad():\n    return lambda f: f\n"
+# 2.3.2 names more of torch when it is imported, and calls none of it.
+_ANY_CLASS: Final = """
+
+class Tensor:
+    pass
+
+
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return type(name, (), {})
+"""
 _STAND_INS: Final = {
-    "torch/__init__.py": "from torch import nn\n\n\ndef no_grad():\n    return lambda f: f\n",
     "torch/nn.py": "class Module:\n    pass\n",
     "cv2/__init__.py": "",
 }
@@ -75,6 +89,16 @@ print(json.dumps({name: version(name) for name in sys.argv[1:]}))
 """
 
 
+def pins(toolkit: str) -> dict[str, str]:
+    """What is installed, and in which version."""
+    return {"rknn-toolkit2": toolkit, **_PINS}
+
+
+def _stand_ins(toolkit: str) -> dict[str, str]:
+    torch = _TORCH if toolkit == "2.5.0" else _TORCH + _ANY_CLASS
+    return {"torch/__init__.py": torch, **_STAND_INS}
+
+
 def clean_environment() -> dict[str, str]:
     """What a child process gets of the user's environment: the way to the package index only."""
     return {name: value for name, value in os.environ.items() if name.upper() in _PASSED}
@@ -84,6 +108,8 @@ def toolkit_python(
     cache_dir: Path | None = None,
     progress: NamedProgress = lambda *_: None,
     before_making: Callable[[Path], None] = lambda _: None,
+    *,
+    toolkit: str = DEFAULT_TOOLKIT,
 ) -> Path:
     """The interpreter of the toolkit's environment, which is made, or made again, if need be.
 
@@ -92,6 +118,7 @@ def toolkit_python(
         progress: Told what is going on.
         before_making: Called with the directory before anything of it is made or downloaded; what
             it raises is raised here.
+        toolkit: Version of rknn-toolkit2, one of `library.TOOLKITS`.
 
     Raises:
         ConversionError: No Python 3.10 to 3.12 on Linux, no room on the disk, or the package
@@ -104,14 +131,14 @@ def toolkit_python(
         )
         raise ConversionError(msg)
     root = cache_dir or user_cache_path("tars-rag")
-    recipe = json.dumps([PINS, _STAND_INS, _NOT_NEEDED], sort_keys=True)
-    home = root / f"toolkit-{TOOLKIT_VERSION}-{sha256(recipe.encode()).hexdigest()[:8]}"
+    recipe = json.dumps([pins(toolkit), _stand_ins(toolkit), _NOT_NEEDED], sort_keys=True)
+    home = root / f"toolkit-{toolkit}-{sha256(recipe.encode()).hexdigest()[:8]}"
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{home}.lock"):
-            if not _works(home):
+            if not _works(home, toolkit):
                 before_making(home)
-                _make(home, progress)
+                _make(home, toolkit, progress)
     except OSError as error:
         msg = (
             f"The conversion environment cannot be made in {root}: {error}. Free some space "
@@ -125,13 +152,13 @@ def _python_of(home: Path) -> Path:
     return home / "bin" / "python"
 
 
-def _works(home: Path) -> bool:
+def _works(home: Path, toolkit: str) -> bool:
     """Whether the environment was finished and still imports at the pinned versions."""
     if not (home / _STAMP).is_file():
         return False
-    probe = _ask(_python_of(home), _PROBE_TOOLKIT, *PINS)
+    probe = _ask(_python_of(home), _PROBE_TOOLKIT, *pins(toolkit))
     with suppress(ValueError):
-        return bool(json.loads(probe.splitlines()[-1] if probe else "null") == PINS)
+        return bool(json.loads(probe.splitlines()[-1] if probe else "null") == pins(toolkit))
     return False
 
 
@@ -187,7 +214,7 @@ def _candidates() -> Iterator[str]:
                 yield done.stdout.strip()
 
 
-def _make(home: Path, progress: NamedProgress) -> None:
+def _make(home: Path, toolkit: str, progress: NamedProgress) -> None:
     """Build beside the final name and rename: a killed attempt leaves nothing that looks done."""
     python = find_python()
     free = shutil.disk_usage(home.parent).free
@@ -202,18 +229,22 @@ def _make(home: Path, progress: NamedProgress) -> None:
     with publishing(home) as partial:
         progress(f"making the conversion environment with {python}", 0, None)
         _run([str(python), "-I", "-m", "venv", str(partial)], "making a virtual environment failed")
-        progress(f"installing rknn-toolkit2 {TOOLKIT_VERSION} ({DOWNLOAD_MB} MB, once)", 0, None)
-        requirements = [f"{name}=={version}" for name, version in PINS.items()]
+        progress(f"installing rknn-toolkit2 {toolkit} ({DOWNLOAD_MB} MB, once)", 0, None)
+        requirements = [f"{name}=={version}" for name, version in pins(toolkit).items()]
         pip = [str(_python_of(partial)), "-I", "-m", "pip", "install", "--no-deps", "--no-compile"]
-        _run([*pip, "--only-binary=:all:", *requirements], "installing the toolkit failed")
+        _run(
+            [*pip, "--only-binary=:all:", *requirements],
+            "installing the toolkit failed",
+            requirements,
+        )
         site = next(partial.glob("lib/python3.*/site-packages"))
-        for name, text in _STAND_INS.items():
+        for name, text in _stand_ins(toolkit).items():
             (site / name).parent.mkdir(exist_ok=True)
             (site / name).write_text(text, encoding="utf-8")
         for name in _NOT_NEEDED:
             shutil.rmtree(site / name)
-        (partial / _STAMP).write_text(json.dumps(PINS), encoding="utf-8")
-        if not _works(partial):
+        (partial / _STAMP).write_text(json.dumps(pins(toolkit)), encoding="utf-8")
+        if not _works(partial, toolkit):
             msg = (
                 f"The toolkit was installed with {python} but cannot be imported there. Needed: "
                 "glibc 2.17 or newer and libgomp (apt install libgomp1)."
@@ -221,7 +252,7 @@ def _make(home: Path, progress: NamedProgress) -> None:
             raise ConversionError(msg)
 
 
-def _run(command: list[str], problem: str) -> None:
+def _run(command: list[str], problem: str, requirements: Sequence[str] = ()) -> None:
     environment = {**clean_environment(), "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     code, output = run_to_end(command, env=environment)
     if code == 0:
@@ -232,6 +263,6 @@ def _run(command: list[str], problem: str) -> None:
         f"{problem} (exit code {code}): {' '.join(reasons[-2:])[:600]}. If the package index "
         "cannot be reached from here, set https_proxy or PIP_INDEX_URL, or fetch the wheels "
         "elsewhere (pip download --no-deps) and set PIP_NO_INDEX=1 and PIP_FIND_LINKS: "
-        + " ".join(f"{name}=={version}" for name, version in PINS.items())
+        + " ".join(requirements)
     )
     raise ConversionError(msg)

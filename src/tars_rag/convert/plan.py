@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.convert import environment, fidelity, quantised, toolkit
+from tars_rag.convert import fidelity, quantised, toolkit
 from tars_rag.convert.quantised import Preparation
 from tars_rag.convert.recipes import Recipe
 from tars_rag.convert.source import Source
@@ -31,6 +31,7 @@ class Plan:
         source: The FP32 model.
         recipe: What to do to it.
         target: The SoC.
+        toolkit_version: Of rknn-toolkit2.
         calibration: Texts that set the int8 ranges; None where nothing is quantised.
         evaluation: Texts to measure with.
         table: The word table, float16 [vocabulary, hidden], where it stays on the host.
@@ -39,6 +40,7 @@ class Plan:
     source: Source
     recipe: Recipe
     target: str
+    toolkit_version: str
     calibration: Sample | None
     evaluation: Sample
     table: NDArray[np.float16] | None
@@ -122,7 +124,7 @@ class Plan:
             "kind": self.source.kind,
             "precision": self.recipe.name,
             "target": self.target,
-            "toolkit": environment.TOOLKIT_VERSION,
+            "toolkit": self.toolkit_version,
             "length": length,
             "inputs": self.inputs,
             "output": self.output,

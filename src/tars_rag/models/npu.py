@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from tars_rag.errors import ModelError
+from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.local import LocalModel
@@ -20,10 +21,13 @@ from tars_rag.runtimes.npu import faults
 from tars_rag.runtimes.npu.bundle import NpuModel, find_bundles, read_model
 from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.isolate import IsolatedSession
+from tars_rag.runtimes.npu.library import compare
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.probe import Machine
 from tars_rag.settings import Placement
+
+logger = logging.getLogger("tars_rag")
 
 # Embedded on both devices to find out how faithful a file without a manifest is.
 _SAMPLES: Final = (
@@ -64,21 +68,34 @@ def open_pool(
         )
         raise ModelError(msg)
 
+    convert = f"tars-rag convert {model.name} --target {machine.soc}"
+    if npu.precision:
+        convert += f" --precision {npu.precision}"
+    odd = compare(npu.path, npu.toolkit, machine.library_version, convert)
+    if odd:
+        logger.warning("%s", odd)
+
     def fault(mask: int, reason: str) -> None:
         faults.record(model.name, mask, reason)
 
-    return NpuPool(
-        lambda mask: IsolatedSession(npu.spec, mask),
-        machine.core_masks(placement.core_mask),
-        fallback=fallback,
-        on_fault=fault,
-        gate=CoreGate(
-            machine.soc,
-            machine.library_version,
-            chosen=placement.core_mask != "auto",
-            driver=machine.driver,
-        ),
-    )
+    try:
+        return NpuPool(
+            lambda mask: IsolatedSession(npu.spec, mask),
+            machine.core_masks(placement.core_mask),
+            fallback=fallback,
+            on_fault=fault,
+            gate=CoreGate(
+                machine.soc,
+                machine.library_version,
+                chosen=placement.core_mask != "auto",
+                driver=machine.driver,
+            ),
+        )
+    except DeviceError as error:
+        if odd is None:
+            raise
+        msg = f"{error} It may be that {odd}"
+        raise DeviceError(msg) from error
 
 
 def find_model(
@@ -91,16 +108,25 @@ def find_model(
 ) -> NpuModel:
     """The file to run: the one named, else the most faithful bundle in the model cache.
 
+    Bundles made for the version of this machine's librknnrt come before the others.
+
     Raises:
         ModelError: There is none, or it is not sound.
     """
     path = placement.rknn_path
     if path is None:
-        for folder, manifest in find_bundles(cache):
-            wanted = (model.name, kind, machine.soc)
-            if (manifest.model, manifest.kind, manifest.target) == wanted:
-                path = folder
-                break
+        wanted = (model.name, kind, machine.soc)
+        fitting = [
+            (folder, manifest)
+            for folder, manifest in find_bundles(cache)
+            if (manifest.model, manifest.kind, manifest.target) == wanted
+        ]
+        # Of those that the library can run; else any: it is told what is wrong with it.
+        made_for = [
+            f for f in fitting if not compare("", f[1].toolkit, machine.library_version, "")
+        ]
+        if made_for or fitting:
+            path = (made_for or fitting)[0][0]
         else:
             variable = "RKNN_EMBEDDER_PATH" if kind == "embedder" else "RKNN_RERANKER_PATH"
             msg = (

@@ -36,9 +36,11 @@ class NpuModel:
     Attributes:
         path: What was asked for.
         spec: What a core must know.
+        model: Catalogue name of what it was made of; None: not said.
         identity: sha256 of its .rknn files: the fingerprint class where fidelity is unknown.
         target: SoC it was converted for; None: not said.
         toolkit: Version of the toolkit that made it; None: not said.
+        precision: Recipe that made it; None: not said.
         weights_sha256: Of the weights it was made from; None: not said.
         fidelity: As measured when it was converted; None: never.
         max_length: Longest text in tokens; None: as long as its longest graph.
@@ -47,8 +49,10 @@ class NpuModel:
     path: Path
     spec: NpuSpec
     identity: str
+    model: str | None = None
     target: str | None = None
     toolkit: str | None = None
+    precision: str | None = None
     weights_sha256: str | None = None
     fidelity: Fidelity | None = None
     max_length: int | None = None
@@ -125,8 +129,10 @@ def _bundle(path: Path, kind: ModelKind) -> NpuModel:
         path,
         spec,
         identity=manifest.graphs[0].sha256,
+        model=manifest.model,
         target=manifest.target,
         toolkit=manifest.toolkit,
+        precision=manifest.precision,
         weights_sha256=manifest.weights_sha256,
         fidelity=manifest.fidelity,
         max_length=manifest.max_length,

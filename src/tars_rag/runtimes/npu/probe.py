@@ -4,35 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal
 
 from tars_rag.errors import ConfigError
 from tars_rag.guests import RKNN, Guest
 from tars_rag.runtimes.npu.gate import MIN_DRIVER
+from tars_rag.runtimes.npu.library import GET, PUBLIC_VERSION, Library, find_library, numbers
 from tars_rag.runtimes.onnx import big_cores
 
 NPU_CORES: Final = {"rk3588": 3, "rk3576": 2, "rk3568": 1, "rk3566": 1, "rk3562": 1}
 """NPU cores of each SoC that the wheel supports."""
 
-# The wheel looks nowhere else, and ignores LD_LIBRARY_PATH.
-_LIBRARIES = (
-    "usr/lib/librknnrt.so",
-    "usr/lib/librknn_runtime.so",
-    "usr/lib64/librknn_runtime.so",
-)
 _DRIVER_VERSIONS = (
     "sys/kernel/debug/rknpu/version",
     "proc/rknpu/version",
     "sys/module/rknpu/version",
 )
 _VERSION = re.compile(r"(\d+\.\d+(?:\.\d+)?)")
-_LIBRARY_URL = "https://github.com/airockchip/rknn-toolkit2/tree/master/rknpu2/runtime/Linux"
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ def probe(
     may_use = may_use or (lambda path: os.access(path, os.R_OK | os.W_OK))
     soc = _soc(root)
     nodes = _nodes(root)
-    library = next((found for name in _LIBRARIES if (found := _library(root / name))), None)
+    library = find_library(root)
     driver = next((v for name in _DRIVER_VERSIONS if (v := _version(_text(root / name)))), None)
     version = library.version if library else None
     npu = next(iter(sorted((root / "sys/class/devfreq").glob("*npu*"))), None)
@@ -208,7 +200,7 @@ def _device(nodes: list[Path], blocked: list[Path], container: bool, root: Path)
 
 
 def _driver(version: str | None) -> list[Finding]:
-    if version is None or _tuple(version) >= MIN_DRIVER:
+    if version is None or numbers(version) >= MIN_DRIVER:
         return []  # the version is readable for root only on many kernels: not knowing is fine
     least = ".".join(map(str, MIN_DRIVER))
     what = f"NPU driver {version} is older than {least}"
@@ -216,9 +208,10 @@ def _driver(version: str | None) -> list[Finding]:
     return [Finding("warning", what, why, "sudo apt-get update && sudo apt-get full-upgrade")]
 
 
-def _runtime(library: _Library | None, wheel: str | None) -> list[Finding]:
-    wanted = wheel or RKNN.last
-    fix = f"sudo cp librknnrt.so /usr/lib/  (version {wanted}, from {_LIBRARY_URL})"
+def _runtime(library: Library | None, wheel: str | None) -> list[Finding]:
+    fix = GET
+    if wheel and numbers(wheel)[:2] != numbers(PUBLIC_VERSION)[:2]:
+        fix += f" && pip install {RKNN.name}=={PUBLIC_VERSION}"
     if library is None:
         why = "the wheel loads the NPU through it, from /usr/lib only"
         return [Finding("error", "librknnrt.so is not in /usr/lib", why, fix)]
@@ -229,9 +222,11 @@ def _runtime(library: _Library | None, wheel: str | None) -> list[Finding]:
     if not library.is_elf:
         what = f"{library.path.name} is not a library"
         return [Finding("error", what, "it cannot be loaded", fix)]
-    if library.version and wheel and _tuple(library.version)[:2] != _tuple(wheel)[:2]:
+    if library.version and wheel and numbers(library.version)[:2] != numbers(wheel)[:2]:
         what = f"librknnrt {library.version} does not match {RKNN.name} {wheel}"
-        why = "models made by a newer toolkit do not load, or give wrong answers"
+        why = "calls of one may mean something else to the other"
+        if RKNN.is_tested(library.version):
+            fix = f"pip install {RKNN.name}=={library.version}"
         return [Finding("warning", what, why, fix)]
     return []
 
@@ -266,37 +261,6 @@ def _slow(policies: list[Path], root: Path) -> list[Finding]:
     return [Finding("warning", f"CPU governor {names}", why, fix)]
 
 
-@dataclass(frozen=True)
-class _Library:
-    """A file where librknnrt should be. `unreadable` says why it is not known what is in it."""
-
-    path: Path
-    is_elf: bool = False
-    version: str | None = None
-    unreadable: str = ""
-
-
-def _library(path: Path) -> _Library | None:
-    """What lies at `path`; None: no file. Its several megabytes are read once."""
-    try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            return None
-        return _read_library(path, status.st_mtime_ns, status.st_size)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        return _Library(path, unreadable=error.strerror or type(error).__name__)
-
-
-@lru_cache(maxsize=8)
-def _read_library(path: Path, mtime_ns: int, size: int) -> _Library:
-    content = path.read_bytes()
-    found = re.search(rb"librknnrt version: (\d+\.\d+\.\d+)", content)
-    version = found.group(1).decode() if found else None
-    return _Library(path, is_elf=content.startswith(b"\x7fELF"), version=version)
-
-
 def _memory(root: Path) -> dict[str, int]:
     lines = re.findall(r"(\w+):\s+(\d+) kB", _text(root / "proc/meminfo"))
     return {name: int(kib) // 1024 for name, kib in lines}
@@ -305,10 +269,6 @@ def _memory(root: Path) -> dict[str, int]:
 def _version(text: str) -> str | None:
     match = _VERSION.search(text)
     return match.group(1) if match else None
-
-
-def _tuple(version: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in re.findall(r"\d+", version)[:3])
 
 
 def _number(path: Path) -> int | None:
