@@ -20,6 +20,8 @@ from standin import HOST, THREE, TWO, Bench, expected, feed, words
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
+from tars_rag.runtimes.npu.core import Recovery
+from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.isolate import IsolatedSession
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.rknn import RknnContext, import_wheel
@@ -263,7 +265,8 @@ def open_pool(
     """Starting a process takes seconds here: most tests make do with two cores, or with none."""
     spec = bench.spec()
     opener = IsolatedSession if isolated else NpuSession
-    return NpuPool(lambda mask: opener(spec, mask), cores, timeout=4, **options)  # type: ignore[arg-type]
+    options = {"timeout": 4, "recovery": Recovery(pause=0.1, limit=60), **options}
+    return NpuPool(lambda mask: opener(spec, mask), cores, **options)  # type: ignore[arg-type]
 
 
 def texts(pill: int | None = None) -> list[dict[str, np.ndarray]]:
@@ -283,8 +286,12 @@ def check(rows: Sequence[FloatArray], asked: Sequence[dict[str, np.ndarray]]) ->
 def test_a_fault_of_one_core_is_made_good_by_another(bench: Bench) -> None:
     pool = open_pool(bench, CORES)
     check(pool.run(texts()), texts())
-    bench.script("2 always crash", "4 always hang")
+    bench.script("2 always crash", "4 always run-late")
     check(pool.run(texts()), texts())
+    end = time.monotonic() + 90
+    while sum(1 for core in pool.status().cores if core.reason) < 2 and time.monotonic() < end:
+        check(pool.run(texts()[:3]), texts()[:3])
+        time.sleep(0.2)
     reasons = [core.reason for core in pool.status().cores]
     assert reasons[0] == ""
     assert "SIGSEGV" in reasons[1]
@@ -294,9 +301,85 @@ def test_a_fault_of_one_core_is_made_good_by_another(bench: Bench) -> None:
 
 
 @on_board
+@pytest.mark.parametrize("isolated", [False, True])
+def test_a_reset_of_the_driver_costs_no_core(bench: Bench, isolated: bool) -> None:
+    """One job of another program times out: whatever runs on any core fails, once."""
+    cores = CORES[: 2 if isolated else 3]
+    pool = open_pool(bench, cores, isolated)
+    check(pool.run(texts()), texts())
+    bench.script("* once run")
+    check(pool.run(texts()), texts())
+    end = time.monotonic() + 60
+    while time.monotonic() < end and any(c.recoveries < 1 for c in pool.status().cores):
+        check(pool.run(texts()), texts())
+    check(pool.run(texts()), texts())
+    assert pool.device == "npu"
+    assert {(core.reason, core.recoveries) for core in pool.status().cores} == {("", 1)}
+    pool.close()
+
+
+@on_board
+def test_cores_1_and_2_that_fail_each_job_leave_core_0(bench: Bench) -> None:
+    bench.script("2 always run", "4 always run")
+    pool = open_pool(bench, CORES, isolated=False)
+    check(pool.run(texts()), texts())
+    assert [bool(core.reason) for core in pool.status().cores] == [False, True, True]
+    pool.close()
+
+
+@on_board
+def test_an_old_driver_is_asked_of_the_library(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_DRIVER", "0.9.3")
+    gate = CoreGate("rk3588", "2.3.2", chosen=False, folder=tmp_path / "notes")
+    pool = open_pool(bench, CORES, isolated=False, gate=gate)
+    check(pool.run(texts()), texts())
+    reasons = [core.reason for core in pool.status().cores]
+    assert reasons[0] == ""
+    assert all("0.9.3" in reason for reason in reasons[1:])
+    pool.close()
+    assert bench.calls("init") == 2, "one core, two lengths"
+
+
+@on_board
+def test_a_text_that_overflows_costs_no_core(bench: Bench) -> None:
+    pool = open_pool(bench, CORES, isolated=False, fallback=Cpu)
+    bench.script(f"* id={PILL} nan")
+    check(pool.run(texts(PILL)), texts(PILL))
+    status = pool.status()
+    assert status.cpu_feeds == 1
+    assert {(core.reason, core.recoveries) for core in status.cores} == {("", 0)}
+    assert bench.calls("nan") == 2
+    pool.close()
+
+
+@on_board
+def test_int64_that_is_refused_is_one_clear_error(bench: Bench) -> None:
+    bench.script("* always int64")
+    with pytest.raises(DeviceError, match="rknn_inputs_set returned -5"):
+        open_pool(bench, (1,), isolated=False)
+
+
+@on_board
+def test_answers_that_are_a_little_wrong_do_not_pass(bench: Bench) -> None:
+    bench.script("* always drift")
+    with pytest.raises(DeviceError, match=r"off by 0\.0009"):
+        open_pool(bench, (1,), isolated=False)
+
+
+@on_board
+def test_too_little_memory_for_all_contexts_is_one_clear_error(bench: Bench) -> None:
+    bench.script("* from=2 no-init")
+    with pytest.raises(DeviceError, match="did not start"):
+        open_pool(bench, (1,))
+    assert bench.calls("destroy") == bench.calls("init")
+
+
+@on_board
 @pytest.mark.parametrize(
     ("fault", "isolated"),
-    [(fault, False) for fault in ("run", "inputs", "outputs", "stale", "nan", "zero", "scale")]
+    [(fault, False) for fault in ("run", "inputs", "outputs", "stale", "zero", "scale")]
     + [(fault, True) for fault in ("hang", "crash", "abort")],
 )
 def test_a_fault_of_every_core_ends_on_the_cpu(bench: Bench, fault: str, isolated: bool) -> None:

@@ -11,10 +11,14 @@
  * STANDIN_SCRIPT names a file of faults, read at every call: one "CORE WHEN FAULT" a line.
  *     CORE   the core mask given to rknn_set_core_mask (0 before it was called), or *
  *     WHEN   always | id=N (the first row holds token N after [CLS]) | after=N (more than N runs)
- *     FAULT  no-init | init-crash | mask | inputs | run | run-slow | outputs | stale | zero | nan | size
- *            | wrong | scale | hang | crash | abort
- * STANDIN_LOG names a file to which every call is appended.
+ *            | once (the first time on each core, whatever the process) | from=N (from the Nth context
+ *            of the process on)
+ *     FAULT  no-init | init-crash | mask | inputs | int64 | run | run-slow | run-late | outputs | stale
+ *            | zero | nan | size | wrong | drift | scale | hang | crash | abort
+ * STANDIN_LOG names a file to which every call is appended. STANDIN_API and STANDIN_DRIVER are the
+ * versions it says it has (default: 2.3.2 and 0.9.8).
  */
+#include <fcntl.h>
 #include <math.h>
 #include <signal.h>
 #include <stdint.h>
@@ -77,6 +81,18 @@ static int named(const model_t *m, const char *name) {
     return -1;
 }
 
+/* The first time on this core: a file that only one can make tells, also after a restart. */
+static int first_time(const char *script, const char *what, uint32_t core) {
+    char path[512];
+    snprintf(path, sizeof path, "%s.%s.%u", script, what, core);
+    int fd = open(path, O_CREAT | O_EXCL | O_WRONLY, 0600);
+    if (fd < 0) return 0;
+    close(fd);
+    return 1;
+}
+
+static int contexts; /* opened by this process */
+
 /* Does the script ask for this fault, here and now? */
 static int fault(const model_t *m, const char *wanted) {
     const char *path = getenv("STANDIN_SCRIPT");
@@ -89,6 +105,8 @@ static int fault(const model_t *m, const char *wanted) {
         int ids = named(m, "input_ids");
         if (!strcmp(when, "always")) hit = 1;
         else if (!strncmp(when, "after=", 6)) hit = m->runs > atoi(when + 6);
+        else if (!strncmp(when, "from=", 5)) hit = contexts >= atoi(when + 5);
+        else if (!strcmp(when, "once")) hit = first_time(path, what, m->core);
         else if (!strncmp(when, "id=", 3) && ids >= 0 && m->in[ids] && m->in_size[ids] >= 16)
             hit = ((int64_t *)m->in[ids])[1] == atoll(when + 3);
     }
@@ -108,6 +126,7 @@ static void resize(model_t *m, uint32_t length) {
 int rknn_init(context_t *ctx, void *model, uint32_t size, uint32_t flag, void *extend) {
     model_t *m = calloc(1, sizeof *m);
     (void)flag; (void)extend;
+    contexts++;
     if (fault(m, "init-crash")) *(volatile int *)0 = 0;
     if (fault(m, "no-init") || size < 8 || memcmp(model, "STANDIN", 7)) { note("refused", m); free(m); *ctx = 0; return -6; }
     char *text = strndup(model, size), *save, *line;
@@ -165,8 +184,8 @@ int rknn_query(context_t ctx, int cmd, void *info, uint32_t size) {
     case INPUT_ATTR: case NATIVE_INPUT: case CURRENT_INPUT: describe(m, info, 0, size >= sizeof(tensor_attr)); return 0;
     case OUTPUT_ATTR: case NATIVE_OUTPUT: case CURRENT_OUTPUT: describe(m, info, 1, size >= sizeof(tensor_attr)); return 0;
     case SDK_VERSION:
-        strcpy(((sdk_version *)info)->api_version, "2.3.2 (stand-in)");
-        strcpy(((sdk_version *)info)->drv_version, "0.9.8");
+        snprintf(((sdk_version *)info)->api_version, 256, "%s (stand-in)", getenv("STANDIN_API") ? getenv("STANDIN_API") : "2.3.2");
+        snprintf(((sdk_version *)info)->drv_version, 256, "%s", getenv("STANDIN_DRIVER") ? getenv("STANDIN_DRIVER") : "0.9.8");
         return 0;
     case DYNAMIC_RANGE: {
         input_range *r = info;
@@ -204,6 +223,7 @@ int rknn_inputs_set(context_t ctx, uint32_t n, input_t inputs[]) {
     if (n != m->n_inputs) return -8;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t k = inputs[i].index;
+        if (inputs[i].type == INT64 && fault(m, "int64")) return -5;
         m->in[k] = realloc(m->in[k], inputs[i].size);
         m->in_size[k] = inputs[i].size;
         memcpy(m->in[k], inputs[i].buf, inputs[i].size);
@@ -246,6 +266,7 @@ int rknn_run(context_t ctx, void *extend) {
     if (fault(m, "crash")) *(volatile int *)0 = 0;
     if (fault(m, "abort")) abort();
     if (fault(m, "run-slow")) usleep(300000);
+    if (fault(m, "run-late")) { sleep(6); return -1; }
     if (fault(m, "run")) return -1;
     if (fault(m, "stale")) return 0;
     compute(m);
@@ -253,6 +274,16 @@ int rknn_run(context_t ctx, void *extend) {
     if (fault(m, "nan")) m->out[n / 2] = NAN;
     if (fault(m, "zero")) memset(m->out, 0, n * 4);
     if (fault(m, "scale")) for (uint32_t i = 0; i < n; i++) m->out[i] *= 3;
+    if (fault(m, "drift")) { /* a pooled answer of cosine 0.9991 to the right one */
+        double dot = 0, norm = 0, right = 0;
+        for (uint32_t i = 0; i < n; i++) dot += m->out[i] * (i % 2 ? 1 : -1), right += m->out[i] * m->out[i];
+        for (uint32_t i = 0; i < n; i++) { double o = (i % 2 ? 1 : -1) - dot / right * m->out[i]; norm += o * o; }
+        double tilt = 0.04245 / sqrt(norm) * sqrt(right);
+        for (uint32_t i = 0; i < n; i++) {
+            double o = (i % 2 ? 1 : -1) - dot / right * m->out[i];
+            m->out[i] = (float)((m->out[i] + tilt * o) * 0.9991);
+        }
+    }
     if (fault(m, "wrong")) for (uint32_t i = 0; i < n; i++) m->out[i] = -m->out[i];
     return 0;
 }
