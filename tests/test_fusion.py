@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.fusion import convex, reciprocal_rank
-from tars_rag.retrieval.passage import Ranking, ranked
+from tars_rag.retrieval.fusion import convex, evidence
+from tars_rag.retrieval.passage import Passage, Ranking, ScoredPassage, ranked
+from tars_rag.retrieval.pipeline import Pipeline
+from tars_rag.retrieval.store import HybridStore
 
-Fuse = Callable[..., Ranking]
 Side = dict[str, float]
 
 # A busy machine is no failure: no deadline.
 PROPERTY = settings(max_examples=60, deadline=None)
-BOTH = pytest.mark.parametrize("fuse", [convex, reciprocal_rank])
 IDS = st.text("abcé\U0001f600", min_size=1, max_size=2)
 # Eighths: equal scores are frequent, and no rounding stands between equal and nearly equal.
-SCORES = st.integers(-40, 40).map(lambda n: n / 8)
-SIDES = st.dictionaries(IDS, SCORES, max_size=8)
+COSINES = st.dictionaries(IDS, st.integers(-8, 8).map(lambda n: n / 8), max_size=8)
+SHARES = st.dictionaries(IDS, st.integers(0, 8).map(lambda n: n / 8), max_size=8)
 WEIGHTS = st.floats(0, 1)
 INNER_WEIGHTS = st.sampled_from([0.125, 0.25, 0.5, 0.75])
 
@@ -39,44 +42,31 @@ def place(fused: Ranking, passage_id: str) -> int:
     return [key for key, _ in fused].index(passage_id)
 
 
-def competition_ranks(side: Side) -> dict[str, int]:
-    return {key: 1 + sum(other > score for other in side.values()) for key, score in side.items()}
-
-
-def test_reciprocal_rank_by_hand() -> None:
-    fused = reciprocal_rank({"a": 0.9, "b": 0.8, "c": 0.7}, {"b": 5.0, "d": 2.0})
-    assert [key for key, _ in fused] == ["b", "a", "d", "c"]
+def test_by_hand() -> None:
+    cosines, shares = {"a": 0.9, "b": 0.7, "c": -0.5}, {"b": 0.5, "c": 1.0, "d": 0.25}
+    fused = convex(cosines, shares)
+    assert [key for key, _ in fused] == ["b", "c", "a", "d"]
     assert dict(fused) == pytest.approx(
-        {"b": 0.5 / 62 + 0.5 / 61, "a": 0.5 / 61, "d": 0.5 / 62, "c": 0.5 / 63}
+        {"b": 0.35 + 0.2, "c": 0.5, "a": 0.45, "d": 0.125 / 1.0625 / 2}
     )
+    quarter = dict(convex(cosines, shares, weight=0.25))
+    assert quarter["b"] == pytest.approx(0.175 + 0.75 * 0.4)
 
 
-def test_reciprocal_rank_takes_weight_and_constant() -> None:
-    fused = reciprocal_rank({"a": 0.9, "b": 0.1}, {"b": 3.0}, weight=0.25, k=1)
-    assert fused == [("b", pytest.approx(0.25 / 3 + 0.75 / 2)), ("a", pytest.approx(0.25 / 2))]
+def test_evidence_grows_faster_than_the_share_and_ends_at_1() -> None:
+    values = [evidence(n / 100) for n in range(101)]
+    assert values[0] == 0
+    assert values[100] == 1
+    assert values == sorted(set(values))
+    assert all(evidence(share / 2) < evidence(share) / 2 for share in (0.1, 0.3, 0.5))
 
 
-def test_equal_scores_share_a_rank_and_the_next_rank_is_left_out() -> None:
-    fused = dict(reciprocal_rank({"a": 1.0, "b": 1.0, "c": 0.0}, {}, weight=1))
-    assert fused == pytest.approx({"a": 1 / 61, "b": 1 / 61, "c": 1 / 63})
-
-
-def test_convex_by_hand() -> None:
-    vectors, lexical = {"a": 0.9, "b": 0.7, "c": 0.5}, {"b": 6.0, "c": 4.0, "d": 2.0}
-    fused = convex(vectors, lexical)
-    assert [key for key, _ in fused] == ["b", "a", "c", "d"]
-    assert dict(fused) == pytest.approx({"b": 0.75, "a": 0.5, "c": 0.25, "d": 0.0})
-    quarter = dict(convex(vectors, lexical, weight=0.25))
-    assert quarter == pytest.approx({"b": 0.875, "c": 0.375, "a": 0.25, "d": 0.0})
-
-
-def test_convex_of_scores_that_are_all_equal_prefers_them_to_absence() -> None:
-    assert convex({"a": 0.3, "b": 0.3}, {"c": 1.0, "d": 0.0}) == [
-        ("a", 0.5),
-        ("b", 0.5),
-        ("c", 0.5),
-        ("d", 0.0),
-    ]
+def test_equal_scores_are_in_the_order_of_the_cosine_and_only_then_of_the_id() -> None:
+    assert [key for key, _ in convex({"a": -0.9, "b": -0.1, "c": 0.0}, {})] == ["c", "b", "a"]
+    assert [key for key, _ in convex({"a": 0.1, "b": 0.9}, {}, weight=0)] == []
+    shares = {"a": 0.5, "b": 0.5, "c": 0.5, "d": 0.5}
+    tied = convex({"a": 0.1, "b": 0.9, "c": 0.9}, shares, weight=0)
+    assert [key for key, _ in tied] == ["b", "c", "a", "d"]
 
 
 def test_ranked_takes_pairs_and_mappings() -> None:
@@ -84,116 +74,199 @@ def test_ranked_takes_pairs_and_mappings() -> None:
     assert ranked({"b": 1.0, "a": 1.0}) == [("a", 1.0), ("b", 1.0)]
 
 
-@BOTH
-def test_nothing_fused_with_nothing_is_nothing(fuse: Fuse) -> None:
-    assert fuse({}, {}) == []
+def test_nothing_fused_with_nothing_is_nothing() -> None:
+    assert convex({}, {}) == []
 
 
-@BOTH
 @PROPERTY
-@given(SIDES, SIDES, WEIGHTS)
-def test_each_id_once_best_first_ties_by_id(
-    fuse: Fuse, vectors: Side, lexical: Side, weight: float
-) -> None:
-    fused = fuse(vectors, lexical, weight=weight)
-    asked = (vectors if weight > 0 else {}).keys() | (lexical if weight < 1 else {}).keys()
+@given(COSINES, SHARES, WEIGHTS)
+def test_each_id_once_best_first(cosines: Side, shares: Side, weight: float) -> None:
+    fused = convex(cosines, shares, weight=weight)
+    asked = (cosines if weight > 0 else {}).keys() | (shares if weight < 1 else {}).keys()
     assert sorted(key for key, _ in fused) == sorted(asked)
-    assert fused == sorted(fused, key=lambda item: (-item[1], item[0]))
-    assert all(type(score) is float for _, score in fused)
+    key = {i: (-score, -cosines.get(i, -math.inf), i) for i, score in fused}
+    assert [i for i, _ in fused] == sorted(key, key=key.__getitem__)
+    assert all(type(score) is float and 0 <= score <= 1 for _, score in fused)
 
 
-@BOTH
 @PROPERTY
-@given(SIDES, SIDES, WEIGHTS, st.integers(0, 99))
+@given(COSINES, SHARES, WEIGHTS, st.integers(0, 99))
 def test_the_order_of_the_input_does_not_matter(
-    fuse: Fuse, vectors: Side, lexical: Side, weight: float, seed: int
+    cosines: Side, shares: Side, weight: float, seed: int
 ) -> None:
-    expected = fuse(vectors, lexical, weight=weight)
-    again = fuse(shuffled(vectors, seed), shuffled(lexical, seed + 1), weight=weight)
+    expected = convex(cosines, shares, weight=weight)
+    again = convex(shuffled(cosines, seed), shuffled(shares, seed + 1), weight=weight)
     assert again == expected
 
 
-@BOTH
 @PROPERTY
-@given(SIDES, SIDES)
-def test_the_inputs_are_left_as_they_were(fuse: Fuse, vectors: Side, lexical: Side) -> None:
-    before = list(vectors.items()), list(lexical.items())
-    fuse(vectors, lexical)
-    assert (list(vectors.items()), list(lexical.items())) == before
+@given(COSINES, SHARES)
+def test_the_inputs_are_left_as_they_were(cosines: Side, shares: Side) -> None:
+    before = list(cosines.items()), list(shares.items())
+    convex(cosines, shares)
+    assert (list(cosines.items()), list(shares.items())) == before
 
 
-@BOTH
 @PROPERTY
-@given(SIDES, SIDES)
-def test_a_side_of_no_weight_has_no_say(fuse: Fuse, vectors: Side, lexical: Side) -> None:
-    for weight, side in ((1, vectors), (0, lexical)):
-        fused = [key for key, _ in fuse(vectors, lexical, weight=weight)]
-        assert fused == [key for key, _ in ranked(side)]
+@given(COSINES, SHARES)
+def test_a_side_of_no_weight_has_no_say(cosines: Side, shares: Side) -> None:
+    assert [key for key, _ in convex(cosines, shares, weight=1)] == [
+        key for key, _ in ranked(cosines)
+    ]
+    assert dict(convex(cosines, shares, weight=0)) == {
+        key: evidence(share) for key, share in shares.items()
+    }
 
 
-@BOTH
 @PROPERTY
-@given(SIDES, SIDES, WEIGHTS)
-def test_the_sides_are_treated_alike(
-    fuse: Fuse, vectors: Side, lexical: Side, weight: float
-) -> None:
-    assume(1 - (1 - weight) == weight)
-    one = dict(fuse(vectors, lexical, weight=weight))
-    assert dict(fuse(lexical, vectors, weight=1 - weight)) == pytest.approx(one)
-
-
-@BOTH
-@PROPERTY
-@given(SIDES, SIDES, INNER_WEIGHTS, st.data())
+@given(COSINES, SHARES, INNER_WEIGHTS, st.data())
 def test_a_better_score_on_one_side_never_costs_a_place(
-    fuse: Fuse, vectors: Side, lexical: Side, weight: float, data: st.DataObject
+    cosines: Side, shares: Side, weight: float, data: st.DataObject
 ) -> None:
-    assume(vectors or lexical)
+    assume(cosines or shares)
     name, side = data.draw(
-        st.sampled_from([(n, s) for n, s in (("v", vectors), ("l", lexical)) if s])
+        st.sampled_from([(n, s) for n, s in (("v", cosines), ("l", shares)) if s])
     )
     passage_id = data.draw(st.sampled_from(sorted(side)))
-    gain = data.draw(st.integers(1, 80)) / 8
-    better = side | {passage_id: side[passage_id] + gain}
-    before = fuse(vectors, lexical, weight=weight)
-    after = fuse(*((better, lexical) if name == "v" else (vectors, better)), weight=weight)
+    gain = data.draw(st.integers(1, 8)) / 8
+    better = side | {passage_id: min(side[passage_id] + gain, 1.0)}
+    before = convex(cosines, shares, weight=weight)
+    after = convex(*((better, shares) if name == "v" else (cosines, better)), weight=weight)
     assert place(after, passage_id) <= place(before, passage_id)
 
 
 @PROPERTY
-@given(SIDES, SIDES, WEIGHTS)
-def test_reciprocal_rank_is_its_formula(vectors: Side, lexical: Side, weight: float) -> None:
-    fused = dict(reciprocal_rank(vectors, lexical, weight=weight))
-    for key, score in fused.items():
-        expected = 0.0
-        for share, side in ((weight, vectors), (1 - weight, lexical)):
-            if key in side:
-                expected += share / (60 + competition_ranks(side)[key])
-        assert math.isclose(score, expected, rel_tol=1e-12)
-
-
-@PROPERTY
-@given(
-    st.dictionaries(IDS, st.floats(-1, 1), max_size=8),
-    st.dictionaries(IDS, st.floats(0, 1e3), max_size=8),
-    WEIGHTS,
-)
-def test_convex_scores_are_within_0_and_1(vectors: Side, lexical: Side, weight: float) -> None:
-    assert all(0 <= score <= 1 for _, score in convex(vectors, lexical, weight=weight))
-
-
-@PROPERTY
-@given(SIDES, SIDES, st.integers(1, 5), SCORES)
-def test_convex_does_not_depend_on_the_scale_of_a_side(
-    vectors: Side, lexical: Side, factor: int, offset: float
+@given(COSINES, SHARES, COSINES, SHARES, INNER_WEIGHTS)
+def test_a_passage_has_the_same_score_whatever_else_was_found(
+    cosines: Side, shares: Side, more_cosines: Side, more_shares: Side, weight: float
 ) -> None:
-    scaled = {key: score * 2**factor + offset for key, score in lexical.items()}
-    assert convex(vectors, scaled) == convex(vectors, lexical)
+    alone = dict(convex(cosines, shares, weight=weight))
+    among = dict(convex(more_cosines | cosines, more_shares | shares, weight=weight))
+    for key in cosines.keys() & shares.keys():
+        assert among[key] == alone[key]
 
 
-@BOTH
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan, math.inf, -math.inf, "0.5", None, True])
-def test_a_weight_outside_0_to_1_is_refused(fuse: Fuse, weight: Any) -> None:
+def test_a_weight_outside_0_to_1_is_refused(weight: Any) -> None:
     with pytest.raises(InvalidInputError, match="weight must be a number from 0") as caught:
-        fuse({"a": 1.0}, {"a": 1.0}, weight=weight)
+        convex({"a": 1.0}, {"a": 1.0}, weight=weight)
     assert repr(weight) in str(caught.value)
+
+
+# -- through the store ----------------------------------------------------------------------------
+
+
+class Meaning:
+    """An embedder that is told how near texts are: each text lies at an angle of its own."""
+
+    fingerprint = "meaning:2"
+    dimension = 2
+
+    def __init__(self, cosines: dict[str, float]) -> None:
+        self.cosines = cosines
+
+    def embed(self, texts: list[str]) -> NDArray[np.float32]:
+        angles = np.arccos([self.cosines.get(text, 0.1) for text in texts])
+        return np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+
+
+QUERY = "how can I make my computer faster"
+RIGHT = "Close programs that you do not need to speed up the PC."
+STRAY = "The faster train leaves at nine."
+
+
+@pytest.mark.parametrize("size", [2, 3, 8, 60])
+def test_one_stray_word_does_not_outrank_what_vectors_put_first(tmp_path: Path, size: int) -> None:
+    embedder = Meaning({QUERY: 1.0, RIGHT: 0.58, STRAY: 0.16})
+    fill = [Passage(f"x{n}", f"Copper conducts heat, note {n}.") for n in range(size - 2)]
+    with HybridStore(tmp_path / "store", embedder) as store:
+        store.upsert([*fill, Passage("b", RIGHT), Passage("a", STRAY)])
+        first, *_ = store.search(QUERY, 2)
+        assert first.id == "b"
+        (stray,) = [hit for hit in store.search(QUERY, size) if hit.id == "a"]
+        assert 0 < stray.lexical_share < 0.3
+        assert stray.score < 0.2
+
+
+def test_a_share_means_the_same_in_a_small_store_and_in_a_large_one(tmp_path: Path) -> None:
+    texts = {"all": "a fan cools the board", "half": "a fan in the window"}
+    shares: dict[str, list[float]] = {key: [] for key in texts}
+    for size in (2, 20, 2000):
+        with HybridStore(tmp_path / f"{size}", HashEmbedder()) as store:
+            store.upsert([Passage(key, text) for key, text in texts.items()])
+            store.upsert([Passage(f"x{n}", "rain falls on a hill") for n in range(size - 2)])
+            for hit in store.search("fan cools board", 2, "lexical"):
+                shares[hit.id].append(hit.lexical_share or 0.0)
+    assert all(0.4 < share < 0.7 for share in shares["all"]), shares
+    assert all(0.05 < share < 0.3 for share in shares["half"]), shares
+
+
+def test_words_that_no_passage_holds_count_against_a_match(tmp_path: Path) -> None:
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        store.upsert([Passage("a", "copper wire"), Passage("b", "wooden floor")])
+        shares = [
+            store.search(query, 1, "lexical")[0].lexical_share
+            for query in ("copper", "copper zeppelin", "copper zeppelin submarine")
+        ]
+    assert shares[0] == pytest.approx(2 * shares[1], rel=1e-5)
+    assert shares[0] == pytest.approx(3 * shares[2], rel=1e-5)
+
+
+@pytest.mark.parametrize("query", ["", " \n", "?!", "...", "()"])
+def test_a_query_without_words_is_answered_by_vectors(tmp_path: Path, query: str) -> None:
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        store.upsert([Passage(f"{n}", f"text {n} of some") for n in range(20)])
+        near = store.search(query, 5, "naive")
+        both = store.search(query, 5)
+        assert [(h.id, h.score) for h in both] == [
+            (h.id, pytest.approx(max(h.score, 0))) for h in near
+        ]
+        assert store.search(query, 5, "lexical") == []
+
+
+@pytest.mark.parametrize("strategy", ["hybrid", "naive", "lexical"])
+def test_a_least_score_cuts_off_what_does_not_fit(tmp_path: Path, strategy: Any) -> None:
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        store.upsert([Passage("fan", "the fan cools the board"), Passage("x", "a grand piano")])
+        every = store.search("fan cools board", 5, strategy)
+        best = every[0].relevance
+        assert 0 < best <= 1
+        kept = store.search("fan cools board", 5, strategy, min_score=best)
+        assert [hit.id for hit in kept] == [every[0].id]
+        assert store.search("fan cools board", 5, strategy, min_score=0.999) == []
+        if strategy != "naive":
+            assert store.search("zeppelin", 5, "lexical", min_score=0) == []
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.1, math.nan, "0.5", True])
+def test_a_least_score_outside_0_to_1_is_refused(tmp_path: Path, least: Any) -> None:
+    with (
+        HybridStore(tmp_path / "store", HashEmbedder()) as store,
+        pytest.raises(InvalidInputError, match="min_score must be a number from 0 to 1"),
+    ):
+        store.search("text", min_score=least)
+
+
+def test_relevance_is_the_last_word_on_a_hit() -> None:
+    hit = ScoredPassage(Passage("a", "text"), -0.25, vector_score=-0.25)
+    assert hit.relevance == 0
+    assert (
+        ScoredPassage(Passage("a", "text"), 7.5, lexical_score=7.5, lexical_share=0.4).relevance
+        == 0.4
+    )
+    fused = ScoredPassage(Passage("a", "text"), 0.3, 0.5, 7.5, 0.3, lexical_share=0.2)
+    assert fused.relevance == 0.3
+    assert fused.reranked(0.9).relevance == 0.9
+
+
+def test_a_pipeline_judges_by_the_reranker(tmp_path: Path) -> None:
+    class ByLength:
+        def score(self, query: str, texts: Any, budget_ms: float | None = None) -> Any:
+            return np.array([len(text) / 100 for text in texts], np.float32)
+
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        store.upsert([Passage("short", "fan"), Passage("long", "fan " * 20)])
+        pipeline = Pipeline(store, ByLength())
+        assert [p.id for p in pipeline.search("fan", min_score=0.5).passages] == ["long"]
+        assert pipeline.search("fan", min_score=0.99).passages == []
+        assert [p.id for p in pipeline.search("fan", rerank=False, min_score=0.99).passages] == []

@@ -319,10 +319,11 @@ def test_a_hybrid_score_is_the_convex_combination_of_both_true_scores(notes: Hyb
     naive = {hit.id: hit.score for hit in notes.search(query, 4, "naive")}
     lexical = {hit.id: hit.score for hit in notes.search(query, 4, "lexical")}
     assert set(lexical) == {"fan", "sink", "river"}
+    shares = {hit.id: hit.lexical_share for hit in notes.search(query, 4, "lexical")}
     every = {key: lexical.get(key, 0.0) for key in naive}
     for weight in (None, 0.25, 0.75):
         found = notes.search(query, 4, weight=weight)
-        expected = convex(naive, every, weight=0.5 if weight is None else weight)
+        expected = convex(naive, shares, weight=0.5 if weight is None else weight)
         assert [(hit.id, hit.score) for hit in found] == [
             (key, pytest.approx(score)) for key, score in expected
         ]
@@ -330,6 +331,7 @@ def test_a_hybrid_score_is_the_convex_combination_of_both_true_scores(notes: Hyb
             assert hit.fused_score == hit.score
             assert hit.vector_score == pytest.approx(naive[hit.id])
             assert hit.lexical_score == pytest.approx(every[hit.id])
+            assert hit.lexical_share == pytest.approx(shares.get(hit.id, 0.0))
             assert hit.rerank_score is None
             assert {type(s) for s in (hit.score, hit.vector_score, hit.lexical_score)} == {float}
 

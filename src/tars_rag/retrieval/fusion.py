@@ -1,74 +1,59 @@
-"""Two rankings into one.
+"""Two searches into one ranking, on a scale that means the same in every query.
 
-Reciprocal rank fusion: Cormack, Clarke and Buettcher, SIGIR 2009. Convex combination of normalised
-scores: Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid Retrieval", TOIS 2023.
-Figures that decide the default are in docs/store.md.
+A convex combination of scores (Bruch, Gai and Ingber, "An Analysis of Fusion Functions for Hybrid
+Retrieval", TOIS 2023), of scores that are not stretched to what one query happened to find: the
+cosine as it is, and the share that a passage reached of the BM25 that the query could come to. So a
+stray word in common adds little however few passages there are, and a threshold means something.
+What was tried and measured is in docs/fusion.md.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.passage import Ranking, ranked
-
-Fusion = Literal["convex", "rrf"]
-RRF_K = 60
-
-
-def reciprocal_rank(
-    vectors: Mapping[str, float],
-    lexical: Mapping[str, float],
-    *,
-    weight: float = 0.5,
-    k: int = RRF_K,
-) -> Ranking:
-    """Fuse by ranks: ``w / (k + rank_v) + (1 - w) / (k + rank_l)``, ranks from 1.
-
-    Equal scores share a rank. An id that one side lacks gets nothing from that side.
-
-    Args:
-        vectors: Id to cosine similarity.
-        lexical: Id to BM25.
-        weight: Share of the vectors, 0 to 1.
-        k: The constant that keeps the first ranks from deciding alone.
-
-    Raises:
-        InvalidInputError: `weight` is not within 0 to 1.
-    """
-    check_weight(weight)
-    fused: dict[str, float] = {}
-    for share, side in ((weight, vectors), (1 - weight, lexical)):
-        if share:
-            for passage_id, rank in _ranks(side).items():
-                fused[passage_id] = fused.get(passage_id, 0.0) + share / (k + rank)
-    return ranked(fused)
+from tars_rag.retrieval.passage import Ranking
 
 
 def convex(
-    vectors: Mapping[str, float], lexical: Mapping[str, float], *, weight: float = 0.5
+    cosines: Mapping[str, float], shares: Mapping[str, float], *, weight: float = 0.5
 ) -> Ranking:
-    """Fuse by scores: ``w * norm(v) + (1 - w) * norm(l)``, each side scaled to 0..1 by min-max.
-
-    An id that one side lacks gets 0 from that side: pass true scores where they can be had.
+    """Fuse by scores: ``w * max(cosine, 0) + (1 - w) * evidence(share)``, 0 to 1.
 
     Args:
-        vectors: Id to cosine similarity.
-        lexical: Id to BM25.
+        cosines: Id to cosine similarity; an id that is missing counts as 0.
+        shares: Id to its share of the reachable BM25, 0 to 1; likewise.
         weight: Share of the vectors, 0 to 1.
+
+    Returns:
+        Best first; equal scores by falling cosine, and only then by id.
 
     Raises:
         InvalidInputError: `weight` is not within 0 to 1.
     """
     check_weight(weight)
-    fused: dict[str, float] = {}
-    for share, side in ((weight, vectors), (1 - weight, lexical)):
-        if share:
-            for passage_id, score in _min_max(side).items():
-                fused[passage_id] = fused.get(passage_id, 0.0) + share * score
-    return ranked(fused)
+    asked = (cosines.keys() if weight > 0 else set()) | (shares.keys() if weight < 1 else set())
+    fused = {
+        key: weight * max(cosines.get(key, 0.0), 0.0)
+        + (1 - weight) * evidence(shares.get(key, 0.0))
+        for key in asked
+    }
+    lowest = -math.inf
+    return sorted(
+        fused.items(), key=lambda item: (-item[1], -cosines.get(item[0], lowest), item[0])
+    )
+
+
+def evidence(share: float) -> float:
+    """What a share of the reachable BM25 is worth beside a cosine: ``2 s^2 / (1 + s^2)``, 0 to 1.
+
+    Half of the query's words are less than half as telling as all of them: 0.25 gives 0.12, 0.5
+    gives 0.4. A passage of average length that holds each word once has a share of 1 / (k1 + 1),
+    0.45.
+    """
+    square = share * share
+    return 2 * square / (1 + square)
 
 
 def check_weight(weight: float) -> float:
@@ -82,21 +67,3 @@ def check_weight(weight: float) -> float:
         msg = f"weight must be a number from 0 (lexical) to 1 (vectors), got {weight!r}."
         raise InvalidInputError(msg)
     return float(weight)
-
-
-def _ranks(side: Mapping[str, float]) -> dict[str, int]:
-    ranks: dict[str, int] = {}
-    rank, last = 0, math.nan
-    for position, (passage_id, score) in enumerate(ranked(side), 1):
-        if score != last:
-            rank, last = position, score
-        ranks[passage_id] = rank
-    return ranks
-
-
-def _min_max(side: Mapping[str, float]) -> dict[str, float]:
-    if not side:
-        return {}
-    low, high = min(side.values()), max(side.values())
-    spread = high - low
-    return {key: (score - low) / spread if spread > 0 else 1.0 for key, score in side.items()}

@@ -45,10 +45,12 @@ class ScoredPassage:
         score: What it was ranked by; larger is better. Its scale depends on the strategy: cosine
             similarity (naive), BM25 (lexical), fused score (hybrid), or the cross-encoder's
             0-to-1 score once reranked.
-        vector_score: Cosine similarity, where the vector side returned it.
-        lexical_score: BM25, where the lexical side returned it.
-        fused_score: The hybrid score.
+        vector_score: Cosine similarity, where the vector side was asked.
+        lexical_score: BM25, where the lexical side was asked; not comparable between queries.
+        fused_score: The hybrid score, 0 to 1.
         rerank_score: The cross-encoder's score; None if it was not reranked.
+        lexical_share: BM25 over what the query could reach, 0 to 1: how much of the query the
+            passage matched, where the lexical side was asked.
     """
 
     passage: Passage
@@ -57,6 +59,19 @@ class ScoredPassage:
     lexical_score: float | None = None
     fused_score: float | None = None
     rerank_score: float | None = None
+    lexical_share: float | None = None
+
+    @property
+    def relevance(self) -> float:
+        """How well it fits, 0 to 1, on the scale of `min_score`: the same in every query.
+
+        The reranker's score, else the fused score (hybrid), else the cosine, not below 0 (naive),
+        else the lexical share (lexical).
+        """
+        for score in (self.rerank_score, self.fused_score, self.vector_score, self.lexical_share):
+            if score is not None:
+                return min(max(score, 0.0), 1.0)
+        return self.score
 
     @property
     def id(self) -> str:

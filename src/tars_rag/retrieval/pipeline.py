@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.retrieval.indexes.filters import Where
 from tars_rag.retrieval.passage import ScoredPassage
+from tars_rag.retrieval.searching import above, check_min_score
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.retrieval.timing import Step, Stopwatch
 from tars_rag.settings import Strategy
@@ -79,6 +80,7 @@ class Pipeline:
         strategy: Strategy | None = None,
         rerank: bool = True,
         budget_ms: float | None = None,
+        min_score: float | None = None,
     ) -> Answer:
         """The best `k` passages, reranked where there is a reranker and time.
 
@@ -92,6 +94,8 @@ class Pipeline:
             strategy: Instead of the pipeline's own.
             rerank: Whether to use the reranker.
             budget_ms: Milliseconds for everything, from this call on; None: no limit.
+            min_score: The least `ScoredPassage.relevance` of a passage, 0 to 1: of those that were
+                reranked the reranker's score, of others the search's.
 
         Raises:
             InvalidInputError: An argument is not usable.
@@ -100,6 +104,7 @@ class Pipeline:
         if budget_ms is not None and not (isinstance(budget_ms, int | float) and budget_ms > 0):
             msg = f"budget_ms must be a number above 0, or None for no limit, got {budget_ms!r}."
             raise InvalidInputError(msg)
+        least = check_min_score(min_score)
         start = time.perf_counter()
         watch = Stopwatch()
         reranker = self.reranker if rerank else None
@@ -110,7 +115,7 @@ class Pipeline:
         if reranker is not None and found:
             left = None if budget_ms is None else budget_ms - (time.perf_counter() - start) * 1e3
             found = _rerank(reranker, query, found, left, watch)
-        return Answer(found[:k], watch.steps)
+        return Answer(above(found[:k], least), watch.steps)
 
 
 def _rerank(

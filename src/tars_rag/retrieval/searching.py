@@ -35,6 +35,7 @@ class Request:
     strategy: Strategy
     where: Where | None
     weight: float
+    min_score: float | None = None
 
     @property
     def needs_vector(self) -> bool:
@@ -58,6 +59,7 @@ def check_request(
     strategy: object,
     where: Where | None,
     weight: float | None,
+    min_score: float | None = None,
     *,
     has_vector: bool,
 ) -> Request:
@@ -78,7 +80,29 @@ def check_request(
         msg = f"k must be a whole number of at least 1, got {k!r}."
         raise InvalidInputError(msg)
     share = DEFAULT_WEIGHT if weight is None else check_weight(weight)
-    return Request(query, k, strategy, None if where == {} else where, share)  # type: ignore[arg-type]
+    least = check_min_score(min_score)
+    chosen = None if where == {} else where
+    return Request(query, k, strategy, chosen, share, least)  # type: ignore[arg-type]
+
+
+def check_min_score(min_score: object) -> float | None:
+    """The least relevance of a hit, 0 to 1, if it is one; None: no limit.
+
+    Raises:
+        InvalidInputError: It is neither.
+    """
+    if min_score is None:
+        return None
+    valid = isinstance(min_score, int | float) and not isinstance(min_score, bool)
+    if not valid or not 0 <= min_score <= 1:  # type: ignore[operator]
+        msg = f"min_score must be a number from 0 to 1, or None for no limit, got {min_score!r}."
+        raise InvalidInputError(msg)
+    return float(min_score)  # type: ignore[arg-type]
+
+
+def above(hits: Sequence[ScoredPassage], min_score: float | None) -> list[ScoredPassage]:
+    """The hits that reach `min_score`, in their order."""
+    return [hit for hit in hits if min_score is None or hit.relevance >= min_score]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +131,11 @@ def search(
             notes.append(f"{len(allowed)} passages pass")
     near: Ranking = []
     bm25: dict[str, float] = {}
+    reach = 0.0
     if request.needs_lexical:
         with watch.step("lexical") as notes:
             bm25 = dict(_lexical_hits(sides.lexical, request, allowed))
+            reach = sides.lexical.reach(request.query)
             notes.append(f"{len(bm25)} hits")
     if vector is not None:
         with watch.step("vectors") as notes:
@@ -118,7 +144,8 @@ def search(
     cosine = dict(near)
     if request.strategy != "hybrid":
         ranking = near if vector is not None else ranked(bm25)
-        return _scored(sides.lexical, ranking[: request.k], cosine, bm25)
+        hits = _scored(sides.lexical, ranking[: request.k], cosine, bm25, reach)
+        return above(hits, request.min_score)
     with watch.step("fuse") as notes:
         # Every candidate gets its true score on the side that did not return it.
         if bm25 and vector is not None:
@@ -126,9 +153,16 @@ def search(
             scores = sides.lexical.scores(request.query, unmatched)
             cosine.update(sides.exact.scores(vector, [key for key in bm25 if key not in cosine]))
             bm25.update({key: scores.get(key, 0.0) for key in unmatched})
-        fused = convex(cosine, bm25, weight=request.weight) if bm25 else near
+        # Where the query has no word to look for, only vectors can say anything.
+        weight = request.weight if reach or vector is None else 1.0
+        fused = convex(cosine, _shares(bm25, reach), weight=weight)
         notes.append(f"{len(fused)} candidates")
-        return _scored(sides.lexical, fused[: request.k], cosine, bm25, fused=True)
+        hits = _scored(sides.lexical, fused[: request.k], cosine, bm25, reach, fused=True)
+        return above(hits, request.min_score)
+
+
+def _shares(bm25: Mapping[str, float], reach: float) -> dict[str, float]:
+    return {key: min(score / reach, 1.0) if reach else 0.0 for key, score in bm25.items()}
 
 
 def _lexical_hits(
@@ -154,6 +188,7 @@ def _scored(
     ranking: Ranking,
     cosine: Mapping[str, float] = _NO_SCORES,
     bm25: Mapping[str, float] = _NO_SCORES,
+    reach: float = 0.0,
     *,
     fused: bool = False,
 ) -> list[ScoredPassage]:
@@ -166,6 +201,7 @@ def _scored(
             f"Repair it: {check_command(lexical.path.parent, repair=True)}"
         )
         raise StoreError(msg)
+    shares = _shares(bm25, reach)
     return [
         ScoredPassage(
             passages[passage_id],
@@ -173,6 +209,7 @@ def _scored(
             vector_score=cosine.get(passage_id),
             lexical_score=bm25.get(passage_id),
             fused_score=score if fused else None,
+            lexical_share=shares.get(passage_id),
         )
         for passage_id, score in ranking
     ]

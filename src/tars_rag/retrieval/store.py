@@ -242,6 +242,7 @@ class HybridStore:
         *,
         vector: ArrayLike | None = None,
         weight: float | None = None,
+        min_score: float | None = None,
         watch: Stopwatch | None = None,
     ) -> list[ScoredPassage]:
         """The best `k` passages for a query, best first.
@@ -254,13 +255,17 @@ class HybridStore:
             where: Chroma's filter on the metadata; holds for both sides.
             vector: The query's vector [dim], where it is there already.
             weight: Share of the vectors in "hybrid", 0 to 1; default 0.5.
+            min_score: The least `ScoredPassage.relevance` of a hit, 0 to 1: nothing comes back
+                where nothing fits. Of "hybrid" the fused score, of "naive" the cosine, of
+                "lexical" the share of the query that was matched.
             watch: Collects how long each step took.
 
         Raises:
             InvalidInputError: An argument is not usable; the message says which and why.
             StoreError: The store cannot be read.
         """
-        request = check_request(query, k, strategy, where, weight, has_vector=vector is not None)
+        given = vector is not None
+        request = check_request(query, k, strategy, where, weight, min_score, has_vector=given)
         watch = Stopwatch() if watch is None else watch
         row: NDArray[np.float32] | None = None
         if request.needs_vector:

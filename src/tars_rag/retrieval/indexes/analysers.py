@@ -30,6 +30,8 @@ ANALYSER_VERSION: Final = 1
 
 _REMEMBERED: Final = 1 << 17
 _REMEMBERED_LENGTH: Final = 64
+_ALONE: Final = 0.25
+_NUMBER_ALONE: Final = re.compile(r"=\d+").fullmatch
 _SENTENCE: Final = 3  # words that say something
 _NEGATIONS: Final = {"ca": "can", "wo": "will", "sha": "shall"}
 _CLITIC: Final = re.compile(r"(.+?)'(?:s|ll|re|ve|d|m)$", re.IGNORECASE)
@@ -44,12 +46,12 @@ class QueryTerm:
     """A term of a query.
 
     Attributes:
-        count: How often it occurs.
+        weight: How often it occurs, or less where it only decides between equals.
         optional: Another reading of the words, which counts only where the index knows it.
         instead_of: Terms that it then takes the place of.
     """
 
-    count: int = 1
+    weight: float = 1
     optional: bool = False
     instead_of: tuple[str, ...] = ()
 
@@ -100,7 +102,10 @@ class Analyser:
         for terms in kept:
             for term in dict.fromkeys(terms):
                 counts[term] = counts.get(term, 0) + 1
-        found = {term: QueryTerm(count) for term, count in counts.items()}
+        found = {
+            term: QueryTerm(_ALONE, optional=True) if _NUMBER_ALONE(term) else QueryTerm(count)
+            for term, count in counts.items()
+        }
         for term, instead in self._joined_in_query(text):
             found.setdefault(term, QueryTerm(1, optional=True, instead_of=instead))
         return found

@@ -136,6 +136,8 @@ def _single(atom: str, sign: str, words: Words) -> tuple[list[str], list[str]]:
         return [f"{sign}{bounded(atom.lower())}"], terms if len(atom) > 1 else []
     if _HASH.fullmatch(atom):
         return terms, [atom[:length] for length in _SHORT_HASHES]
+    if atom.isdigit():
+        return [*terms, f"={atom}"], []  # a number of its own before the same as a part
     return terms, []
 
 

@@ -55,6 +55,7 @@ class LexicalIndex:
         self.language = check_language(language)
         self.read_only = read_only
         self._analyser = analyser(self.language)
+        self._last_terms: tuple[object, str, list[tuple[str, float, int]]] = (None, "", [])
         try:
             if not read_only:
                 path.mkdir(parents=True, exist_ok=True)
@@ -129,15 +130,17 @@ class LexicalIndex:
         """What BM25 of `query` could come to at most; 0 where the query has no word.
 
         The sum over its terms of idf x (k1 + 1), which a passage comes near that holds each of
-        them often. A term that no passage holds counts with the idf it would have, so a passage's
-        share of it, score / reach, says how much of the query it matched, in any query alike.
+        them often. A term that no passage holds weighs as much as one that a single passage
+        holds. So a passage's share of it, score / reach, says how much of the query it matched, in
+        any query and in a store of any size.
         """
         searcher = self._searcher
         total = max(self._documents, searcher.num_docs)
         reach = 0.0
-        for _, count, held in self._terms(searcher, query):
-            idf = math.log1p(max(total - held, 0) + 0.5) - math.log(held + 0.5)
-            reach += count * (_K1 + 1) * idf
+        for _, weight, held in self._terms(searcher, query):
+            holding = max(held, 1)
+            without = max(total - holding, 0)
+            reach += weight * (_K1 + 1) * math.log(1 + (without + 0.5) / (holding + 0.5))
         return reach
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
@@ -172,6 +175,7 @@ class LexicalIndex:
         """Wait for merges and drop every handle. May be called twice."""
         with contextlib.suppress(AttributeError):
             self.release_writer()
+            self._last_terms = (None, "", [])
             del self._searcher, self._index
 
     def __enter__(self) -> LexicalIndex:
@@ -231,26 +235,31 @@ class LexicalIndex:
         """The query as tantivy takes it; None where no passage holds a term of it."""
         query, occur = self._tantivy.Query, self._tantivy.Occur
         clauses = []
-        for term, count, held in self._terms(self._searcher, text):
+        for term, weight, held in self._terms(self._searcher, text):
             if held:
                 clause = query.term_query(self._schema, "text", term, index_option="freq")
                 clauses.append(
-                    (occur.Should, query.boost_query(clause, count) if count > 1 else clause)
+                    (occur.Should, clause if weight == 1 else query.boost_query(clause, weight))
                 )
         return query.boolean_query(clauses) if clauses else None
 
-    def _terms(self, searcher: Any, text: str) -> list[tuple[str, int, int]]:
-        """The terms of a query, how often each occurs in it, and how many passages hold it."""
+    def _terms(self, searcher: Any, text: str) -> list[tuple[str, float, int]]:
+        """The terms of a query, what each weighs, and how many passages hold it."""
+        last_searcher, last_text, found = self._last_terms
+        if last_searcher is searcher and last_text == text:
+            return found  # a search asks for the same terms up to three times
         terms = self._analyser.query_terms(text)
         held = {term: int(searcher.doc_freq("text", term)) for term in islice(terms, _MAX_TERMS)}
         replaced = {
             gone for term, how in terms.items() if held.get(term) for gone in how.instead_of
         }
-        return [
-            (term, how.count, held[term])
+        found = [
+            (term, how.weight, held[term])
             for term, how in terms.items()
             if term in held and term not in replaced and (held[term] or not how.optional)
         ]
+        self._last_terms = searcher, text, found
+        return found
 
     def _top(self, query: Any, limit: int) -> Ranking:
         """The best `limit`; all that tie with the last one are read, to be cut by id."""
