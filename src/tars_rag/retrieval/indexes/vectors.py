@@ -22,7 +22,8 @@ from tars_rag.retrieval.indexes.filters import Where
 from tars_rag.retrieval.indexes.passing import Passing
 from tars_rag.retrieval.passage import Passage, Progress
 
-_HNSW: dict[str, Any] = {"space": "cosine"}
+# Chroma's own index is never searched, so it is the cheapest that Chroma takes.
+_HNSW: dict[str, Any] = {"space": "cosine", "max_neighbors": 2, "ef_construction": 2}
 _READ_BATCH = 1000
 _IDS_BATCH = 20_000
 _WRITE_BATCH = 256
