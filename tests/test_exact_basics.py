@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -119,3 +121,16 @@ def test_removed_rows_are_compacted_away(index: ExactIndex, tmp_path: Path) -> N
         "codes-2.bin",
         "rows-2.log",
     ]
+
+
+def test_a_forked_process_searches_too(index: ExactIndex, tmp_path: Path) -> None:
+    """The pool of threads that multiplies does not survive a fork; the child makes its own."""
+    query = np.array([0.3, -0.4])
+    expected = index.nearest(query, 4)
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException):
+            again = ExactIndex(tmp_path / "codes", read_only=True)
+            os._exit(0 if again.nearest(query, 4) == expected else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0

@@ -46,7 +46,7 @@ def integer_product(
         DeviceError: ONNX Runtime failed, or its integer product is not exact on this processor.
     """
     result = np.empty(len(rows), np.float32)
-    session = _session()
+    session = _session(os.getpid())
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]
         result[start : start + _BLOCK] = _run(session, block, planes, steps)
@@ -72,7 +72,7 @@ def _run(
 
 
 @functools.cache
-def _session() -> Any:
+def _session(pid: int) -> Any:  # a fork has none of its threads
     """One session for the process; any number of threads may run it."""
     import onnxruntime
 

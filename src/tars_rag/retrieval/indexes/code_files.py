@@ -157,7 +157,7 @@ class CodeFiles:
         reader = RowReader(self._file, dim, self._places.extended(batches, places))
         removed = _joined(tables.removed for _, tables, _ in items).astype(np.int64)
         hashes = _joined(item[2] for item in items)
-        dead = np.sort(np.concatenate([old.dead, removed]))
+        dead = np.sort(np.concatenate([old.dead, removed])) if len(removed) else old.dead
         if first:
             gone = hashes_of(reader.ids(removed))
             table = old.table.changed(gone, hashes, first)

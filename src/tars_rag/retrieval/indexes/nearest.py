@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from tars_rag.retrieval.indexes.codes import Codes, Query
 from tars_rag.retrieval.indexes.id_table import IdTable
 from tars_rag.retrieval.indexes.row_reader import RowReader
+from tars_rag.retrieval.indexes.row_tables import decode_id
 from tars_rag.retrieval.passage import Ranking, ranked
 
 _LEAST = -2.0  # less than any cosine, more than what stands for no row
@@ -149,8 +150,8 @@ class Snapshot:
         above, equal = scores > floor, np.flatnonzero(scores == floor)
         ids = self.reader.ids(slots[above])
         found = ranked(zip(ids, scores[above].tolist(), strict=True))
-        ties = heapq.nsmallest(k - len(found), self.reader.ids(slots[equal]))
-        return found + [(key, floor) for key in ties]
+        ties = heapq.nsmallest(k - len(found), self.reader.encoded_ids(slots[equal]))
+        return found + [(decode_id(key), floor) for key in ties]
 
 
 def _floor(lower: NDArray[np.float32], k: int) -> float:

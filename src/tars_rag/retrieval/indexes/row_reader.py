@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.retrieval.indexes.row_tables import decode_id
 from tars_rag.retrieval.indexes.rows import RowFile, read, read_into
 
 _PAIR = struct.Struct("<II")
@@ -67,7 +68,11 @@ class RowReader:
 
     def ids(self, slots: NDArray[np.int64]) -> list[str]:
         """The ids of ascending slots."""
-        found: list[str] = []
+        return [decode_id(data) for data in self.encoded_ids(slots)]
+
+    def encoded_ids(self, slots: NDArray[np.int64]) -> list[bytes]:
+        """The ids of ascending slots in UTF-8, which sort as they do."""
+        found: list[bytes] = []
         for batch, start, stop in self._groups(slots):
             first, ends_at, ids_at = self._batches[batch, :3].tolist()
             if stop - start == 1:
@@ -81,19 +86,15 @@ class RowReader:
             base = int(ends[0])
             blob = read(self._file.file, int(ends[-1]) - base, ids_at + base)
             bounds = (ends - base).tolist()
-            found += [
-                blob[bounds[place] : bounds[place + 1]].decode("utf-8", "surrogatepass")
-                for place in (places - low).tolist()
-            ]
+            found += [blob[bounds[i] : bounds[i + 1]] for i in (places - low).tolist()]
         return found
 
-    def _id(self, place: int, ends_at: int, ids_at: int) -> str:
+    def _id(self, place: int, ends_at: int, ids_at: int) -> bytes:
         """One id of a batch."""
         skip = min(place, 1)
         data = read(self._file.file, 4 + 4 * skip, ends_at + 4 * (place - skip))
         begin, end = _PAIR.unpack(data.rjust(_PAIR.size, b"\0"))
-        blob = read(self._file.file, end - begin, ids_at + begin)
-        return blob.decode("utf-8", "surrogatepass")
+        return read(self._file.file, end - begin, ids_at + begin)
 
     def _where(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
         return np.searchsorted(self._batches[:, 0], slots, side="right") - 1

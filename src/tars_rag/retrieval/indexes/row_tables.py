@@ -70,7 +70,10 @@ def pack_ids(ids: Sequence[str]) -> tuple[bytes, NDArray[np.uint32]]:
 def unpack_ids(tables: Tables) -> list[str]:
     """The ids of a batch."""
     ends = tables.ends.tolist()
-    return [
-        tables.ids[start:end].decode("utf-8", "surrogatepass")
-        for start, end in zip([0, *ends], ends, strict=False)
-    ]
+    bounds = zip([0, *ends], ends, strict=False)
+    return [decode_id(tables.ids[start:end]) for start, end in bounds]
+
+
+def decode_id(data: bytes) -> str:
+    """An id of its bytes."""
+    return data.decode("utf-8", "surrogatepass")
