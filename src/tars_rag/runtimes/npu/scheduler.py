@@ -222,11 +222,12 @@ class Scheduler:
         rest = [i for i, rows in enumerate(call.rows) if rows is None]
         if not rest:
             return
-        with self._lock:
-            what, reasons = "Every NPU core failed", self._reasons()
-            if self.alive:
-                what = "A text overflows on the NPU"
-                reasons = " ".join(dict.fromkeys(f"{why}." for why in call.refused.values()))
+        if call.left:
+            with self._lock:
+                what, reasons = "Every NPU core failed", self._reasons()
+        else:
+            what = "A text overflows on the NPU"
+            reasons = " ".join(dict.fromkeys(f"{reason}." for reason in call.refused.values()))
         on_cpu = self._cpu.run([feeds[i] for i in rest], urgent, what=what, reasons=reasons)
         for i, rows in zip(rest, on_cpu, strict=True):
             call.rows[i] = rows
@@ -257,6 +258,8 @@ class Scheduler:
         with self._lock:
             while any(other.state == "opening" for other in before) and not self._closing:
                 self._opened.wait()
+            if self._closing:
+                return False
             open_ones = (other.session for other in before if other.session is not None)
             versions = next((session.info.versions for session in open_ones), "")
         reason = gate.refusal(core.core_mask, versions)
