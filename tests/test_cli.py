@@ -526,6 +526,21 @@ def test_query_reranks_if_a_reranker_is_there(
     assert all(p["rerank_score"] is None for p in found["passages"])
 
 
+@pytest.mark.parametrize("strategy", ["hybrid", "naive", "lexical"])
+def test_a_least_score_leaves_out_what_does_not_fit(notes: Path, strategy: str) -> None:
+    ok("index", notes, "--store", "s")
+    asked = ["query", "guitar music", "--store", "s", "--strategy", strategy, "--json"]
+    everything = json.loads(ok(*asked))["passages"]
+    relevances = [p["relevance"] for p in everything]
+    assert all(0 <= value <= 1 for value in relevances)
+    least = relevances[0]
+    some = json.loads(ok(*asked, "--min-score", str(least)))["passages"]
+    assert some == [p for p in everything if p["relevance"] >= least] != []
+    words = ["query", "zeppelin", "--store", "s", "--strategy", "lexical", "--min-score", "0.1"]
+    assert "Nothing was found." in ok(*words)
+    assert run(*asked, "--min-score", "1.5").exit_code == 2
+
+
 def test_a_reranker_asked_for_must_be_had(notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ok("index", notes, "--store", "s")
     line = refused("query", "music", "--store", "s", "--rerank")

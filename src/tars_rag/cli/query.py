@@ -38,6 +38,10 @@ def query(
         str | None,
         typer.Option(metavar="JSON", help='Metadata filter, e.g. \'{"topic": "sailing"}\'.'),
     ] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Show only passages that are at least this relevant."),
+    ] = None,
     budget_ms: Annotated[
         float | None, typer.Option(min=1, help="Rerank as many passages as fit in this time.")
     ] = None,
@@ -61,7 +65,12 @@ def query(
         reranker = resources.open_reranker(settings, rerank)
         pipeline = Pipeline(opened, reranker, strategy=settings.rag_strategy)
         answer = pipeline.search(
-            text, settings.memory_top_k, conditions, rerank=rerank is not False, budget_ms=budget_ms
+            text,
+            settings.memory_top_k,
+            conditions,
+            rerank=rerank is not False,
+            budget_ms=budget_ms,
+            min_score=min_score,
         )
         language = opened.language
         if not answer.passages and opened.count() == 0:
@@ -117,6 +126,8 @@ def _as_json(text: str, strategy: str, answer: Answer) -> dict[str, Any]:
                 "lexical_score": p.lexical_score,
                 "fused_score": p.fused_score,
                 "rerank_score": p.rerank_score,
+                "lexical_share": p.lexical_share,
+                "relevance": p.relevance,
             }
             for p in answer.passages
         ],
