@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import threading
@@ -386,6 +387,21 @@ def test_right_vectors_pass_whatever_made_the_text_long_or_the_query_odd(
         index.as_query_engine(llm=MockLLM()), HyDEQueryTransform(llm=MockLLM())
     )
     assert hypothetical.query("what does the cat do?").source_nodes
+    store.close()
+
+
+def test_a_pickle_leaves_the_model_behind_without_a_word(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Large(LlamaWords):
+        def __getstate__(self) -> Any:
+            raise AssertionError("a model of gigabytes")
+
+    store = LlamaStore(tmp_path / "s", Large())
+    twin = pickle.loads(pickle.dumps(store))
+    assert twin.client is store.client
+    assert twin.to_dict() == store.to_dict()
+    assert caplog.messages == []
     store.close()
 
 

@@ -119,6 +119,9 @@ class SharedStore:
             raise
         return store
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()  # owners are made again by their settings, and find the store by them
+
     def __copy__(self) -> SharedStore:
         return self
 
@@ -130,6 +133,10 @@ class SharedStore:
 
     def __hash__(self) -> int:
         return hash(self._key)
+
+
+def _nothing() -> None:
+    """What a pickled `SharedStore` becomes."""
 
 
 class NamedEmbedder:

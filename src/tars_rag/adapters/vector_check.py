@@ -114,6 +114,9 @@ class VectorCheck:
         )
         raise FingerprintError(msg)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> VectorCheck:
         return self
 
@@ -122,3 +125,7 @@ class VectorCheck:
 
     def __hash__(self) -> int:
         return hash(self._fingerprint)
+
+
+def _nothing() -> None:
+    """What a pickled check becomes."""

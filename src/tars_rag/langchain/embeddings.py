@@ -9,7 +9,7 @@ from langchain_core.load.serializable import Serializable
 from pydantic import ConfigDict
 from typing_extensions import Unpack
 
-from tars_rag.adapters.shared import EmbedderArguments, EmbedderFields
+from tars_rag.adapters.model_fields import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
 
 

@@ -11,7 +11,7 @@ from langchain_core.documents import Document
 
 from tars_rag.adapters.arguments import refuse, require_kind
 from tars_rag.adapters.foreign import ForeignEmbedder
-from tars_rag.adapters.helpers import diverse
+from tars_rag.adapters.ordering import diverse
 from tars_rag.adapters.shared_store import SharedStore
 from tars_rag.errors import InvalidInputError
 from tars_rag.langchain.documents import as_document, relevance

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from tars_rag.adapters.arguments import require_kind
 from tars_rag.adapters.foreign import ForeignEmbedder
-from tars_rag.adapters.shared import EmbedderArguments, EmbedderFields
+from tars_rag.adapters.model_fields import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
 from tars_rag.adapters.vector_check import VectorCheck
 

@@ -13,8 +13,8 @@ from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
 from tars_rag.adapters.arguments import require_all
-from tars_rag.adapters.helpers import ranked
-from tars_rag.adapters.shared import ModelArguments, RerankerFields
+from tars_rag.adapters.model_fields import ModelArguments, RerankerFields
+from tars_rag.adapters.ordering import ranked
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
 from tars_rag.runtimes.base import FloatArray

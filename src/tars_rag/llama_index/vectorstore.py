@@ -20,7 +20,7 @@ from typing_extensions import Self
 
 from tars_rag.adapters.arguments import refuse, require_all, require_kind
 from tars_rag.adapters.foreign import ForeignEmbedder
-from tars_rag.adapters.shared import PathText
+from tars_rag.adapters.model_fields import PathText
 from tars_rag.adapters.shared_store import NamedEmbedder, SharedStore
 from tars_rag.adapters.threads import in_thread
 from tars_rag.adapters.vector_check import VectorCheck
