@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes import codec
 from tars_rag.retrieval.indexes.chroma_errors import check_of
+from tars_rag.retrieval.indexes.predicates import Predicate
 from tars_rag.retrieval.passage import Passage
 
 Record: TypeAlias = dict[str, Any]
@@ -61,3 +62,10 @@ def vectors_of(rows: Any) -> dict[str, NDArray[np.float32]]:
         codec.decode(key): np.asarray(vector, np.float32)
         for key, vector in zip(rows["ids"], rows["embeddings"], strict=True)
     }
+
+
+def selected(rows: Any, passes: Predicate) -> Any:
+    """Of an answer with metadatas, the rows whose metadata pass."""
+    kept = [n for n, metadata in enumerate(rows["metadatas"]) if passes(metadata or {})]
+    names = [name for name in ("ids", "metadatas", "embeddings") if rows.get(name) is not None]
+    return {name: [rows[name][n] for n in kept] for name in names}

@@ -59,6 +59,11 @@ def decode(text: str) -> str:
     return base64.b64decode(text[len(_PREFIX) :]).decode("utf-8", "surrogatepass")
 
 
+def decode_all(texts: Sequence[str]) -> list[str]:
+    """`decode` for many, nearly all of which are themselves."""
+    return [decode(text) if text.startswith(_PREFIX) else text for text in texts]
+
+
 def sketch(vector: NDArray[np.float32]) -> list[float]:
     """Four projections of one vector [dim], stored beside it so that another one is found out.
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.indexes.codec import ALL_KEYS, INT64, UNHELD_LISTS, encode
+from tars_rag.retrieval.indexes.codec import ALL_KEYS, UNHELD_LISTS, encode
 from tars_rag.retrieval.indexes.filters import (
     LISTS,
     MEMBERSHIP,
@@ -25,6 +25,7 @@ from tars_rag.retrieval.indexes.filters import (
     shown,
     tests,
 )
+from tars_rag.retrieval.indexes.predicates import whole
 
 Ids: TypeAlias = set[str]
 
@@ -160,23 +161,18 @@ def _harmed(test: Test) -> list[float]:
     if test.operator in LISTS:
         return []
     operands = test.operand if isinstance(test.operand, tuple) else (test.operand,)
-    cut = [n for n in operands if isinstance(n, float) and (n != int(n) or _whole(n) != int(n))]
+    cut = [n for n in operands if isinstance(n, float) and (n != int(n) or whole(n) != int(n))]
     if test.operator in MEMBERSHIP or test.operator in ("$eq", "$ne"):
         return cut
     return [number for number in cut if test.operator in _HARMED[number > 0]]
 
 
-def _whole(number: float) -> int:
-    """What Chroma makes of a float to compare it with whole numbers."""
-    return max(-INT64, min(INT64 - 1, int(number)))
-
-
 def _fraction_doubt(test: Test, fractions: list[float]) -> Doubt:
     """Whole numbers that equal a fraction once it is cut: found by both, floats only by one."""
     number = fractions[0]
-    whole = dict.fromkeys(_whole(n) for n in fractions)
+    cut = dict.fromkeys(whole(n) for n in fractions)
     both: tuple[Condition, ...] = tuple(
-        Test(test.key, "$in", tuple(values)) for values in (fractions, whole)
+        Test(test.key, "$in", tuple(values)) for values in (fractions, cut)
     )
     below, above = math.nextafter(number, -math.inf), math.nextafter(number, math.inf)
     between = (
@@ -195,7 +191,7 @@ def _fraction_doubt(test: Test, fractions: list[float]) -> Doubt:
     return Doubt(
         Group("$and", both),
         lambda passage: (
-            f"Chroma compares {number!r} with whole numbers as {_whole(number)}, which is wrong "
+            f"Chroma compares {number!r} with whole numbers as {whole(number)}, which is wrong "
             f"for the whole number that passage {passage} has under {shown(test.key)}"
         ),
         f"{instead}.",

@@ -79,10 +79,6 @@ class Passing:
         self._keep(key, found)
         return found
 
-    def known(self, condition: Condition) -> dict[str, None] | None:
-        """As `ids`, if Chroma need not be asked."""
-        return self._kept.get(json.dumps(filter_plan.encoded(condition)))
-
     def written(self) -> None:
         """Passages were written: forget what was found."""
         self._kept.clear()

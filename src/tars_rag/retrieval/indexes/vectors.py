@@ -15,11 +15,13 @@ from tars_rag.retrieval.indexes.chroma_errors import asking, translated
 from tars_rag.retrieval.indexes.chroma_rows import (
     Record,
     passages_of,
+    selected,
     vector_of,
     vectors_of,
 )
-from tars_rag.retrieval.indexes.filters import Where
+from tars_rag.retrieval.indexes.filters import Condition, Where
 from tars_rag.retrieval.indexes.passing import Passing
+from tars_rag.retrieval.indexes.predicates import predicate
 from tars_rag.retrieval.passage import Passage, Progress
 
 # Chroma's own index is never searched, so it is the cheapest that Chroma takes.
@@ -127,15 +129,12 @@ class VectorIndex:
         Raises:
             InvalidInputError: The filter cannot be answered.
         """
-        condition = self._passing.condition(where)
-        if condition is not None:
-            if ids is None:
+        if ids is None:
+            condition = self._passing.condition(where)
+            if condition is not None:
                 return list(self._passing.ids(condition))
-            known = self._passing.known(condition)
-            if known is not None:
-                return [key for key in ids if key in known]
         pieces = self._read(ids, where, None, [])
-        return [codec.decode(key) for rows in pieces for key in rows["ids"]]
+        return [key for rows in pieces for key in codec.decode_all(rows["ids"])]
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id."""
@@ -234,38 +233,43 @@ class VectorIndex:
         limit: int | None,
         include: list[str],
     ) -> Iterator[Any]:
-        """Chroma's answers, in pieces; with a filter and no ids in one (each would filter all)."""
+        """Chroma's answers, in pieces, of what passes the filter."""
         condition = self._passing.condition(where)
-        if condition is not None and not filter_plan.fits(condition):
-            passing = self._passing.ids(condition)
-            ids = list(passing if ids is None else (key for key in ids if key in passing))[:limit]
-            condition = None
-        pieces: list[dict[str, Any]]
         if ids is not None:
-            keys = [codec.encode(key) for key in ids]
-            pieces = [
-                {"ids": keys[start : start + _READ_BATCH]}
-                for start in range(0, len(keys), _READ_BATCH)
-            ]
-        elif condition is not None:
-            pieces = [{"limit": None if limit is None else min(limit, _MOST)}]
-        else:
+            yield from self._read_ids(ids, condition, include)
+        elif condition is None:
             total, step = self.count(), _READ_BATCH if include else _IDS_BATCH
             total = total if limit is None else min(limit, total)
-            pieces = [
-                {"limit": min(step, total - start), "offset": start}
-                for start in range(0, total, step)
-            ]
-        there = None if condition is None else filter_plan.encoded(condition)
-        for piece in pieces:
-            yield self._do("read", "get", **piece, where=there, include=include)
+            for start in range(0, total, step):
+                size = min(step, total - start)
+                yield self._do("read", "get", limit=size, offset=start, include=include)
+        elif filter_plan.fits(condition):
+            there = filter_plan.encoded(condition)
+            most = None if limit is None else min(limit, _MOST)
+            yield self._do("searched", "get", where=there, limit=most, include=include)
+        else:
+            yield from self._read_ids(list(self._passing.ids(condition))[:limit], None, include)
+
+    def _read_ids(
+        self, ids: Sequence[str], condition: Condition | None, include: list[str]
+    ) -> Iterator[Any]:
+        """The same of some ids: few are decided here, of many those that pass are looked up."""
+        if condition is not None and len(ids) > _READ_BATCH:
+            passing = self._passing.ids(condition)
+            ids, condition = [key for key in ids if key in passing], None
+        there = include if condition is None else [*{*include, "metadatas"}]
+        passes = None if condition is None else predicate(condition)
+        for start in range(0, len(ids), _READ_BATCH):
+            keys = [codec.encode(key) for key in ids[start : start + _READ_BATCH]]
+            rows = self._do("read", "get", ids=keys, include=there)
+            yield rows if passes is None else selected(rows, passes)
 
     def _ids(self, where: dict[str, Any] | None, limit: int | None) -> list[str]:
         """The ids that Chroma finds for a filter that it can take."""
         if where is None:
             return self.matching(None, None)
         found = self._do("searched", "get", where=where, limit=limit, include=[])
-        return [codec.decode(key) for key in found["ids"]]
+        return codec.decode_all(found["ids"])
 
     def _do(self, verb: str, op: str, **arguments: Any) -> Any:
         with asking(self._client, self._collection, verb, op, **arguments) as answer:
