@@ -17,7 +17,8 @@ from tars_rag.cli.resources import JsonOption, read_settings
 
 if TYPE_CHECKING:
     from tars_rag.runtimes.npu.gate import Note
-    from tars_rag.runtimes.npu.probe import Finding, Machine
+    from tars_rag.runtimes.npu.kernel import Finding
+    from tars_rag.runtimes.npu.probe import Machine
     from tars_rag.settings import Settings
 
 
@@ -136,7 +137,7 @@ def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str
         npu = f"{machine.npu_cores} core(s)" + (f" at {frequency} MHz" if frequency else "")
         library = machine.library or unknown
         rows = [
-            ("Board", f"{machine.model or 'unknown'} ({machine.soc})"),
+            ("Board", f"{machine.model or 'unknown'} ({machine.soc or 'unknown SoC'})"),
             ("NPU", npu + (f", governor {machine.npu_governor}" if machine.npu_governor else "")),
             ("NPU driver", machine.driver or "version not readable (root only on many kernels)"),
             ("Device nodes", ", ".join(machine.device_nodes) or unknown),

@@ -8,16 +8,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
 
 from tars_rag.errors import ConfigError
 from tars_rag.guests import RKNN, Guest
 from tars_rag.runtimes.npu.gate import MIN_DRIVER
+from tars_rag.runtimes.npu.kernel import Finding, findings, look
 from tars_rag.runtimes.npu.library import GET, PUBLIC_VERSION, Library, find_library, numbers
 from tars_rag.runtimes.onnx import big_cores
-
-NPU_CORES: Final = {"rk3588": 3, "rk3576": 2, "rk3568": 1, "rk3566": 1, "rk3562": 1}
-"""NPU cores of each SoC that the wheel supports."""
 
 _DRIVER_VERSIONS = (
     "sys/kernel/debug/rknpu/version",
@@ -25,23 +22,6 @@ _DRIVER_VERSIONS = (
     "sys/module/rknpu/version",
 )
 _VERSION = re.compile(r"(\d+\.\d+(?:\.\d+)?)")
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something that is wrong.
-
-    Attributes:
-        level: ``error``: the NPU cannot be used. ``warning``: it can, but not well.
-        what: What is wrong.
-        why: Why it matters.
-        fix: The command that mends it.
-    """
-
-    level: Literal["error", "warning"]
-    what: str
-    why: str
-    fix: str
 
 
 @dataclass(frozen=True)
@@ -120,8 +100,7 @@ def probe(
     if wheel is None and root == Path("/"):
         wheel = RKNN.installed
     may_use = may_use or (lambda path: os.access(path, os.R_OK | os.W_OK))
-    soc = _soc(root)
-    nodes = _nodes(root)
+    kernel = look(root)
     library = find_library(root)
     driver = next((v for name in _DRIVER_VERSIONS if (v := _version(_text(root / name)))), None)
     version = library.version if library else None
@@ -129,28 +108,25 @@ def probe(
     frequency = _number(npu / "cur_freq") if npu else None
     policies = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*/scaling_governor"))
     memory = _memory(root)
-    container = any(_exists(root / n) for n in (".dockerenv", "run/.containerenv"))
-    cores = NPU_CORES.get(soc or "", 0)
-    findings = [*_slow(policies, root)]
-    if cores:
-        blocked = [node for node in nodes if not may_use(node)]
-        findings += [
-            *_device(nodes, blocked, container, root),
+    problems = [*_slow(policies, root)]
+    if kernel.npu_cores:
+        problems += [
+            *findings(kernel, may_use, root),
             *_driver(driver),
             *_runtime(library, wheel),
             *_wheel(wheel, python),
         ]
     return Machine(
         model=_text(root / "proc/device-tree/model") or None,
-        soc=soc,
-        npu_cores=cores,
+        soc=kernel.soc,
+        npu_cores=kernel.npu_cores,
         driver=driver,
-        device_nodes=tuple("/" + str(n.relative_to(root)) for n in nodes),
+        device_nodes=tuple("/" + str(n.relative_to(root)) for n in kernel.nodes),
         library="/" + str(library.path.relative_to(root)) if library else None,
         library_version=version,
         wheel=wheel,
         python=".".join(map(str, python)),
-        container=container,
+        container=kernel.container,
         governors=tuple(sorted({_text(p) for p in policies})),
         npu_governor=_text(npu / "governor") or None if npu else None,
         npu_frequency_mhz=frequency // 1_000_000 if frequency else None,
@@ -158,45 +134,8 @@ def probe(
         big_cores=tuple(big_cores(root / "sys")),
         memory_mb=memory.get("MemTotal"),
         memory_available_mb=memory.get("MemAvailable"),
-        findings=tuple(findings),
+        findings=tuple(problems),
     )
-
-
-def _soc(root: Path) -> str | None:
-    for name in re.split(r"[\0\s]", _text(root / "proc/device-tree/compatible")):
-        if match := re.fullmatch(r"rockchip,(rk\d{4})\w?", name):
-            return match.group(1)
-    return None
-
-
-def _nodes(root: Path) -> list[Path]:
-    """The device nodes of the NPU: its own render node where sysfs names the driver."""
-    named = [
-        root / "dev/dri" / uevent.parents[1].name
-        for uevent in sorted((root / "sys/class/drm").glob("renderD*/device/uevent"))
-        if "RKNPU" in _text(uevent).upper()
-    ]
-    usual = [root / "dev/dri/renderD129", root / "dev/rknpu"]
-    return [node for node in dict.fromkeys([*named, *usual]) if _exists(node)]
-
-
-def _device(nodes: list[Path], blocked: list[Path], container: bool, root: Path) -> list[Finding]:
-    if not nodes:
-        fix = (
-            "docker run --device /dev/dri -v /proc/device-tree/compatible:"
-            "/proc/device-tree/compatible -v /usr/lib/librknnrt.so:/usr/lib/librknnrt.so ..."
-            if container
-            else "sudo modprobe rknpu  (or boot the vendor's kernel: mainline has no rknpu driver)"
-        )
-        why = "the kernel offers no NPU" + (" to this container" if container else "")
-        return [Finding("error", "no device node /dev/dri/renderD129 or /dev/rknpu", why, fix)]
-    if len(blocked) < len(nodes):
-        return []
-    names = ", ".join("/" + str(n.relative_to(root)) for n in blocked)
-    fix = "sudo usermod -aG render,video $USER  (then log in again)"
-    if container:
-        fix = "docker run --device /dev/dri --group-add $(getent group render | cut -d: -f3) ..."
-    return [Finding("error", f"no permission for {names}", "the NPU cannot be opened", fix)]
 
 
 def _driver(version: str | None) -> list[Finding]:
@@ -237,7 +176,10 @@ def _wheel(wheel: str | None, python: tuple[int, ...]) -> list[Finding]:
         fix = "pip install 'tars-rag[npu]'"
         if python >= (3, 13):
             why += f"; there is none for Python {python[0]}.{python[1]}"
-            fix = "python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]'"
+            fix = (
+                "uv venv --python 3.12 .venv && uv pip install --python .venv 'tars-rag[npu]'  "
+                "(or python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]')"
+            )
         return [Finding("error", f"{RKNN.name} is not installed", why, fix)]
     return untested(RKNN, wheel)
 
@@ -274,10 +216,6 @@ def _version(text: str) -> str | None:
 def _number(path: Path) -> int | None:
     text = _text(path)
     return int(text) if text.isdigit() else None
-
-
-def _exists(path: Path) -> bool:
-    return os.path.exists(path)  # noqa: PTH110 (Path.exists raises where a directory is closed)
 
 
 def _text(path: Path) -> str:
