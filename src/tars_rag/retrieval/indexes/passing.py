@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes import filter_plan, filters
 from tars_rag.retrieval.indexes.chroma_errors import check_of
+from tars_rag.retrieval.indexes.filter_plan import Doubt
 from tars_rag.retrieval.indexes.filters import Condition, Where
 
 Ask: TypeAlias = Callable[["dict[str, Any] | None", "int | None"], "list[str]"]
@@ -38,6 +39,7 @@ class Passing:
         self._place = place
         self._remembers = remembers
         self._kept: dict[str, dict[str, None]] = {}
+        self._settled: set[str] = set()
         self._mutex = threading.Lock()
 
     def condition(self, where: Where | None) -> Condition | None:
@@ -59,11 +61,8 @@ class Passing:
             )
             raise StoreError(msg)
         doubts = filter_plan.doubts(condition)
-        if doubts and self._first(filter_plan.any_of([doubt.condition for doubt in doubts])):
-            for doubt in doubts:
-                passage_id = self._first(doubt.condition)
-                if passage_id is not None:
-                    raise doubt.error(passage_id)
+        if doubts:
+            self._settle(filter_plan.any_of([doubt.condition for doubt in doubts]), doubts)
         return condition
 
     def ids(self, condition: Condition) -> dict[str, None]:
@@ -82,12 +81,27 @@ class Passing:
     def written(self) -> None:
         """Passages were written: forget what was found."""
         self._kept.clear()
+        self._settled.clear()
 
     def deleted(self, ids: Iterable[str]) -> None:
         """Passages were deleted; the others pass what they passed."""
         for passage_id in ids:
             for found in self._kept.values():
                 found.pop(passage_id, None)
+
+    def _settle(self, any_doubt: Condition, doubts: Sequence[Doubt]) -> None:
+        """Raise if there is a passage for which Chroma's answer could be wrong."""
+        key = json.dumps(filter_plan.encoded(any_doubt))
+        if key in self._settled:
+            return
+        if self._first(any_doubt) is None:
+            if self._remembers and len(self._settled) < _MOST_FILTERS:
+                self._settled.add(key)
+            return
+        for doubt in doubts:
+            passage_id = self._first(doubt.condition)
+            if passage_id is not None:
+                raise doubt.error(passage_id)
 
     def _keep(self, key: str, found: dict[str, None]) -> None:
         if not self._remembers or len(found) > _MOST_IDS:
