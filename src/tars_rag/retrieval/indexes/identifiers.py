@@ -56,7 +56,7 @@ def pieces(chunk: str) -> Iterator[str]:
     """The words and compounds of a text, without the punctuation around them."""
     for match in _PIECE.finditer(chunk):
         piece = match[0].strip("_")
-        if piece:
+        if _SEGMENT.search(piece):  # not marks alone
             yield piece
 
 
