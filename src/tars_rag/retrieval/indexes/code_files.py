@@ -27,6 +27,7 @@ from tars_rag.retrieval.indexes.row_reader import RowReader
 from tars_rag.retrieval.indexes.row_tables import Tables, content_hashes, pack_ids, unpack_ids
 from tars_rag.retrieval.indexes.rows import Batch, DamageError, RowFile
 
+_CHECKED = 16  # batches that one thread checks before it looks for more
 _T = TypeVar("_T", bound=np.generic)
 _NOTHING = Codes(np.empty((0, 0), np.uint8), np.empty(0, np.float32), np.empty(0, np.float32))
 
@@ -196,8 +197,14 @@ class CodeFiles:
 
 def verify(file: RowFile, batches: Sequence[Batch]) -> None:
     """Raise a `DamageError` if a vector of the batches was altered; all processors read."""
+
+    def check(some: Sequence[Batch]) -> None:
+        for batch in some:
+            file.check_vectors(batch)
+
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for _ in pool.map(file.check_vectors, batches):
+        pieces = (batches[start : start + _CHECKED] for start in range(0, len(batches), _CHECKED))
+        for _ in pool.map(check, pieces):
             pass
 
 

@@ -55,10 +55,10 @@ class ExactIndex:
         self._expected = dimension
         self._writing = threading.Lock()
         self._pending: dict[str, NDArray[np.float32] | None] = {}
-        self._closed = False
+        self._open: CodeDirectory | None = None
         with self._translated("opened"):
-            self._directory = CodeDirectory(path, read_only=read_only)
-        found = self._directory.files.snapshot.dim
+            self._open = CodeDirectory(path, read_only=read_only)
+        found = self._snapshot().dim
         if dimension and found and found != dimension:
             msg = (
                 f"The vector index {path} holds vectors of {found} numbers, not of {dimension}. "
@@ -196,9 +196,9 @@ class ExactIndex:
             before = self._snapshot().stamp
             stamp = before if stamp is None else stamp
             if self._pending or stamp != before:
-                self._directory.files.append(self._pending, stamp)
+                self._directory().files.append(self._pending, stamp)
                 self._pending = {}
-        if self._directory.wasteful:
+        if self._directory().wasteful:
             try:
                 self.compact()
             except StoreError as error:  # what was committed is there all the same
@@ -214,16 +214,17 @@ class ExactIndex:
         """
         self._check_writable()
         with self._writing, self._translated("compacted"):
-            self._directory.compact()
+            self._directory().compact()
 
     def refresh(self) -> None:
         """See what another process committed since."""
         with self._writing, self._translated("read"):
-            self._directory.refresh()
+            self._directory().refresh()
 
     def close(self) -> None:
         """Release the files; searches under way end well. May be called twice."""
-        self._closed = True
+        with self._writing:
+            self._open = None
 
     @staticmethod
     def damage(path: Path) -> str | None:
@@ -235,11 +236,15 @@ class ExactIndex:
 
     # -- what both stand on -------------------------------------------------------------------
 
-    def _snapshot(self) -> Snapshot:
-        if self._closed:
+    def _directory(self) -> CodeDirectory:
+        directory = self._open
+        if directory is None:
             msg = f"The vector index {self.path} is closed. Open the store again."
             raise StoreError(msg)
-        return self._directory.files.snapshot
+        return directory
+
+    def _snapshot(self) -> Snapshot:
+        return self._directory().files.snapshot
 
     def _check_writable(self) -> None:
         self._snapshot()

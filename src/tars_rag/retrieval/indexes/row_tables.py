@@ -71,6 +71,9 @@ def unpack_ids(tables: Tables) -> list[str]:
     """The ids of a batch."""
     ends = tables.ends.tolist()
     bounds = zip([0, *ends], ends, strict=False)
+    if tables.ids.isascii():  # twice as fast, and most are
+        text = tables.ids.decode("ascii")
+        return [text[start:end] for start, end in bounds]
     return [decode_id(tables.ids[start:end]) for start, end in bounds]
 
 
