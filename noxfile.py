@@ -66,8 +66,9 @@ def rooms(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def pages(session: nox.Session) -> None:
-    """docs/cli-reference.md says what the command line says; `-- --write` makes it so."""
-    here(session, "python", "docs/cli_reference.py", *(session.posargs or ["--check"]))
+    """Pages that are made by a script are current; `-- --write` makes them so."""
+    for script in ("docs/cli_reference.py", "docs/filters_table.py"):
+        here(session, "python", script, *(session.posargs or ["--check"]))
 
 
 @nox.session(python=False)

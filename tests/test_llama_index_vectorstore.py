@@ -321,9 +321,11 @@ def test_filters_mean_what_they_mean_to_llama_index(
 @pytest.mark.parametrize(
     ("filters", "message"),
     [
-        (where(("n", "any", ["a"])), "'any'.*'n'.*Supported: =="),
-        (where(("kind", "text_match", "pe")), "'text_match'"),
-        (where(("kind", "is_empty", None)), "'is_empty'"),
+        (where(("kind", "text_match", "pe")), "'text_match'.*text_search"),
+        (where(("kind", "text_match_insensitive", "pe")), "'text_match_insensitive'.*text_search"),
+        (where(("kind", "is_empty", None)), "'is_empty'.*'none'"),
+        (where(("n", "any", [])), "a list that is not empty"),
+        (where(("n", "contains", ["a"])), "one string or number"),
         (where(("kind", "==", None)), "one string or number"),
         (where(("n", "==", [1])), "one string or number"),
         (where(("n", "in", 1)), "a list"),

@@ -167,6 +167,26 @@ def _harmed(test: Test) -> list[float]:
     return [number for number in cut if test.operator in _HARMED[number > 0]]
 
 
+def exactly(key: str, operator: str, number: float) -> dict[str, Any] | None:
+    """What asks for the same numbers where Chroma cuts a fraction; None: there is nothing.
+
+    Chroma compares whole numbers with 4 where it is given 4.5, so {"$gte": 4.5} finds 4, and
+    {"$gt": 4.499...} does not.
+    """
+    below, above = math.nextafter(number, -math.inf), math.nextafter(number, math.inf)
+    between = (
+        [{"$gt": below}, {"$lte": number}] if number > 0 else [{"$gte": number}, {"$lt": above}]
+    )
+    same: dict[str, dict[str, Any]] = {
+        "$gte": {key: {"$gt": below}},
+        "$lt": {key: {"$lte": below}},
+        "$gt": {key: {"$gte": above}},
+        "$lte": {key: {"$lt": above}},
+        "$eq": {"$and": [{key: condition} for condition in between]},
+    }
+    return same.get(operator) if _harmed(Test(key, operator, number)) else None
+
+
 def _fraction_doubt(test: Test, fractions: list[float]) -> Doubt:
     """Whole numbers that equal a fraction once it is cut: found by both, floats only by one."""
     number = fractions[0]
@@ -174,20 +194,10 @@ def _fraction_doubt(test: Test, fractions: list[float]) -> Doubt:
     both: tuple[Condition, ...] = tuple(
         Test(test.key, "$in", tuple(values)) for values in (fractions, cut)
     )
-    below, above = math.nextafter(number, -math.inf), math.nextafter(number, math.inf)
-    between = (
-        [{"$gt": below}, {"$lte": number}] if number > 0 else [{"$gte": number}, {"$lt": above}]
-    )
-    exact: dict[str, Any] = {
-        "$gte": {test.key: {"$gt": below}},
-        "$lt": {test.key: {"$lte": below}},
-        "$gt": {test.key: {"$gte": above}},
-        "$lte": {test.key: {"$lt": above}},
-        "$eq": {"$and": [{test.key: condition} for condition in between]},
-    }
     instead = "Store every value of it as a float (1.0, not 1)"
-    if test.operator in exact:
-        instead += f", or write, which means the same: {exact[test.operator]}"
+    same = exactly(test.key, test.operator, number)
+    if same is not None:
+        instead += f", or write, which means the same: {same}"
     return Doubt(
         Group("$and", both),
         lambda passage: (
