@@ -9,6 +9,9 @@ import pytest
 
 from tars_rag.errors import ModelError
 from tars_rag.models.catalog import CATALOG, find_spec, get_spec
+from tars_rag.models.prompts import Prompts
+
+SEARCH = "Represent this sentence for searching relevant passages: "
 
 
 def test_the_default_models_are_there() -> None:
@@ -51,13 +54,49 @@ def test_what_is_pinned_is_pinned_whole(spec) -> None:  # type: ignore[no-untype
     files = [*spec.files, *([spec.archive] if spec.archive else [])]
     assert all(f.sha256 is None or re.fullmatch("[0-9a-f]{64}", f.sha256) for f in files)
     assert {"config.json", "tokenizer.json"} <= {f.name for f in spec.files}
-    if spec.kind == "weights":  # neither commit nor digests are known: said, not invented
-        assert spec.revision == "main"
+    if spec.revision == "main":  # neither commit nor digests are known: said, not invented
         assert not any(f.sha256 for f in files)
     else:
         assert re.fullmatch("[0-9a-f]{40}", spec.revision)
         assert spec.archive is None or spec.archive.sha256
-        assert spec.archive or all(f.sha256 and f.bytes for f in spec.files)
+
+
+def test_the_default_embedder_is_pinned_whole() -> None:
+    assert all(file.sha256 and file.bytes for file in get_spec("all-MiniLM-L6-v2").files)
+
+
+@pytest.mark.parametrize(
+    ("name", "pooling", "query", "passage", "languages", "cost"),
+    [
+        ("all-MiniLM-L6-v2", "mean", "", "", ("en",), 1),
+        ("all-MiniLM-L12-v2", "mean", "", "", ("en",), 2),
+        ("snowflake-arctic-embed-xs", "cls", SEARCH, "", ("en",), 1),
+        ("snowflake-arctic-embed-s", "cls", SEARCH, "", ("en",), 2),
+        ("bge-small-en-v1.5", "cls", SEARCH, "", ("en",), 2),
+        ("bge-small-zh-v1.5", "cls", "为这个句子生成表示以用于检索相关文章：", "", ("zh",), 1.19),  # noqa: RUF001
+        ("gte-small", "mean", "", "", ("en",), 2),
+        ("e5-small-v2", "mean", "query: ", "passage: ", ("en",), 2),
+        ("multilingual-e5-small", "mean", "query: ", "passage: ", ("multi",), 2),
+        ("paraphrase-multilingual-MiniLM-L12-v2", "mean", "", "", ("multi",), 2),
+    ],
+)
+def test_how_each_embedder_is_used(
+    name: str,
+    pooling: str,
+    query: str,
+    passage: str,
+    languages: tuple[str, ...],
+    cost: float,
+) -> None:
+    """As the model cards say: a wrong prompt or pooling costs more than a smaller model does."""
+    spec = get_spec(name)
+    assert spec.kind == "embedder"
+    assert (spec.pooling, spec.prompts, spec.languages) == (
+        pooling,
+        Prompts(query, passage),
+        languages,
+    )
+    assert spec.cost == pytest.approx(cost, abs=0.01)
 
 
 def test_rows_cannot_be_changed() -> None:

@@ -605,6 +605,9 @@ def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ok("models", "path").strip() == str(tmp_path / "models")
     assert MISSING in ok("models", "list")
     rows = json.loads(ok("models", "list", "--json"))
+    e5 = next(row for row in rows if row["name"] == "multilingual-e5-small")
+    assert e5["prompts"] == {"query": "query: ", "passage": "passage: "}
+    assert e5["languages"] == ["multi"]
     assert {row["kind"] for row in rows} >= {"embedder", "reranker"}
     assert not any(row["present"] for row in rows)
     assert "no models" in run("models", "verify").stderr
@@ -753,6 +756,20 @@ def test_another_embedder_takes_over_a_store(notes: Path, other_embedder_dir: st
     # the files are as they were, so they need not be indexed again
     again = ok("index", notes, "--store", "s", "--model", other_embedder_dir, "--json")
     assert json.loads(again)["unchanged"] == 3
+
+
+def test_other_prompts_are_refused_until_the_store_is_embedded_with_them(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok("index", notes, "--store", "s")
+    monkeypatch.setenv("EMBED_QUERY_PROMPT", "find: ")
+    line = refused("query", "cat", "--store", "s")
+    assert "Their prompts differ" in line
+    assert "EMBED_QUERY_PROMPT" in line
+    assert "4 passages embedded" in ok("store", "reembed", "s")
+    assert len(json.loads(ok("query", "cat", "--store", "s", "--json"))["passages"]) == 4
+    monkeypatch.delenv("EMBED_QUERY_PROMPT")
+    assert "Their prompts differ" in refused("query", "cat", "--store", "s")
 
 
 @pytest.mark.parametrize("command", ["reembed", "check"])

@@ -8,6 +8,7 @@ import pickle
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from modelkit import reference_bert
 from tars_rag import Embedder, Settings
 from tars_rag.errors import ConfigError, DeviceError, InvalidInputError, ModelError
+from tars_rag.models.prompts import Prompts
 from tars_rag.models.random_model import SMALL, write_random_model
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import random_weights
@@ -239,6 +241,145 @@ def test_pooling_and_length_are_read_from_the_models_own_files(tmp_path: Path) -
     pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
     with pytest.raises(ModelError, match="max_tokens"):
         Embedder(folder, cache_dir=tmp_path)
+
+
+def test_a_bert_with_the_vocabulary_of_xlm_roberta(tmp_path: Path, cache: Path) -> None:
+    """As multilingual-e5-small has it: pieces of words from a Unigram model, <s> and </s>."""
+    from tokenizers import Tokenizer as Library
+    from tokenizers import models, pre_tokenizers, processors
+
+    folder = write_random_model(tmp_path / "m", head=False)
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁", *"abcdehlnorstuwé日本語", "▁the", "▁world"]
+    library = Library(models.Unigram([(piece, -1.0) for piece in pieces], 3, False))
+    library.pre_tokenizer = pre_tokenizers.Metaspace()
+    library.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    library.save(str(folder / "tokenizer.json"))
+    embedder = Embedder(folder, cache_dir=cache)
+    for text in ("the world", "héllo", "日本語 the", ""):
+        (encoding,) = Tokenizer(folder, 512).encode([text])
+        assert (encoding.ids[0], encoding.ids[-1], set(encoding.types)) == (0, 2, {0})
+        mean = reference_bert(random_weights(SMALL, head=False), encoding.ids).mean(0)
+        np.testing.assert_allclose(
+            embedder.embed_query(text), mean / np.linalg.norm(mean), atol=1e-4
+        )
+
+
+def with_prompts(folder: Path, content: str) -> Path:
+    (folder / "config_sentence_transformers.json").write_text(content)
+    return folder
+
+
+PROMPTED = '{"prompts": {"query": "query: ", "document": "passage: "}, "default_prompt_name": null}'
+
+
+def test_prompts_are_put_before_queries_and_passages(folder: Path, cache: Path) -> None:
+    plain = Embedder(folder, cache_dir=cache)
+    prompted = Embedder(folder, cache_dir=cache, prompts={"query": "find: ", "passage": "text: "})
+    texts = ["a fan", ""]
+    np.testing.assert_array_equal(
+        prompted.embed(texts), plain.embed([f"text: {text}" for text in texts])
+    )
+    np.testing.assert_array_equal(prompted.embed_query("a fan"), plain.embed_query("find: a fan"))
+    assert not np.array_equal(prompted.embed_query("a fan"), plain.embed_query("a fan"))
+
+
+def test_other_prompts_are_another_kind_of_vectors(folder: Path, cache: Path) -> None:
+    def fingerprint(prompts: dict[str, str] | None) -> str:
+        return Embedder(folder, cache_dir=cache, prompts=prompts).fingerprint
+
+    plain = fingerprint(None)
+    assert plain.split(":")[1] == "mean"
+    assert fingerprint({}) == fingerprint({"query": ""}) == plain
+    others = [{"query": "a"}, {"passage": "a"}, {"query": "a", "passage": "a"}, {"query": "a "}]
+    found = {fingerprint(prompts) for prompts in others}
+    assert len(found | {plain}) == 5
+    assert all(len(one.split(":")) == 4 for one in found)
+    assert {one.split(":")[-1] for one in found} == {"exact"}
+
+
+@pytest.mark.parametrize(
+    ("content", "query", "passage"),
+    [
+        (PROMPTED, "query: ", "passage: "),
+        ('{"prompts": {"query": "q ", "passage": "p "}}', "q ", "p "),
+        ('{"prompts": {"query": "q "}}', "q ", ""),
+        ('{"prompts": {"s2s": "same: "}, "default_prompt_name": "s2s"}', "same: ", "same: "),
+        ('{"prompts": {"s2s": "same: "}}', "", ""),
+        ('{"prompts": {}, "default_prompt_name": null}', "", ""),
+        ('{"__version__": {"torch": "2"}}', "", ""),
+    ],
+)
+def test_prompts_of_the_models_own_files(
+    tmp_path: Path, cache: Path, content: str, query: str, passage: str
+) -> None:
+    folder = with_prompts(write_random_model(tmp_path / "m", head=False), content)
+    assert Embedder(folder, cache_dir=cache).prompts == Prompts(query, passage)
+    one = Embedder(folder, cache_dir=cache, prompts={"query": "mine: "})
+    assert one.prompts == Prompts("mine: ", passage)
+    none = Embedder(folder, cache_dir=cache, prompts={"query": "", "passage": ""})
+    assert not none.prompts
+
+
+def test_a_prompt_takes_room_from_the_text(tmp_path: Path, cache: Path) -> None:
+    folder = write_random_model(tmp_path / "m", head=False)
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    plain = Embedder(folder, cache_dir=cache)
+    assert plain.passage_length == plain.max_length == 32
+    prompt = "one two three "
+    taken = len(Tokenizer(folder, 32).encode([prompt])[0]) - 2
+    prompted = Embedder(folder, cache_dir=cache, prompts={"passage": prompt})
+    assert prompted.passage_length == 32 - taken
+    for prompts in ({"passage": prompt * 10}, {"query": prompt * 10}):
+        with pytest.raises(ConfigError, match="takes 32 of the 32 tokens"):
+            Embedder(folder, cache_dir=cache, prompts=prompts)
+
+
+def test_prompts_survive_pickling_and_come_from_the_environment(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompted = Embedder(folder, cache_dir=cache, prompts={"query": "find: "})
+    for twin in (pickle.loads(pickle.dumps(prompted)), copy.copy(prompted)):
+        assert (twin.prompts, twin.fingerprint) == (prompted.prompts, prompted.fingerprint)
+    monkeypatch.setenv("EMBED_MODEL", str(folder))
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(cache))
+    monkeypatch.setenv("EMBED_QUERY_PROMPT", "find: ")
+    assert Embedder.from_env().fingerprint == prompted.fingerprint
+    assert not Embedder.from_env(prompts={"query": ""}).prompts
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"document": "x"}, "'document'"),
+        ({"query": 3}, "'query': 3"),
+        ("query: ", "prompts='query: '"),
+    ],
+)
+def test_wrong_prompts_are_named(folder: Path, cache: Path, prompts: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Embedder(folder, cache_dir=cache, prompts=prompts)
+
+
+@pytest.mark.parametrize("content", ['{"prompts": ["a"]}', '{"prompts": {"query": 1}}', "[]", "{"])
+def test_prompts_that_cannot_be_read_name_the_file(
+    tmp_path: Path, cache: Path, content: str
+) -> None:
+    folder = with_prompts(write_random_model(tmp_path / "m", head=False), content)
+    with pytest.raises(ModelError, match=r"config_sentence_transformers\.json"):
+        Embedder(folder, cache_dir=cache)
+
+
+def test_a_pooling_that_leaves_out_the_prompt_is_refused(tmp_path: Path, cache: Path) -> None:
+    folder = with_prompts(write_random_model(tmp_path / "m", head=False), PROMPTED)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(
+        '{"pooling_mode_mean_tokens": true, "include_prompt": false}'
+    )
+    with pytest.raises(ModelError, match="leaves the prompt out"):
+        Embedder(folder, cache_dir=cache)
+    assert not Embedder(folder, cache_dir=cache, prompts={"query": "", "passage": ""}).prompts
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,19 @@ def test_equal_settings_share_one_open_model(
     assert first.model_copy(update={"model_name": other_embedder_dir}).embedder is not opened
 
 
+def test_prompts_are_put_before_queries_and_documents(embedder_dir: str) -> None:
+    plain = TarsEmbeddings(model=embedder_dir)
+    prompted = TarsEmbeddings(model=embedder_dir, prompts={"query": "find: ", "passage": "text: "})
+    assert prompted.embed_query("a fan") == plain.embed_query("find: a fan")
+    assert prompted.embed_documents(["a fan"]) == plain.embed_documents(["text: a fan"])
+    assert prompted.fingerprint != plain.fingerprint
+    assert prompted.embedder is not plain.embedder
+    for twin in (copy.deepcopy(prompted), copy.copy(prompted)):
+        assert twin.embedder is prompted.embedder
+    with pytest.raises(ValidationError, match="document"):
+        TarsEmbeddings(model=embedder_dir, prompts={"document": "text: "})
+
+
 def test_the_model_is_let_go_with_its_last_owner(embedder_dir: str) -> None:
     import gc
     import weakref
@@ -143,6 +156,7 @@ def test_threads_open_one_model(embedder_dir: str) -> None:
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
 def test_langchain_serialisation_round_trip(embeddings: TarsEmbeddings) -> None:
+    embeddings = embeddings.model_copy(update={"prompts": {"query": "find: "}})
     text = dumps(embeddings)
     assert '"id": ["tars_rag", "langchain", "TarsEmbeddings"]' in text
     again = loads(text, valid_namespaces=["tars_rag"], allowed_objects=[TarsEmbeddings])
@@ -153,11 +167,14 @@ def test_langchain_serialisation_round_trip(embeddings: TarsEmbeddings) -> None:
 def test_from_env(monkeypatch: pytest.MonkeyPatch, embedder_dir: str) -> None:
     monkeypatch.setenv("EMBED_MODEL", embedder_dir)
     monkeypatch.setenv("NPU_EMBEDDER_ENABLED", "0")
+    monkeypatch.setenv("EMBED_PASSAGE_PROMPT", "text: ")
     monkeypatch.setenv("NPU_CORE_MASK", "0_1")
     monkeypatch.setenv("NPU_FALLBACK_CPU", "1")
     found = TarsEmbeddings.from_env()
     assert (found.model_name, found.device) == (embedder_dir, "cpu")
     assert (found.core_mask, found.fallback_cpu) == ("0_1", True)
+    assert found.prompts == {"passage": "text: "}
+    assert TarsEmbeddings.from_env(prompts=None).prompts is None
     assert len(found.embed_query("cat")) == 32
     assert TarsEmbeddings.from_env(model="x", device="npu").model_name == "x"
     assert TarsEmbeddings.from_env(model_name="y").model_name == "y"

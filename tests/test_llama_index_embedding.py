@@ -106,6 +106,16 @@ def test_llama_indexs_own_embeddings_cache(embedder_dir: str) -> None:
     assert len(cache.get_all("embeddings")) == 2
 
 
+def test_prompts_are_put_before_queries_and_nodes(embedder_dir: str) -> None:
+    plain = TarsEmbedding(model=embedder_dir)
+    prompted = TarsEmbedding(model=embedder_dir, prompts={"query": "find: ", "passage": "text: "})
+    assert prompted.get_query_embedding("a fan") == plain.get_query_embedding("find: a fan")
+    assert prompted.get_text_embedding("a fan") == plain.get_text_embedding("text: a fan")
+    (node,) = prompted([TextNode(text="a fan")])
+    assert node.embedding == plain.get_text_embedding("text: a fan")
+    assert TarsEmbedding.from_dict(prompted.to_dict()).fingerprint == prompted.fingerprint
+
+
 def test_dict_and_json_round_trip(embedder_dir: str, tmp_path: Any) -> None:
     given = TarsEmbedding(model=embedder_dir, threads=1, embed_batch_size=7, cache_dir=tmp_path)
     assert given.to_dict()["class_name"] == "TarsEmbedding"

@@ -168,6 +168,12 @@ class Settings(BaseSettings):
         None, description="A bundle directory or a single .rknn file for the embedder."
     )
     embed_model: str = Field("all-MiniLM-L6-v2", min_length=1)
+    embed_query_prompt: str | None = Field(
+        None, description="Put before queries. Unset: the model's own. Empty: none."
+    )
+    embed_passage_prompt: str | None = Field(
+        None, description="Put before passages. Unset: the model's own. Empty: none."
+    )
     npu_rerank_enabled: _OptionalSwitch = Field(
         None, description="1: rerank on the NPU. 0 or unset: on the CPU."
     )
@@ -207,6 +213,12 @@ class Settings(BaseSettings):
     def rerank_device(self) -> Device:
         """The device `NPU_RERANK_ENABLED` asks for."""
         return _device(self.npu_rerank_enabled, "cpu")
+
+    @property
+    def embed_prompts(self) -> dict[str, str] | None:
+        """The prompts that were given, ``query`` and ``passage``; None: the model's own."""
+        given = {"query": self.embed_query_prompt, "passage": self.embed_passage_prompt}
+        return {name: prompt for name, prompt in given.items() if prompt is not None} or None
 
     @property
     def embedder_placement(self) -> Placement:

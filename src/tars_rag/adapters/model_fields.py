@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from tars_rag.adapters.handle import Handle
 from tars_rag.errors import ConfigError
+from tars_rag.models.prompts import NO_PROMPTS
 from tars_rag.settings import CoreMask, Device, Placement, Precision, Settings
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ PathText = Annotated[str | Path | None, AfterValidator(_as_text)]
 """A path that is kept as text, because both frameworks write their settings as JSON."""
 
 
+def _as_prompts(given: dict[str, str] | None) -> dict[str, str] | None:
+    NO_PROMPTS.changed(given)  # refuses other keys than these two
+    return given
+
+
+PromptTexts = Annotated[dict[str, str] | None, AfterValidator(_as_prompts)]
+"""``query``, ``passage``, or both."""
+
+
 class ModelArguments(TypedDict, total=False):
     """For type checkers, which know pydantic's fields by their name or their alias, not both."""
 
@@ -50,6 +60,7 @@ class EmbedderArguments(ModelArguments, total=False):
     """The arguments of what is made from `EmbedderFields`."""
 
     precision: Precision
+    prompts: dict[str, str] | None
 
 
 class ModelFields(BaseModel):
@@ -84,10 +95,10 @@ class ModelFields(BaseModel):
         given = {f.name: getattr(self, f.name) for f in fields if f.name in type(self).model_fields}
         return Placement(**given)
 
-    def _shared(self, opened: Callable[[str, Placement], T]) -> T:
-        """The one open model of all that have the same settings."""
+    def _shared(self, kind: object, opened: Callable[[str, Placement], T]) -> T:
+        """The one open model of all that have the same settings, and are of this kind."""
         placement = self.placement
-        key = (opened, self.model_name, placement)
+        key = (kind, self.model_name, placement)
         return self._handle.get(key, lambda: opened(self.model_name, placement))
 
     @classmethod
@@ -106,6 +117,10 @@ class EmbedderFields(ModelFields):
         "all-MiniLM-L6-v2", alias="model", min_length=1, description="Catalogue name of the model."
     )
     precision: Precision = Field("fp32", description="'fp32' or 'int8', on the CPU.")
+    prompts: PromptTexts = Field(
+        None,
+        description="Put before queries and passages; what is left out is the model's own.",
+    )
 
     @property
     def embedder(self) -> Embedder:
@@ -117,7 +132,12 @@ class EmbedderFields(ModelFields):
         """
         from tars_rag.models.embedder import Embedder
 
-        return self._shared(Embedder.placed)
+        prompts = self.prompts
+        chosen = None if prompts is None else tuple(sorted(prompts.items()))
+        return self._shared(
+            (Embedder, chosen),
+            lambda model, placement: Embedder.placed(model, placement, prompts),
+        )
 
     @property
     def engine(self) -> Embedder:
@@ -126,7 +146,7 @@ class EmbedderFields(ModelFields):
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
-        """Read EMBED_MODEL, NPU_EMBEDDER_ENABLED, RKNN_EMBEDDER_PATH and the common variables.
+        """Read EMBED_MODEL, EMBED_QUERY_PROMPT, EMBED_PASSAGE_PROMPT and the common variables.
 
         Args:
             **overrides: Fields that win over the environment.
@@ -135,6 +155,7 @@ class EmbedderFields(ModelFields):
             ConfigError: A variable has a value that is not allowed.
         """
         settings = Settings.from_env()
+        overrides.setdefault("prompts", settings.embed_prompts)
         return cls._from(settings.embed_model, settings.embedder_placement, overrides)
 
 
@@ -159,7 +180,7 @@ class RerankerFields(ModelFields):
         """
         from tars_rag.models.reranker import Reranker
 
-        return self._shared(Reranker.placed)
+        return self._shared(Reranker, Reranker.placed)
 
     @property
     def engine(self) -> Reranker:

@@ -41,6 +41,10 @@ def list_models(json: resources.JsonOption = False) -> None:
                 {
                     "name": row.name,
                     "kind": row.kind,
+                    "languages": list(row.languages),
+                    "prompts": {"query": row.prompts.query, "passage": row.prompts.passage},
+                    "score": row.score,
+                    "cost": round(row.cost, 2),
                     "licence": row.licence,
                     "present": row.present,
                     "directory": str(row.directory),
@@ -51,12 +55,14 @@ def list_models(json: resources.JsonOption = False) -> None:
             ]
         )
         return
-    table = Table("model", "kind", "here", "MB", "licence")
+    table = Table("model", "kind", "languages", "here", "MB", "cost", "licence")
     table.columns[0].no_wrap = True
-    table.columns[3].justify = "right"
+    table.columns[4].justify = table.columns[5].justify = "right"
     for row in rows:
         size = f"{row.bytes / 1e6:.0f}" if row.bytes else "?"
-        table.add_row(row.name, row.kind, "yes" if row.present else "no", size, row.licence)
+        here = "yes" if row.present else "no"
+        languages, cost = " ".join(row.languages), f"{row.cost:.1f}"
+        table.add_row(row.name, row.kind, languages, here, size, cost, row.licence)
     out.print(table)
 
 

@@ -125,7 +125,7 @@ def make_splitter(
     from tars_rag.models.tokenizer import TOKENIZER_NAME
 
     model = ModelCache(settings.model_cache_dir).get(settings.embed_model)
-    return Splitter(model.directory / TOKENIZER_NAME, embedder.max_length, tokens, overlap)
+    return Splitter(model.directory / TOKENIZER_NAME, embedder.passage_length, tokens, overlap)
 
 
 def open_store(

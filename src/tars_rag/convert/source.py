@@ -13,9 +13,9 @@ import numpy as np
 from tars_rag.convert.texts import Sample
 from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.models.batching import Batch, feed
-from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import find_spec
+from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
 from tars_rag.progress import NamedProgress
@@ -126,7 +126,7 @@ def open_source(
         directory=found.directory,
         weights=load_weights(found.directory),
         weights_sha256=found.digest(WEIGHTS_NAME),
-        pooling=_pooling(found.directory),
+        pooling=found.spec.pooling if found.spec else _pooling(found.directory),
     )
 
 

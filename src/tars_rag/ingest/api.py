@@ -112,4 +112,4 @@ def _splitter(embedder: TextEmbedder, tokens: int | None, overlap: int) -> Split
             "TOKENIZER_JSON, MAX_LENGTH)), from tars_rag.ingest.chunks."
         )
         raise InvalidInputError(msg)
-    return Splitter(embedder.tokenizer_path, embedder.max_length, tokens, overlap)
+    return Splitter(embedder.tokenizer_path, embedder.passage_length, tokens, overlap)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import ModelError
+from tars_rag.models.spec import Pooling
 from tars_rag.models.weights import BertWeights
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ GRAPH_VERSION: Final = 1
 OPSET: Final = 17
 
 Output = Literal["pooled", "tokens", "logit"]
-Pooling = Literal["mean", "cls"]
 Scales = Mapping[tuple[int, str], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """(layer, key of `LINEAR`) -> (s [in], t [out]), see `build_graph`."""
 

@@ -19,7 +19,7 @@ from typing import Final
 from tars_rag.errors import ModelError
 from tars_rag.files import replace_directory, restore_directory, set_aside
 from tars_rag.models import archives, fetch
-from tars_rag.models.catalog import CATALOG, ModelSpec, find_spec, get_spec
+from tars_rag.models.catalog import CATALOG, find_spec, get_spec
 from tars_rag.models.local import (
     RECORD_NAME,
     LocalModel,
@@ -29,6 +29,8 @@ from tars_rag.models.local import (
     read_record,
     write_record,
 )
+from tars_rag.models.prompts import Prompts
+from tars_rag.models.spec import ModelSpec
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
 
@@ -37,10 +39,14 @@ _MOST_RECORD_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A row of `ModelCache.list`."""
+    """A row of `ModelCache.list`: what the catalogue says, and what is on this machine."""
 
     name: str
     kind: str
+    languages: tuple[str, ...]
+    prompts: Prompts
+    score: float | None
+    cost: float
     licence: str
     present: bool
     directory: Path
@@ -204,7 +210,19 @@ class ModelCache:
             )
             source = (read_record(directory) or {}).get("source") if present else None
             rows.append(
-                Listing(spec.name, spec.kind, spec.licence, present, directory, size, source)
+                Listing(
+                    name=spec.name,
+                    kind=spec.kind,
+                    languages=spec.languages,
+                    prompts=spec.prompts,
+                    score=spec.score,
+                    cost=spec.cost,
+                    licence=spec.licence,
+                    present=present,
+                    directory=directory,
+                    bytes=size,
+                    source=source,
+                )
             )
         return tuple(rows)
 

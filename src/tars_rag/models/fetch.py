@@ -19,7 +19,7 @@ from typing import Final
 
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
-from tars_rag.models.catalog import ModelFile, ModelSpec
+from tars_rag.models.spec import ModelFile, ModelSpec
 from tars_rag.progress import NamedProgress
 
 HUB_TIMEOUT_S: Final = 5.0

@@ -16,8 +16,9 @@ import numpy as np
 
 from tars_rag.files import sha256_of, write_atomically
 from tars_rag.models.batching import run_batched
-from tars_rag.models.bert_graph import GRAPH_VERSION, Output, Pooling, build_graph
+from tars_rag.models.bert_graph import GRAPH_VERSION, Output, build_graph
 from tars_rag.models.local import LocalModel
+from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, load_weights
 from tars_rag.runtimes.onnx import OnnxRuntime

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
-from tars_rag.models.catalog import ModelFile, ModelSpec, fetch_again, find_spec
+from tars_rag.models.catalog import fetch_again, find_spec
+from tars_rag.models.spec import ModelFile, ModelSpec
 
 RECORD_NAME: Final = "files.json"
 

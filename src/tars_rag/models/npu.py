@@ -12,8 +12,8 @@ import numpy as np
 
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.batching import run_batched
-from tars_rag.models.bert_graph import Pooling
 from tars_rag.models.local import LocalModel
+from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tars_rag.errors import DeviceError, ModelError
-from tars_rag.models.bert_graph import Output, Pooling
+from tars_rag.models.bert_graph import Output
 from tars_rag.models.local import LocalModel
+from tars_rag.models.spec import Pooling
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.npu.manifest import ModelKind

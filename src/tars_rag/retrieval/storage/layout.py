@@ -148,6 +148,11 @@ def _other_embedder(path: Path, known: StoreJson, fingerprint: str, model: str |
         fix = f"Their precision differs ({held}, {offered})"
         if precision:
             fix += f": use the store's, --precision {precision} (precision={precision!r})"
+    elif _differ_in_prompts(weights, given):
+        fix = (
+            "Their prompts differ: give those that the store was made with (EMBED_QUERY_PROMPT and "
+            "EMBED_PASSAGE_PROMPT, or prompts=)"
+        )
     elif known.model:
         fix = f"Use that one: --model {shlex.quote(known.model)}"
     return (
@@ -155,6 +160,13 @@ def _other_embedder(path: Path, known: StoreJson, fingerprint: str, model: str |
         f"{named(model, fingerprint)}; their vectors do not mix. {fix}; or embed the store anew: "
         f"{known.reembed_command(path, model, fingerprint)}"
     )
+
+
+def _differ_in_prompts(weights: list[str], given: list[str]) -> bool:
+    """Whether the same weights pool in the same way, but with other prompts before the text."""
+    if not len(weights) == len(given) == PARTS - 1 or weights[::2] != given[::2]:
+        return False
+    return weights[1].partition("+")[0] == given[1].partition("+")[0]
 
 
 def read_probe_file(path: Path) -> list[float] | None:
