@@ -26,7 +26,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from tars_rag import HybridStore
-from tars_rag.errors import FingerprintError, InvalidInputError, StoreError
+from tars_rag.errors import FingerprintError, InvalidInputError
 from tars_rag.langchain import TarsEmbeddings, TarsRerank
 from tars_rag.langchain import TarsVectorStore as LangChainStore
 from tars_rag.llama_index import TarsEmbedding
@@ -143,52 +143,57 @@ def test_texts_that_cannot_be_stored_leave_no_store_open(tmp_path: Path) -> None
     assert kept.value.__traceback__ is not None
 
 
+def damage_probe(directory: Path, content: bytes | None) -> None:
+    """Leave only an older store's probe.json, with this content; None: a directory of that name."""
+    description = json.loads((directory / "store.json").read_bytes())
+    if "probe" in description:
+        description["probe"] = None
+        (directory / "store.json").write_text(json.dumps(description))
+    file = directory / "probe.json"
+    file.unlink(missing_ok=True)
+    if content is None:
+        file.mkdir()
+    else:
+        file.write_bytes(content)
+
+
 @pytest.mark.parametrize(
     "damaged",
-    [
-        b"",
-        b"[0.1, 0.2",
-        b"[]",
-        b"[1, 2]",
-        b"null",
-        b"[NaN]",
-        b'{"a": 1}',
-        b"\xff\xfe[",
-        b"[" * 9999,
-    ],
+    [b"", b"[0.1, 0.2", b"[]", b"null", b"[NaN]", b'{"a": 1}', b"\xff[", b"[" * 9999, None],
 )
 def test_a_damaged_probe_is_made_again_from_what_is_stored(
-    tmp_path: Path, side: Any, damaged: bytes
+    tmp_path: Path, side: Any, damaged: bytes | None
 ) -> None:
     side.open(tmp_path / "s").close()
-    (tmp_path / "s" / "probe.json").write_bytes(damaged)
+    damage_probe(tmp_path / "s", damaged)
     with pytest.raises(FingerprintError, match="cosine"):
         side.open(tmp_path / "s", changed=True)
     store = side.open(tmp_path / "s", fill=False)
     assert side.search(store) == ["dog"]
+    store.client.clear()
     store.close()
-    assert len(json.loads((tmp_path / "s" / "probe.json").read_bytes())) == len(WORDS)
     with pytest.raises(FingerprintError, match="cosine"):
         side.open(tmp_path / "s", changed=True)
 
 
 def test_a_damaged_probe_of_an_empty_store_is_made_again(tmp_path: Path, side: Any) -> None:
     side.open(tmp_path / "s", fill=False).close()
-    (tmp_path / "s" / "probe.json").write_bytes(b"")
+    damage_probe(tmp_path / "s", b"")
     side.open(tmp_path / "s", fill=False).close()
     with pytest.raises(FingerprintError, match="cosine"):
         side.open(tmp_path / "s", changed=True)
 
 
-def test_a_probe_that_cannot_be_read_is_a_store_error(tmp_path: Path, side: Any) -> None:
+def test_the_probe_of_an_older_store_is_taken_in(tmp_path: Path, side: Any) -> None:
+    store = side.open(tmp_path / "s", fill=False)
+    probe = words("The quick brown fox jumps over the lazy dog, and 42 is the answer.")
+    store.close()
+    damage_probe(tmp_path / "s", json.dumps(probe).encode())
+    with pytest.raises(FingerprintError, match="cosine"):
+        side.open(tmp_path / "s", changed=True)
     side.open(tmp_path / "s").close()
-    probe = tmp_path / "s" / "probe.json"
-    probe.unlink()
-    probe.mkdir()
-    with pytest.raises(StoreError, match=r"probe\.json cannot be read"):
-        side.open(tmp_path / "s", fill=False)
-    probe.rmdir()
-    assert side.search(side.open(tmp_path / "s", fill=False)) == ["dog"]
+    with pytest.raises(FingerprintError, match="cosine"):
+        side.open(tmp_path / "s", changed=True)
 
 
 # Closing and opening at once

@@ -31,9 +31,11 @@ from tars_rag import (
     Reranker,
     ScoredPassage,
     Settings,
+    index,
 )
 from tars_rag import langchain as lc
 from tars_rag import llama_index as li
+from tars_rag.ingest.run import Report
 from tars_rag.retrieval.pipeline import Answer
 from tars_rag.settings import Device, Strategy
 
@@ -97,6 +99,14 @@ async def with_langchain() -> None:
     assert_type(store.delete(filter={"page": 3}), bool)
     assert_type(store.store, HybridStore)
     assert_type(store.as_retriever(k=3), lc.TarsRetriever)
+    assert_type(store.get(where={"n": 1})["ids"], list[str])
+    assert_type(store.store, HybridStore)
+    assert_type(store.client, HybridStore)
+    store.update_document("id", Document("text"))
+    assert_type(await store.aadd_documents([Document("text")], batch_size=3), list[str])
+    assert_type(await store.asimilarity_search("question", k=3), list[Document])
+    await store.asimilarity_search(3)  # type: ignore[arg-type]
+    await store.aadd_documents("text")  # type: ignore[arg-type]
     assert_type(lc.TarsVectorStore.from_texts(["a"], embeddings), lc.TarsVectorStore)
     with store as opened:
         assert_type(opened, lc.TarsVectorStore)
@@ -115,6 +125,10 @@ async def with_llama_index(nodes: list[NodeWithScore]) -> None:
     assert_type(rerank.postprocess_nodes(nodes, query_str="q"), list[NodeWithScore])
 
     store = li.TarsVectorStore("store", any_embedding)
+    assert_type(store.store, HybridStore)
+    assert_type(index("notes", store), Report)
+    assert_type(index(["notes", Path("more")], "my-store", chunk_tokens=100), Report)
+    index("notes", 3)  # type: ignore[arg-type]
     assert_type(store.add([scored.node for scored in nodes]), list[str])
     assert_type(store.get_nodes(["id"]), list[BaseNode])
     assert_type(await store.aquery(VectorStoreQuery()), VectorStoreQueryResult)

@@ -55,7 +55,7 @@ class TarsVectorStore(BasePydanticVectorStore):
     probe: list[float] | None = Field(
         None, repr=False, description="What a foreign model makes of one fixed text."
     )
-    read_only: bool = Field(False, description="Open beside a process that writes.")
+    read_only: bool = Field(False, description="Open beside others that only read.")
     chroma_url: str | None = Field(None, description="A Chroma server to keep the vectors in.")
 
     _shared: SharedStore = PrivateAttr()
