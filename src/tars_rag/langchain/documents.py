@@ -69,10 +69,7 @@ def found_documents(hits: Iterable[ScoredPassage]) -> list[Document]:
 
 
 def relevance(hit: ScoredPassage) -> float:
-    """The reranker's score, else cosine similarity, else s / (1 + s) of BM25's.
-
-    Unlike a fused score, these can be compared between queries, so a threshold means something.
-    """
+    """From 0 to 1: the reranker's score, else cosine similarity, else s / (1 + s) of BM25's."""
     if hit.rerank_score is not None:
         return hit.rerank_score
     if hit.vector_score is not None:

@@ -257,7 +257,7 @@ class TarsVectorStore(VectorStore):
     def similarity_search_with_relevance_scores(
         self, query: str, k: int | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """As `similarity_search`, with a relevance from 0 to 1 that is comparable across queries.
+        """As `similarity_search`, with a relevance from 0 to 1 that says the same in every query.
 
         It is the reranker's score, or else cosine similarity; for "lexical" s / (1 + s) of BM25's.
         `score_threshold` leaves out what is less relevant.
