@@ -15,6 +15,7 @@ from tars_rag.models import npu
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.graphs import cpu_graph
+from tars_rag.models.opening import precision_class
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu import faults, probe
 from tars_rag.runtimes.npu.manifest import Manifest
@@ -41,18 +42,18 @@ class Cores:
         self.broken = False
         self.noise = 0.0
         self.lengths_seen: list[int] = []
+        self.gaps: dict[int, tuple[float, ...]] = {}
 
     def open(self, spec: NpuSpec, mask: int) -> Core:
         self.opened.append(mask)
         self.specs.append(spec)
-        return Core(self)
+        return Core(self, self.gaps.get(mask, ()))
 
 
 class Core:
-    info = SessionInfo(NAMES, LENGTHS, "double")
-
-    def __init__(self, cores: Cores) -> None:
+    def __init__(self, cores: Cores, gaps: tuple[float, ...] = ()) -> None:
         self.cores = cores
+        self.info = SessionInfo(NAMES, LENGTHS, "double", gaps)
 
     def run(self, feed: Feeds) -> FloatArray:
         if self.cores.broken:
@@ -263,6 +264,36 @@ def test_the_cpu_does_not_go_on_with_vectors_of_another_class(
         cores.broken = True
         with pytest.raises(DeviceError, match=r"class exact.*class int8"):
             found.embed(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("recorded", "gaps", "earned"),
+    [
+        ({"mean_cosine": 1.0, "min_cosine": 0.99999}, (1e-6, 8e-6), "exact"),
+        ({"mean_cosine": 1.0, "min_cosine": 0.99999}, (9e-4, 9e-4), "hq"),
+        ({"mean_cosine": 1.0, "min_cosine": 0.99999}, (9e-3, 9e-3), "int8"),
+        ({"mean_cosine": 1.0}, (9e-4, 9e-4), "hq"),
+        ({"mean_cosine": 0.9989, "min_cosine": 0.993}, (0.006, 0.001), "hq"),
+        ({"mean_cosine": 0.9989, "min_cosine": 0.993}, (0.009, 0.004), "int8"),
+        ({"mean_cosine": 0.9989, "min_cosine": 0.993}, (), "hq"),
+    ],
+)
+def test_the_class_is_the_lower_of_manifest_and_board(
+    cores: Cores,
+    models: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    recorded: dict[str, float],
+    gaps: tuple[float, ...],
+    earned: str,
+) -> None:
+    told = {"texts": 9, "threshold": 0.9, "degraded": False} | recorded
+    path = write_bundle(tmp_path / "b", models / "tiny", fidelity=told)
+    cores.gaps = {1: (1e-7,) * len(gaps), 2: gaps, 4: ()}  # the worst core decides
+    with embedder(models, tmp_path, device="npu", rknn_path=path) as found:
+        assert found.fingerprint.split(":")[3] == earned
+    as_recorded = precision_class(recorded["mean_cosine"], "")
+    assert ("less faithful on this board" in caplog.text) == (earned != as_recorded)
 
 
 @pytest.mark.parametrize(("noise", "earned"), [(0.0, "exact"), (0.05, None)])

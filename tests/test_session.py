@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -186,6 +187,43 @@ def test_the_self_test_knows_the_answer() -> None:
     with pytest.raises(DeviceError, match=r"off by 2 where 0\.0001 is allowed"):
         open_session(context, NpuSpec(graphs, answers=(right, wrong)))
     assert context.closed == 1
+
+
+def test_long_answers_are_run_at_the_length_they_fill() -> None:
+    """A device that is wrong only where a length is full is found when it is opened."""
+    spec = NpuSpec(
+        (RknnFile("a.rknn", (32,)), RknnFile("b.rknn", (64,))),
+        answers=tuple(
+            KnownAnswer(ids, None, tuple(answer(*ids)), 1e-4)
+            for ids in [(2, 7, 3), (2, 8, 3), tuple(range(2, 33)), tuple(range(2, 64))]
+        ),
+    )
+    full: set[int] = set()
+
+    def open_context(path: Path, mask: int) -> FakeContext:
+        context = FakeContext(length=32 if path.name == "a.rknn" else 64)
+        run = context.run
+
+        def seen(arrays: list[np.ndarray]) -> np.ndarray:
+            full.add(int(arrays[1].sum()))
+            rows = run(arrays)
+            return -rows if arrays[1].all() and wrong else rows
+
+        context.run = seen  # type: ignore[method-assign]
+        return context
+
+    wrong = False
+    session = NpuSession(spec, 1, open_context)  # type: ignore[arg-type]
+    assert full == {3, 31, 62}
+    assert len(session.info.gaps) == 7, "what fits 32 at both lengths, the rest at one"
+    assert max(session.info.gaps) < 1e-6
+    spec = dataclasses.replace(
+        spec,
+        answers=(*spec.answers, KnownAnswer((5,) * 64, None, tuple(answer(*(5,) * 64)), 1e-4)),
+    )
+    wrong = True
+    with pytest.raises(DeviceError, match="self-test at length 64"):
+        NpuSession(spec, 1, open_context)  # type: ignore[arg-type]
 
 
 def test_a_device_that_answers_at_random_does_not_pass() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from tars_rag.convert import environment, fidelity, toolkit
+from tars_rag.convert.known_answers import known_answers
 from tars_rag.convert.plan import Plan
 from tars_rag.convert.process import termination_raises
 from tars_rag.convert.recipes import Recipe
@@ -186,7 +187,7 @@ def _bundle(
         graphs,
         fidelity.worst(judgements),
         measured,
-        _self_tests(plan, lengths[0], largest_gap, exact_graph),
+        known_answers(plan, lengths, largest_gap, exact_graph),
     )
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2)
     (staging / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
@@ -249,26 +250,6 @@ def _manifest(
         },
         fidelity=judged,
         selftest=selftest,
-    )
-
-
-def _self_tests(
-    plan: Plan, shortest: int, largest_gap: float, graph: bytes
-) -> tuple[SelfTest, ...]:
-    """Two short texts with their FP32 answers; twice the largest measured error is tolerated."""
-    source = plan.source
-    short = sorted(source.encode(plan.evaluation, shortest), key=len)
-    chosen = [short[len(short) // 4], short[len(short) // 2]]
-    exact = fidelity.reference(graph, source.feeds(chosen))
-    pairs = source.kind == "cross-encoder"
-    return tuple(
-        SelfTest(
-            input_ids=tuple(encoding.ids.tolist()),
-            token_type_ids=tuple(encoding.types.tolist()) if pairs else None,
-            expected=tuple(answer.tolist()),
-            tolerance=max(2 * largest_gap, 0.05 if pairs else 0.001),
-        )
-        for encoding, answer in zip(chosen, exact, strict=True)
     )
 
 

@@ -29,6 +29,9 @@ from tars_rag.settings import Placement
 
 logger = logging.getLogger("tars_rag")
 
+# Of a cosine in float16.
+_NOISE: Final = 2e-5
+
 # Embedded on both devices to find out how faithful a file without a manifest is.
 _SAMPLES: Final = (
     "boundary layer",
@@ -138,20 +141,43 @@ def find_model(
     return dataclasses.replace(npu, spec=dataclasses.replace(npu.spec, pooling=pooling))
 
 
-def fidelity(
-    model: LocalModel, npu: NpuModel, runtime: Runtime, cpu: Callable[[], Runtime]
-) -> float:
-    """The mean cosine to FP32: as recorded in the manifest, or measured here and now."""
-    if npu.fidelity and npu.fidelity.mean_cosine is not None:
-        return npu.fidelity.mean_cosine
-    longest = (runtime.lengths or (256,))[-1]
+def fidelity(model: LocalModel, npu: NpuModel, pool: NpuPool, cpu: Callable[[], Runtime]) -> float:
+    """The mean cosine to FP32 that this board gives.
+
+    What the manifest recorded is the simulator's word. It holds unless the known answers, run on
+    every core when it was opened, came out worse than the worst text there; then it is what was
+    measured here. A file without a manifest is measured on a few texts.
+    """
+    recorded = npu.fidelity
+    if recorded and recorded.mean_cosine is not None:
+        return _lower(npu, recorded.mean_cosine, recorded.min_cosine, pool.gaps)
+    longest = (pool.lengths or (256,))[-1]
     encodings = Tokenizer(model.directory, longest).encode(list(_SAMPLES))
     reference = SameFeeds(cpu())
     try:
-        found, right = (run_batched(r, encodings) for r in (runtime, reference))
+        found, right = (run_batched(r, encodings) for r in (pool, reference))
     finally:
         reference.close()
     return float((found * right).sum(axis=1).mean())
+
+
+def _lower(npu: NpuModel, mean: float, worst: float | None, gaps: Sequence[float]) -> float:
+    """The simulator's mean cosine, or what was measured here if that is worse."""
+    if not gaps or 1 - max(gaps) >= (mean if worst is None else worst) - _NOISE:
+        return mean
+    measured = 1 - sum(gaps) / len(gaps)
+    if measured >= mean:
+        return mean
+    logger.warning(
+        "%s is less faithful on this board than in the simulator: mean cosine to FP32 %.5f (worst "
+        "%.5f) over %d known answers, the manifest says %.5f. It counts as what was measured here.",
+        npu.path,
+        measured,
+        1 - max(gaps),
+        len(gaps),
+        mean,
+    )
+    return measured
 
 
 class SameFeeds:

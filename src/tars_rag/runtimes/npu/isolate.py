@@ -62,7 +62,10 @@ class IsolatedSession:
                 raise DeviceError(msg)
             header, _ = self._receive()
             self._info = SessionInfo(
-                tuple(header["input_names"]), tuple(header["lengths"]), header["versions"]
+                tuple(header["input_names"]),
+                tuple(header["lengths"]),
+                header["versions"],
+                tuple(header["gaps"]),
             )
         except BaseException:
             self.close()

@@ -60,8 +60,8 @@ class Fidelity(_Frozen):
 class SelfTest(_Frozen):
     """One text whose FP32 answer is known, run on every core before the bundle is used.
 
-    A bundle with two or more of them proves the most: a device that repeats one answer fails.
-    Choose short texts: they must fit the smallest length.
+    A bundle with two or more that fit the smallest length proves the most: a device that repeats
+    one answer fails. A longer one is run at the length of which it fills nine tenths or more.
     """
 
     input_ids: tuple[int, ...] = Field(min_length=1, description="Unpadded, with [CLS] and [SEP].")

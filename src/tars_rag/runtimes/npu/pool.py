@@ -109,6 +109,11 @@ class NpuPool:
         """Of the runtime library and the driver, as they say."""
         return self._versions
 
+    @property
+    def gaps(self) -> tuple[float, ...]:
+        """How far the known answers were off on the worst core; see `spec.SessionInfo`."""
+        return self._scheduler.gaps()
+
     def status(self) -> PoolStatus:
         """What each core did, and which are retired."""
         return PoolStatus(*self._scheduler.status())

@@ -89,6 +89,12 @@ class Scheduler:
         with self._lock:
             return tuple(core.status for core in self._cores), self._cpu.feeds
 
+    def gaps(self) -> tuple[float, ...]:
+        """Those of the core that is furthest from the known answers; see `SessionInfo`."""
+        with self._lock:
+            opened = [core.session.info.gaps for core in self._cores if core.session is not None]
+        return max((gaps for gaps in opened if gaps), key=lambda gaps: sum(gaps), default=())
+
     def run(
         self, feeds: Sequence[Feeds], urgent: bool, without: Collection[int] = ()
     ) -> list[FloatArray]:

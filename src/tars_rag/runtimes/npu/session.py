@@ -28,6 +28,8 @@ from tars_rag.runtimes.npu.spec import (
 _NORM_TOLERANCE = 0.05
 # Two runs of the same input on the same core.
 _REPEAT_TOLERANCE = 1e-3
+# A text that fills so much of a length is run there.
+_FULL = 0.9
 # Valid ids in any vocabulary of ten or more; used where the bundle has no self-test of its own.
 _ANY_TEXTS = ((2, 5, 9, 3), (2, 7, 4, 6, 8, 3))
 
@@ -56,6 +58,7 @@ class NpuSession:
         # By context, not by length: one context may run several lengths into one buffer.
         self._last: dict[RknnContext, tuple[bytes, FloatArray]] = {}
         self._table: NDArray[Any] | None = None
+        self._gaps: dict[tuple[int, KnownAnswer], float] = {}
         self._dim = len(spec.answers[0].expected) if spec.answers else 0
         try:
             if spec.word_table:
@@ -82,6 +85,7 @@ class NpuSession:
             tuple(n for n in FEED_NAMES if n in names),
             tuple(sorted(self._contexts)),
             self._opened[0].versions() if self._opened else "",
+            tuple(self._gaps.values()) if self._output != "logit" else (),
         )
 
     def run(self, feed: Feeds) -> FloatArray:
@@ -164,8 +168,16 @@ class NpuSession:
         return unit_rows
 
     def _probes(self, length: int) -> list[KnownAnswer]:
-        """Two texts or more that fit, with their answers where the bundle has them."""
-        known = [a for a in self._spec.answers if len(a.input_ids) <= length]
+        """Two texts or more that fit, with their answers where the bundle has them.
+
+        Long ones are run at the length that they fill; the short ones at every length.
+        """
+        shortest = min(self._contexts)
+        known = [
+            answer
+            for answer in self._spec.answers
+            if (n := len(answer.input_ids)) <= shortest or _FULL * length <= n <= length
+        ]
         return known if len(known) > 1 else [*known, *(KnownAnswer(ids) for ids in _ANY_TEXTS)]
 
     def _self_test(self, length: int) -> None:
@@ -177,6 +189,7 @@ class NpuSession:
         for answer, row in zip(answers, rows, strict=True):
             if answer.expected:
                 gap = _gap(row[0], np.asarray(answer.expected, np.float32), self._output)
+                self._gaps[length, answer] = gap
                 if not gap <= answer.tolerance:
                     self._refuse(
                         f"the self-test at length {length}, off by {gap:.4g} where "

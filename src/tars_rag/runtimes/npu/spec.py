@@ -77,11 +77,20 @@ class NpuSpec:
 
 @dataclass(frozen=True)
 class SessionInfo:
-    """What an open session turned out to be."""
+    """What an open session turned out to be.
+
+    Attributes:
+        input_names: Of a feed.
+        lengths: Sequence lengths, ascending.
+        versions: Of library and driver, as they say.
+        gaps: How far each known answer was from what it should be, at each length: 1 - cosine of an
+            embedder; empty where nothing is known, and for logits.
+    """
 
     input_names: tuple[str, ...]
     lengths: tuple[int, ...]
     versions: str = ""
+    gaps: tuple[float, ...] = ()
 
 
 class Session(Protocol):
