@@ -366,6 +366,21 @@ def test_a_document_that_was_added_twice_is_read_twice(tmp_path: Path) -> None:
     assert load_hyperdb(path).documents == [exchange, "x", exchange]
 
 
+def test_keys_of_several_types_are_read_as_json_has_them(tmp_path: Path) -> None:
+    document = {"a": {1: "x", "b": (1, 2), None: {True: []}}, 2: "y"}
+    path = write(tmp_path / "m", {"vectors": None, "documents": [document]})
+    expected = {"a": {"1": "x", "b": [1, 2], "null": {"true": []}}, "2": "y"}
+    memory = load_hyperdb(path)
+    assert memory.documents == [expected]
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        assert import_hyperdb(memory, store).documents == 1
+        (passage,) = store.get()
+        assert passage.metadata == {"source": "hyperdb", **expected}
+    path = write(tmp_path / "m", {"vectors": None, "documents": [{1: "x", "1": "y"}]})
+    with pytest.raises(InvalidInputError, match="two of its keys are the same text"):
+        load_hyperdb(path)
+
+
 def nested(levels: int) -> Any:
     value: Any = "x"
     for _ in range(levels):

@@ -306,11 +306,41 @@ def test_damage_is_named_at_load_and_by_verify_and_repaired_by_pull(
     assert store.verify(TINY)
 
 
-def test_a_damaged_record_is_named(store: ModelCache, pulled: Path) -> None:
-    (pulled / "files.json").write_text('{"files": {"config.json": 3}}')
+def record_of(**files: Any) -> str:
+    return json.dumps({"source": "hub", "files": files})
+
+
+GOOD = {"sha256": "0" * 64, "bytes": 3}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        '{"files": {"config.json": 3}}',
+        record_of(a=3),
+        record_of(a=GOOD | {"sha256": None}),
+        record_of(a=GOOD | {"sha256": "0" * 63}),
+        record_of(a=GOOD | {"bytes": float("inf")}),
+        record_of(a=GOOD | {"bytes": "3"}),
+        record_of(**{"../a": GOOD}),
+        "[" * 100_000,
+        "[]",
+        "\xff",
+    ],
+)
+def test_a_damaged_record_is_named(store: ModelCache, pulled: Path, record: str) -> None:
+    (pulled / "files.json").write_text(record, encoding="latin-1")
     with pytest.raises(ModelError, match=r"files\.json is damaged"):
         store.find(TINY)
     store.pull(TINY)
+    assert store.verify(TINY)
+
+
+def test_a_record_of_a_later_version_is_read(store: ModelCache, pulled: Path) -> None:
+    record = json.loads((pulled / "files.json").read_text())
+    for file in record["files"].values():
+        file["blake3"] = "0" * 64
+    (pulled / "files.json").write_text(json.dumps(record))
     assert store.verify(TINY)
 
 

@@ -37,7 +37,7 @@ from tars_rag import langchain as lc
 from tars_rag import llama_index as li
 from tars_rag.ingest.run import Report
 from tars_rag.retrieval.pipeline import Answer
-from tars_rag.settings import Device, Strategy
+from tars_rag.settings import Device, Placement, Strategy
 
 Vectors = NDArray[np.float32]
 
@@ -50,6 +50,11 @@ def without_a_framework(settings: Settings) -> None:
     assert_type(embedder.dimension, int)
     assert_type(Embedder.from_settings(settings), Embedder)
     Embedder(device="gpu")  # type: ignore[arg-type]
+    Embedder(prompts={"query": "query: "})
+    placement = Placement(device="cpu", cache_dir="/tmp", threads=2)
+    assert_type(Embedder.placed("all-MiniLM-L6-v2", placement), Embedder)
+    assert_type(settings.embedder_placement, Placement)
+    placement.device = "npu"  # type: ignore[misc]
     embedder.embed_query(3)  # type: ignore[arg-type]
 
     reranker = Reranker("ms-marco-MiniLM-L-12-v2", cache_dir="/tmp")
@@ -78,6 +83,7 @@ def without_a_framework(settings: Settings) -> None:
 async def with_langchain() -> None:
     embeddings = lc.TarsEmbeddings(model="all-MiniLM-L6-v2", device="cpu")
     lc.TarsEmbeddings(model_name="all-MiniLM-L6-v2", cache_dir=Path("/tmp"))
+    lc.TarsEmbeddings(prompts={"query": "query: "})
     lc.TarsEmbeddings(modle="x")  # type: ignore[call-arg]
     lc.TarsRerank(device="gpu")  # type: ignore[arg-type]
     assert_type(lc.TarsEmbeddings.from_env(), lc.TarsEmbeddings)

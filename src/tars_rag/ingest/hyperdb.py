@@ -216,12 +216,20 @@ def _document(path: Path, number: int, document: Any) -> Document:
     plain: Any = document
     try:
         if isinstance(document, dict):
-            plain = {str(key): value for key, value in document.items()}
-        json.dumps(plain, allow_nan=False)
+            # As JSON has it, where every key is a string and a tuple is a list.
+            plain = json.loads(json.dumps(_with_text_keys(document), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
         msg = f"{path}: document {number} cannot be stored as JSON: {error}."
         raise InvalidInputError(msg) from error
     return plain  # type: ignore[no-any-return]
+
+
+def _with_text_keys(document: dict[Any, Any]) -> dict[str, Any]:
+    found = {str(key): value for key, value in document.items()}
+    if len(found) < len(document):
+        msg = "two of its keys are the same text"
+        raise ValueError(msg)
+    return found
 
 
 def _array(path: Path, value: Any, rows: int) -> NDArray[np.float32] | None:

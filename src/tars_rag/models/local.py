@@ -6,6 +6,7 @@ The record is ``files.json``: size and sha256 of each file, and where they came 
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,15 +74,23 @@ def read_record(directory: Path) -> dict[str, Any] | None:
         return None
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        for name, file in record["files"].items():
-            _ = int(file["bytes"]), str(file["sha256"])
-            if not is_plain(name):
-                raise ValueError(name)
-        _ = record["source"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path} is damaged ({error}). {pull_anew(directory)}"
+        _ = record["source"], _recorded(record)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        msg = f"{path} is damaged ({str(error)[:200]}). {fetch_again(directory)}"
         raise ModelError(msg) from error
     return record
+
+
+def _recorded(record: dict[str, Any]) -> dict[str, ModelFile]:
+    """The files of a record by name; fields that a later version adds are passed over."""
+    files = {}
+    for name, file in record["files"].items():
+        digest, size = file["sha256"], file["bytes"]
+        if not (is_plain(name) and re.fullmatch("[0-9a-f]{64}", digest) and type(size) is int):
+            msg = f"{name!r:.80} is not described as a file"
+            raise ValueError(msg)
+        files[name] = ModelFile(name, digest, size)
+    return files
 
 
 def checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) -> LocalModel:
@@ -92,9 +101,7 @@ def checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) ->
     must be the published one, since vectors of different models never mix.
     """
     record = read_record(directory)
-    expected = {
-        name: ModelFile(name, **f) for name, f in (record or {"files": {}})["files"].items()
-    }
+    expected = _recorded(record) if record else {}
     if spec and (record or strict or not spec.archive):
         expected |= {f.name: f for f in spec.files if f.sha256 or f.name not in expected}
     digests: dict[str, str] = {}
