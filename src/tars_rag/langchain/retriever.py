@@ -23,12 +23,15 @@ class TarsRetriever(VectorStoreRetriever):
     k: int | None = Field(None, description="How many documents to return.")
     filter: dict[str, Any] | None = Field(None, description="Chroma's filter over metadata.")
     strategy: Strategy | None = Field(None, description="'hybrid', 'naive' or 'lexical'.")
+    weight: float | None = Field(
+        None, description="Share of the vectors in 'hybrid', 0 (only words) to 1 (only vectors)."
+    )
     rerank: bool | None = Field(
         None, description="False: leave the store's reranker out. True: the store must have one."
     )
 
     def _arguments(self, call: dict[str, Any]) -> dict[str, Any]:
-        names = ("k", "filter", "strategy", "rerank")
+        names = ("k", "filter", "strategy", "weight", "rerank")
         mine = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {**mine, **self.search_kwargs, **call}
 

@@ -58,6 +58,7 @@ class Search:
         *,
         filter: Where | None = None,
         strategy: Strategy | None = None,
+        weight: float | None = None,
         rerank: bool | None = None,
         **unknown: Any,
     ) -> list[ScoredPassage]:
@@ -66,7 +67,7 @@ class Search:
         Raises:
             InvalidInputError: An argument is unknown or cannot be used.
         """
-        refuse(unknown, allowed="k, filter, strategy, rerank", instead=INSTEAD)
+        refuse(unknown, allowed="k, filter, strategy, weight, rerank", instead=INSTEAD)
         require_kind("rerank", rerank, (bool, type(None)), "True, False or None")
         if rerank and self.rerank is None:
             raise InvalidInputError(NO_RERANKER)
@@ -83,6 +84,7 @@ class Search:
                 self.k if k is None else k,
                 where=filter,
                 strategy=strategy,
+                weight=weight,
                 budget_ms=reranker.budget_ms if reranker else None,
             )
         return answer.passages
@@ -107,37 +109,37 @@ class Search:
             return store.search("", k, "naive", call.get("filter"), vector=_row(vector))
 
     def diverse(
-        self, query: str, k: int | None, fetch_k: int, weight: float, **call: Any
+        self, query: str, k: int | None, fetch_k: int, nearness: float, **call: Any
     ) -> list[ScoredPassage]:
         """`k` of the `fetch_k` passages that `find` finds, chosen by maximal marginal relevance.
 
         Raises:
             InvalidInputError: As for `find`.
         """
-        allowed = "k, fetch_k, lambda_mult, filter, strategy"
-        refuse(call.keys() - {"filter", "strategy"}, allowed=allowed)
+        allowed = "k, fetch_k, lambda_mult, filter, strategy, weight"
+        refuse(call.keys() - {"filter", "strategy", "weight"}, allowed=allowed)
         k = self.k if k is None else k
         hits = self.find(query, max(fetch_k, k), rerank=False, **call)
-        return self._choose(hits, self.embedder.embed_query(query), k, weight)
+        return self._choose(hits, self.embedder.embed_query(query), k, nearness)
 
     def diverse_nearest(
-        self, vector: Sequence[float], k: int | None, fetch_k: int, weight: float, **call: Any
+        self, vector: Sequence[float], k: int | None, fetch_k: int, nearness: float, **call: Any
     ) -> list[ScoredPassage]:
         """As `diverse`, of the passages nearest to a vector."""
         refuse(call.keys() - {"filter"}, allowed="k, fetch_k, lambda_mult, filter")
         k = self.k if k is None else k
         hits = self.nearest(vector, max(fetch_k, k), **call)
-        return self._choose(hits, _row(vector), k, weight)
+        return self._choose(hits, _row(vector), k, nearness)
 
     def _choose(
-        self, hits: Sequence[ScoredPassage], query: FloatArray, k: int, weight: float
+        self, hits: Sequence[ScoredPassage], query: FloatArray, k: int, nearness: float
     ) -> list[ScoredPassage]:
         with self.shared.using() as store:
             stored = store.vectors(hit.id for hit in hits)
         hits = [hit for hit in hits if hit.id in stored]  # one may have been deleted meanwhile
         if not hits:
             return []
-        rows = diverse(query, np.stack([stored[hit.id] for hit in hits]), k, weight)
+        rows = diverse(query, np.stack([stored[hit.id] for hit in hits]), k, nearness)
         return [hits[row] for row in rows]
 
 

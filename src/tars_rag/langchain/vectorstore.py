@@ -239,7 +239,8 @@ class TarsVectorStore(VectorStore):
             query: The question.
             k: How many; default: the store's.
             **kwargs: `filter` (Chroma's filter language over metadata), `strategy` (as the
-                constructor's), `rerank` (False: leave the reranker out).
+                constructor's), `weight` (share of the vectors in "hybrid", 0 to 1; default 0.5),
+                `rerank` (False: leave the reranker out).
         """
         return found_documents(self._search.find(query, k, **kwargs))
 
@@ -298,7 +299,7 @@ class TarsVectorStore(VectorStore):
         return found_documents(hits)
 
     def as_retriever(self, **kwargs: Any) -> TarsRetriever:
-        """A retriever over this store: `k`, `filter`, `strategy`, `rerank`, and LangChain's own.
+        """A retriever over this store: `k`, `filter`, `strategy`, `weight`, `rerank`, and more.
 
         Each call can set them anew: ``retriever.invoke(query, k=3, strategy="lexical")``.
         """

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from llama_index.core.schema import BaseNode, MetadataMode, TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_metadata_dict
 
-from tars_rag.adapters.arguments import require_kind
+from tars_rag.adapters.arguments import refuse, require_kind
+from tars_rag.adapters.ordering import diverse
 from tars_rag.errors import InvalidInputError
 from tars_rag.llama_index.filters import Where, both, to_where
-from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.passage import Passage, ScoredPassage
+from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import Strategy
 
@@ -25,7 +29,9 @@ _STRATEGIES: dict[VectorStoreQueryMode, Strategy] = {
     VectorStoreQueryMode.TEXT_SEARCH: "lexical",
     VectorStoreQueryMode.SPARSE: "lexical",
     VectorStoreQueryMode.HYBRID: "hybrid",
+    VectorStoreQueryMode.MMR: "naive",
 }
+_NEARNESS, _PREFETCH, _MOST = 0.5, 4.0, 1 << 40
 
 
 def as_passage(node: BaseNode) -> Passage:
@@ -110,6 +116,58 @@ def as_search(query: VectorStoreQuery) -> NodeSearch:
     vector = query.query_embedding
     row = None if vector is None else np.asarray(vector, np.float32)
     return NodeSearch(query.query_str or "", row, _top_k(query), strategy, _restriction(query))
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """What maximal marginal relevance is told.
+
+    Attributes:
+        fetch: Of how many nearest nodes some are chosen.
+        nearness: 1 chooses by nearness alone, 0 by difference alone.
+    """
+
+    fetch: int
+    nearness: float
+
+
+def as_diversity(query: VectorStoreQuery, kwargs: Mapping[str, Any]) -> Diversity | None:
+    """What a query in MMR mode says of it, with LlamaIndex's names; None in another mode.
+
+    Raises:
+        InvalidInputError: An argument is not usable, or belongs to another mode.
+    """
+    if query.mode != VectorStoreQueryMode.MMR:
+        refuse(kwargs, allowed="query (mmr_threshold and the like belong to mode 'mmr')")
+        return None
+    names = ("mmr_threshold", "mmr_prefetch_k", "mmr_prefetch_factor")
+    refuse(kwargs.keys() - set(names), allowed=f"query, {', '.join(names)}")
+    given = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get(names[0])
+    nearness = _NEARNESS if given is None else given
+    factor = kwargs.get("mmr_prefetch_factor", _PREFETCH)
+    fetch = kwargs.get("mmr_prefetch_k")
+    for name, value in (("mmr_threshold", nearness), ("mmr_prefetch_factor", factor)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            msg = f"{name} must be a number of at least 0, got {value!r}."
+            raise InvalidInputError(msg)
+    if fetch is None:
+        fetch = max(1, math.ceil(min(factor, _MOST) * min(query.similarity_top_k, _MOST)))
+    if isinstance(fetch, bool) or not isinstance(fetch, int) or fetch < 1:
+        msg = f"mmr_prefetch_k must be a whole number of at least 1, got {fetch!r}."
+        raise InvalidInputError(msg)
+    return Diversity(max(fetch, query.similarity_top_k), float(nearness))
+
+
+def chosen(
+    hits: Sequence[ScoredPassage], search: NodeSearch, diversity: Diversity, store: HybridStore
+) -> list[ScoredPassage]:
+    """Those of the nearest that are near and differ from each other."""
+    stored = store.vectors(hit.id for hit in hits)
+    hits = [hit for hit in hits if hit.id in stored]  # one may have been deleted meanwhile
+    if not hits or search.vector is None:
+        return []
+    vectors = np.stack([stored[hit.id] for hit in hits])
+    return [hits[row] for row in diverse(search.vector, vectors, search.k, diversity.nearness)]
 
 
 def _top_k(query: VectorStoreQuery) -> int:

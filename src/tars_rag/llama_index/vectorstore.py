@@ -27,7 +27,15 @@ from tars_rag.adapters.vector_check import VectorCheck
 from tars_rag.errors import InvalidInputError
 from tars_rag.llama_index.embedding import TarsEmbedding, embedder_of
 from tars_rag.llama_index.filters import to_where
-from tars_rag.llama_index.nodes import REF_DOC_ID, as_node, as_passage, as_search, vectors_of
+from tars_rag.llama_index.nodes import (
+    REF_DOC_ID,
+    as_diversity,
+    as_node,
+    as_passage,
+    as_search,
+    chosen,
+    vectors_of,
+)
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.store import HybridStore
 
@@ -218,11 +226,13 @@ class TarsVectorStore(BasePydanticVectorStore):
         """Search the nodes.
 
         Args:
-            query: Its `mode` is DEFAULT (vectors), TEXT_SEARCH or SPARSE (BM25), or HYBRID (both,
-                fused; `alpha` from 0, only BM25, to 1, only vectors). `filters`, `doc_ids` and
-                `node_ids` hold in every mode. `hybrid_top_k` and `sparse_top_k` win over
-                `similarity_top_k` in their mode.
-            **kwargs: None.
+            query: Its `mode` is DEFAULT (vectors), TEXT_SEARCH or SPARSE (BM25), HYBRID (both,
+                fused; `alpha` from 0, only BM25, to 1, only vectors), or MMR (near to the query
+                and far from each other). `filters`, `doc_ids` and `node_ids` hold in every mode.
+                `hybrid_top_k` and `sparse_top_k` win over `similarity_top_k` in their mode.
+            **kwargs: In mode MMR `mmr_threshold` (0: most diverse, to 1: nearest; default 0.5),
+                and of how many nearest nodes are chosen: `mmr_prefetch_factor` times as many as
+                asked for (default 4), or `mmr_prefetch_k`.
 
         Returns:
             Nodes, best first, with the score that ranked them: cosine similarity, BM25, or the
@@ -233,19 +243,21 @@ class TarsVectorStore(BasePydanticVectorStore):
                 mode needs.
             FingerprintError: The store's vectors were made by another model.
         """
-        refuse(kwargs, allowed="query")
         search = as_search(query)
+        diversity = as_diversity(query, kwargs)
         if search.vector is not None and self._check is not None:
             self._check.query(query.query_str, search.vector)
         with self._shared.using() as store:
             hits = store.search(
                 search.query,
-                search.k,
+                diversity.fetch if diversity else search.k,
                 search.strategy,
                 search.where,
                 vector=search.vector,
                 weight=query.alpha,
             )
+            if diversity:
+                hits = chosen(hits, search, diversity, store)
         return VectorStoreQueryResult(
             nodes=[as_node(hit.passage) for hit in hits],
             similarities=[hit.score for hit in hits],

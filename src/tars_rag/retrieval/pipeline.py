@@ -81,6 +81,7 @@ class Pipeline:
         rerank: bool = True,
         budget_ms: float | None = None,
         min_score: float | None = None,
+        weight: float | None = None,
     ) -> Answer:
         """The best `k` passages, reranked where there is a reranker and time.
 
@@ -96,6 +97,7 @@ class Pipeline:
             budget_ms: Milliseconds for everything, from this call on; None: no limit.
             min_score: The least `ScoredPassage.relevance` of a passage, 0 to 1: of those that were
                 reranked the reranker's score, of others the search's.
+            weight: Share of the vectors in "hybrid", 0 to 1; None: the store's default.
 
         Raises:
             InvalidInputError: An argument is not usable.
@@ -111,7 +113,9 @@ class Pipeline:
         # An invalid k is passed on: the store refuses it with its own message.
         valid = isinstance(k, int) and not isinstance(k, bool) and k > 0
         wanted = max(k, self.candidates) if reranker is not None and valid else k
-        found = self.store.search(query, wanted, strategy or self.strategy, where, watch=watch)
+        found = self.store.search(
+            query, wanted, strategy or self.strategy, where, weight=weight, watch=watch
+        )
         if reranker is not None and found:
             left = None if budget_ms is None else budget_ms - (time.perf_counter() - start) * 1e3
             found = _rerank(reranker, query, found, left, watch)
