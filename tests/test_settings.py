@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import subprocess
+import threading
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,19 @@ def test_a_read_error_of_dotenv_is_named(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_virtual_environment_named_dotenv_says_nothing(tmp_path: Path) -> None:
     (tmp_path / ".env").mkdir()
     assert Settings.from_env().memory_top_k == 5
+
+
+def test_dotenv_as_a_named_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / ".env")
+    monkeypatch.setattr("tars_rag.envfile._PIPE_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match="named pipe that nobody has written to"):
+        Settings.from_env()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    writer = threading.Thread(target=(tmp_path / ".env").write_text, args=(ENGLISH,))
+    writer.start()
+    assert Settings.from_env().memory_top_k == 7
+    writer.join()
 
 
 def test_a_named_file_of_settings(tmp_path: Path) -> None:

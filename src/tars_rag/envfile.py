@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
+import select
 import shlex
 from collections.abc import Collection
 from pathlib import Path
@@ -13,6 +15,7 @@ from tars_rag.errors import ConfigError
 
 ENV_FILE: Final = Path(".env")
 _MOST_BYTES: Final = 1 << 20
+_PIPE_SECONDS: Final = 2
 # The longer ones first: the mark of UTF-16 begins that of UTF-32.
 _MARKS: Final = (
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -56,10 +59,13 @@ def read_env_file(names: Collection[str], path: Path = ENV_FILE) -> dict[str, st
 
 def _read(path: Path) -> bytes | None:
     try:
-        if not (path.is_file() or path.is_fifo()):
+        if path.is_fifo():
+            data = _read_pipe(path)
+        elif path.is_file():
+            with path.open("rb") as stream:
+                data = stream.read(_MOST_BYTES + 1)
+        else:
             return None
-        with path.open("rb") as stream:
-            data = stream.read(_MOST_BYTES + 1)
     except OSError as error:
         msg = (
             f"{path.absolute()} cannot be read ({error.strerror}), and tars-rag takes its settings "
@@ -73,6 +79,29 @@ def _read(path: Path) -> bytes | None:
         )
         raise ConfigError(msg)
     return data
+
+
+def _read_pipe(path: Path) -> bytes:
+    """A password manager may give a ``.env`` as a named pipe; nobody may be writing to it, too."""
+    data = bytearray()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        waiting = select.poll()
+        waiting.register(descriptor, select.POLLIN)
+        while len(data) <= _MOST_BYTES:
+            if not waiting.poll(1000 * _PIPE_SECONDS):
+                msg = (
+                    f"{path.absolute()} is a named pipe that nobody has written to for "
+                    f"{_PIPE_SECONDS} s. Start what writes to it, or remove it: rm {_quoted(path)}"
+                )
+                raise ConfigError(msg)
+            piece = os.read(descriptor, 1 << 16)
+            if not piece:
+                break
+            data += piece
+    finally:
+        os.close(descriptor)
+    return bytes(data)
 
 
 def _decode(path: Path, data: bytes) -> str:
