@@ -91,6 +91,7 @@ def lowest(session: nox.Session) -> None:
     python = str(Path(session.virtualenv.location) / "bin" / "python")
     lowest = ("--resolution", "lowest-direct", "--python", python)
     session.run("uv", "pip", "install", *lowest, "-e", ".[test]")
+    session.run("python", "tests/floors.py")
     session.run("pytest", "-n", "2", *session.posargs)
 
 

@@ -26,6 +26,7 @@ from tars_rag.ingest.hyperdb import Imported, import_hyperdb, load_hyperdb
 from tars_rag.retrieval.store import HybridStore
 
 VECTORS = np.arange(12, dtype=np.float32).reshape(3, 4) + 1
+RECONSTRUCT: Any = VECTORS.__reduce__()[0]  # numpy's own function, in numpy 1 and 2
 DOCUMENTS = ["a plain note", {"user_input": "hello", "bot_response": "hi"}, "another"]
 
 
@@ -138,9 +139,7 @@ def in_an_object_array(mark: str) -> bytes:
 
 def as_the_shape_of_an_array(mark: str) -> bytes:
     # numpy's own, allowed _reconstruct, called with an argument that runs a command
-    return pickle.dumps(
-        Runs(np._core.multiarray._reconstruct, np.ndarray, Runs(os.system, f"touch {mark}"), b"b")
-    )
+    return pickle.dumps(Runs(RECONSTRUCT, np.ndarray, Runs(os.system, f"touch {mark}"), b"b"))
 
 
 def through_a_method_caller(mark: str) -> bytes:
@@ -237,7 +236,7 @@ def test_a_forged_dtype_never_reaches_numpy(tmp_path: Path) -> None:
     class Array:
         def __reduce__(self) -> Any:
             state = (1, (1, 1), Forged(), False, b"\x41" * 8)
-            return np._core.multiarray._reconstruct, (np.ndarray, (0,), b"b"), state
+            return RECONSTRUCT, (np.ndarray, (0,), b"b"), state
 
     path = write(tmp_path / "m", {"vectors": Array(), "documents": ["x"]})
     with pytest.raises(InvalidInputError, match="not a plain array of floating-point numbers"):
@@ -299,7 +298,7 @@ class Array:
         self.state = (1, shape, parts.get("kind", kind), parts.get("fortran", False), raw)
 
     def __reduce__(self) -> Any:
-        function = np._core.multiarray._reconstruct
+        function = RECONSTRUCT
         return function, (np.ndarray, (0,), b"b"), self.state
 
 

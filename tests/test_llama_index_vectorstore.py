@@ -6,6 +6,7 @@ import copy
 import pickle
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,10 @@ def test_filters_hold_in_every_mode(
         assert set(store.query(query).ids or []) == set(expected.split())
 
 
+@pytest.mark.skipif(
+    tuple(map(int, version("llama-index-core").split(".")[:3])) < (0, 14, 23),
+    reason="this oracle has no NOT, and another meaning of a key that is missing",
+)
 @pytest.mark.parametrize(("filters", "expected"), FILTERS)
 def test_filters_mean_what_they_mean_to_llama_index(
     filters: MetadataFilters, expected: str

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,7 +114,9 @@ def progress_bar(
 
     amount = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
+    progress = Progress(*columns, console=err, transient=True)
+    # Off a terminal it is not started: disabled, rich before 14.3 still ends with an empty line.
+    with progress if err.is_terminal else nullcontext():
         task = progress.add_task("", total=None, visible=False)
         announced = ""
 
