@@ -31,12 +31,14 @@ ANALYSER_VERSION: Final = 1
 _REMEMBERED: Final = 1 << 17
 _REMEMBERED_LENGTH: Final = 64
 _SHORT_UNIT: Final = 3
+_FAR: Final = 32  # characters before a number
 _SENTENCE: Final = 3  # words that say something
 _ALONE: Final = 0.25
 _NUMBER_ALONE: Final = re.compile(r"=\d+").fullmatch
-# Letters and a number, or two numbers, that a reader takes as one: "E 1701", "12 34 56".
-_ONE_IN_TWO: Final = re.compile(r"(?<!\S)([A-Z]{1,5}|\d+)[ \u00a0](?=(\d+)(?![^\s.,;:!?)]))")
-_LONE_CAPITAL: Final = re.compile(r"(?<=\w )([AEOUY])(?![\w'])")
+# Each begins with a space, the rare thing to look for, although it is about what is before it.
+_NUMBER_AFTER: Final = re.compile(r" (?<=[A-Z0-9] )(\d+)(?![^\s.,;:!?)])")
+_BEFORE_NUMBER: Final = re.compile(r"(?<!\S)(?:[A-Z]{1,5}|\d+)$")
+_LONE_CAPITAL: Final = re.compile(r" (?<=\w )([AEOUY])(?![\w'])")
 _UNSPACED_STOP: Final = frozenset(
     " ".join(LANGUAGES[code].stop_words for code in ("zh", "ja")).split()
 )
@@ -83,8 +85,7 @@ class Analyser:
         """The terms of a passage, in its order, with a space between them."""
         text = normalised(text)
         found = [*map(self._remembered.__getitem__, text.split())]
-        for one, other in _ONE_IN_TWO.findall(text):
-            found.append(ordered_pair(one, other))
+        found.extend(_pairs_across(text))
         found.extend(f"={letter.lower()}" for letter in _LONE_CAPITAL.findall(text))
         return " ".join(found)
 
@@ -180,6 +181,14 @@ class Analyser:
                 exact.extend(query_bigrams(match[0]) if asked else bigrams(match[0]))
                 end = match.end()
         return exact, parts
+
+
+def _pairs_across(text: str) -> Iterator[str]:
+    """Letters and a number, or two numbers, that a reader takes as one: "E 1701", "12 34 56"."""
+    for match in _NUMBER_AFTER.finditer(text):
+        end = match.start()
+        if before := _BEFORE_NUMBER.search(text[max(0, end - _FAR) : end]):
+            yield ordered_pair(before[0], match[1])
 
 
 def _says_nothing(piece: str, is_stop: IsStop) -> bool:
