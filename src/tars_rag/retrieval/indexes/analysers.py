@@ -99,7 +99,7 @@ class Analyser:
         weights: dict[str, float] = {}
         for word in kept or asked:
             for term in dict.fromkeys(word.terms):
-                weights[term] = weights.get(term, 0) + 1 / word.readings
+                weights[term] = weights.get(term, 0) + word.readings**-0.5
         found = {
             term: QueryTerm(_ALONE, optional=True) if _NUMBER_ALONE(term) else QueryTerm(weight)
             for term, weight in weights.items()

@@ -59,19 +59,19 @@ class Words:
     def is_stop(self, words: Iterable[str]) -> IsStop:
         """Which words, in small letters, say nothing among `words`.
 
-        Where the language is not known, it is the one that lists most of them, at least two.
+        Where the language is not known, it is one of those that list most of them; what all of
+        these list says nothing. Two words are too few to know by one.
         """
         if self._language.code != MULTI:
             return self._stop
-        best: IsStop = _never
-        most = 1
         found = set(words)
-        for row in LANGUAGES.values():
-            stop = _stop_words(row)
-            count = sum(map(stop, found))
-            if count > most:
-                best, most = stop, count
-        return best
+        lists = [_stop_words(row) for row in LANGUAGES.values()]
+        counts = [sum(map(stop, found)) for stop in lists]
+        most = max(counts)
+        if most < (1 if len(found) > 2 else 2):
+            return _never
+        best = [stop for stop, count in zip(lists, counts, strict=True) if count == most]
+        return lambda word: all(stop(word) for stop in best)
 
     def is_weak(self, word: str) -> bool:
         """Whether a word, in small letters, says nothing in a sentence ("will")."""
@@ -131,6 +131,7 @@ def _stop_words(language: Language) -> IsStop:
     own = frozenset(fold(normalised(word)) for word in language.stop_words.split())
     listed = listed_stop_words(language.name) if language.listed else _never
 
+    @lru_cache(maxsize=1 << 13)
     def is_stop(word: str) -> bool:
         return fold(word) in own or listed(word)
 
