@@ -100,8 +100,7 @@ class TarsVectorStore(VectorStore):
     ) -> Self:
         """Read RAG_STRATEGY, MEMORY_TOP_K, and what `TarsEmbeddings` and `TarsRerank` read.
 
-        Reranking is on where RERANK_MODEL is set and not empty: its weights are large, so it is
-        something to ask for.
+        Reranking is on where RERANK_MODEL is set and not empty, because its weights are large.
 
         `overrides` are constructor arguments that win over the environment.
         """
