@@ -279,6 +279,22 @@ def test_a_store_whose_files_are_gone_is_still_pruned(notes: Path) -> None:
     assert json.loads(ok("index", notes, "--store", "s", "--prune", "--json"))["total"] == 0
 
 
+def test_a_home_directory_is_one_in_every_command(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    ok("index", notes, "--store=~/s")
+    assert (tmp_path / "home" / "s" / "store.json").is_file()
+    ok("query", "cat", "--store=~/s", "--no-rerank")
+    assert "sound" in ok("store", "check", "~/s")
+    assert "read as de" in ok("store", "relex", "~/s", "--language", "de")
+    assert "0 passages embedded" in ok("store", "reembed", "~/s")
+    assert not (tmp_path / "~").exists()
+    for command in (["index", notes], ["query", "x"]):
+        assert "not known here" in refused(*command, "--store=~nobody-of-that-name/s")
+
+
 def test_index_refuses_a_chunk_the_model_cannot_read(notes: Path) -> None:
     line = refused("index", notes, "--store", "s", "--chunk-tokens", "9999")
     assert "this embedder reads 1 to" in line

@@ -53,7 +53,7 @@ def query(
     """Search a store; show the best passages and how long each step took."""
     text = " ".join(words)
     conditions = _parse(where)
-    resources.require_store(store)
+    store = resources.require_store(store)
     settings = resources.read_settings(embed_model=model, memory_top_k=k, rag_strategy=strategy)
     from tars_rag.retrieval.commands import index_command
     from tars_rag.retrieval.pipeline import Pipeline

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from tars_rag.cli.console import progress_bar, say_again, say_once
-from tars_rag.errors import ConfigError, ModelError, StoreError
+from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
 
 if TYPE_CHECKING:
     from tars_rag.ingest.chunks import Splitter
@@ -148,18 +148,28 @@ def is_store(path: Path) -> bool:
     """Whether there is a store at `path`, intact or not."""
     from tars_rag.retrieval.storage.store_json import NAME
 
-    return (path.expanduser() / NAME).exists()
+    return (_without_tilde(path) / NAME).exists()
 
 
 def require_store(path: Path) -> Path:
-    """Return `path` if there is a store.
+    """Return `path`, with ``~`` replaced, if there is a store.
 
     Raises:
         StoreError: There is none.
     """
     from tars_rag.retrieval.commands import index_command
 
+    path = _without_tilde(path)
     if not path.is_dir() or not any(path.iterdir()):
         msg = f"There is no store at {path}. Make one: {index_command(path)}"
         raise StoreError(msg)
     return path
+
+
+def _without_tilde(path: Path) -> Path:
+    """A shell leaves ``~`` as it is in ``--store=~/notes``."""
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        msg = f"{path} names the home of a user who is not known here ({error}). Give another path."
+        raise InvalidInputError(msg) from error

@@ -39,7 +39,7 @@ def check(
     """
     from tars_rag.retrieval.storage.check import check_store
 
-    resources.require_store(directory)
+    directory = resources.require_store(directory)
     with progress_bar("count") as progress:
         report = check_store(directory, repair, partial(progress, "compare"))
     if json:
@@ -73,7 +73,7 @@ def reembed(
     """
     from tars_rag.retrieval.maintenance import reembed as embed_anew
 
-    resources.require_store(directory)
+    directory = resources.require_store(directory)
     settings = resources.read_settings(embed_model=model)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
@@ -102,7 +102,7 @@ def relex(
     from tars_rag.retrieval.maintenance import relex as read_anew
 
     code = check_language(language)
-    resources.require_store(directory)
+    directory = resources.require_store(directory)
     with progress_bar("count") as progress:
         count = read_anew(directory, code, partial(progress, "read"))
     if json:
