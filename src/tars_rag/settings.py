@@ -182,6 +182,9 @@ class Settings(BaseSettings):
     )
     rerank_model: str = Field("ms-marco-MiniLM-L-12-v2", description="Empty: no reranking.")
     rag_strategy: Annotated[Strategy, BeforeValidator(_lower)] = "hybrid"
+    rag_language: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
+        None, description="How words are read in a new store: en, de, ..., multi. Unset: en."
+    )
     memory_top_k: int = Field(5, ge=1, description="Passages returned by a query.")
     npu_core_mask: Annotated[CoreMask, BeforeValidator(_core_mask)] = "auto"
     npu_fallback_cpu: _Switch = Field(

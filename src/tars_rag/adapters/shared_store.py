@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
 from tars_rag.adapters.handle import Handle
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.indexes.languages import check_language
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.store import HybridStore
@@ -36,6 +37,7 @@ class SharedStore:
         *,
         read_only: bool = False,
         chroma_url: str | None = None,
+        language: str | None = None,
         probe: FloatArray | None = None,
         sharing: str = "",
     ) -> None:
@@ -47,6 +49,7 @@ class SharedStore:
             embedder: What makes its vectors.
             read_only: As `HybridStore`'s.
             chroma_url: As `HybridStore`'s.
+            language: As `HybridStore`'s.
             probe: `ForeignEmbedder.probe` of what makes the vectors, where only that is at hand.
             sharing: Stores are shared among those that give the same word.
 
@@ -59,6 +62,7 @@ class SharedStore:
         self._embedder = embedder
         self._probe = embedder.probe if isinstance(embedder, ForeignEmbedder) else probe
         self._read_only, self._chroma_url = read_only, chroma_url
+        self._language = None if language is None else check_language(language)
         self._sharing = sharing
 
     @property
@@ -103,7 +107,11 @@ class SharedStore:
 
     def _open(self) -> HybridStore:
         store = HybridStore(
-            self.path, self._embedder, read_only=self._read_only, chroma_url=self._chroma_url
+            self.path,
+            self._embedder,
+            read_only=self._read_only,
+            chroma_url=self._chroma_url,
+            language=self._language,
         )
         if self._probe is None:
             return store

@@ -40,7 +40,7 @@ LanguageOption = Annotated[
     typer.Option(
         "--language",
         metavar="LANGUAGE",
-        help="Of the texts: de, fr, ja, multi, none, ... A store keeps it (default: en).",
+        help="Of the texts: de, ja, multi, ... A store keeps it (default: RAG_LANGUAGE or en).",
     ),
 ]
 RerankOption = Annotated[
@@ -131,7 +131,11 @@ def make_splitter(
 def open_store(
     path: Path, embedder: Embedder, *, read_only: bool = False, language: str | None = None
 ) -> HybridStore:
-    """Open the store, with a progress bar if its word index has to be rebuilt."""
+    """Open the store, with a progress bar if an index of it has to be rebuilt.
+
+    A new one is made in `language`, or else in RAG_LANGUAGE's.
+    """
+    from tars_rag.retrieval.storage.layout import language_for
     from tars_rag.retrieval.store import HybridStore
 
     with progress_bar("count") as progress:
@@ -139,8 +143,8 @@ def open_store(
             path,
             embedder,
             read_only=read_only,
-            language=language,
-            progress=partial(progress, "rebuild the lexical index"),
+            language=language or language_for(path, read_settings()),
+            progress=partial(progress, "rebuild its indexes"),
         )
 
 

@@ -68,15 +68,6 @@ def found_documents(hits: Iterable[ScoredPassage]) -> list[Document]:
     return [as_document(hit.passage) for hit in hits]
 
 
-def relevance(hit: ScoredPassage) -> float:
-    """From 0 to 1: the reranker's score, else cosine similarity, else s / (1 + s) of BM25's."""
-    if hit.rerank_score is not None:
-        return hit.rerank_score
-    if hit.vector_score is not None:
-        return min(max(hit.vector_score, 0.0), 1.0)
-    return hit.score / (1 + hit.score)
-
-
 def _same_number(what: str, count: int, of: str, wanted: int) -> None:
     if count != wanted:
         msg = f"{count} {what} for {wanted} {of}: give one for each, or none."

@@ -26,12 +26,15 @@ class TarsRetriever(VectorStoreRetriever):
     weight: float | None = Field(
         None, description="Share of the vectors in 'hybrid', 0 (only words) to 1 (only vectors)."
     )
+    min_score: float | None = Field(
+        None, description="The least relevance of a document, 0 to 1; where none fits, none comes."
+    )
     rerank: bool | None = Field(
         None, description="False: leave the store's reranker out. True: the store must have one."
     )
 
     def _arguments(self, call: dict[str, Any]) -> dict[str, Any]:
-        names = ("k", "filter", "strategy", "weight", "rerank")
+        names = ("k", "filter", "strategy", "weight", "min_score", "rerank")
         mine = {name: value for name in names if (value := getattr(self, name)) is not None}
         return {**mine, **self.search_kwargs, **call}
 

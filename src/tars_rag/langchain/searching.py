@@ -14,7 +14,7 @@ from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.adapters.ordering import diverse
 from tars_rag.adapters.shared_store import SharedStore
 from tars_rag.errors import InvalidInputError
-from tars_rag.langchain.documents import as_document, relevance
+from tars_rag.langchain.documents import as_document
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.pipeline import Pipeline
@@ -59,6 +59,7 @@ class Search:
         filter: Where | None = None,
         strategy: Strategy | None = None,
         weight: float | None = None,
+        min_score: float | None = None,
         rerank: bool | None = None,
         **unknown: Any,
     ) -> list[ScoredPassage]:
@@ -67,7 +68,7 @@ class Search:
         Raises:
             InvalidInputError: An argument is unknown or cannot be used.
         """
-        refuse(unknown, allowed="k, filter, strategy, weight, rerank", instead=INSTEAD)
+        refuse(unknown, allowed="k, filter, strategy, weight, min_score, rerank", instead=INSTEAD)
         require_kind("rerank", rerank, (bool, type(None)), "True, False or None")
         if rerank and self.rerank is None:
             raise InvalidInputError(NO_RERANKER)
@@ -85,6 +86,7 @@ class Search:
                 where=filter,
                 strategy=strategy,
                 weight=weight,
+                min_score=min_score,
                 budget_ms=reranker.budget_ms if reranker else None,
             )
         return answer.passages
@@ -93,9 +95,9 @@ class Search:
         self, query: str, k: int | None, score_threshold: float | None = None, **call: Any
     ) -> list[tuple[Document, float]]:
         """What `find` finds with its relevance, from 0 to 1 and comparable across queries."""
-        hits = [(hit, relevance(hit)) for hit in self.find(query, k, **call)]
         least = -1.0 if score_threshold is None else score_threshold
-        return [(as_document(hit.passage), score) for hit, score in hits if score >= least]
+        hits = [hit for hit in self.find(query, k, **call) if hit.relevance >= least]
+        return [(as_document(hit.passage), hit.relevance) for hit in hits]
 
     def nearest(self, vector: Sequence[float], k: int | None, **call: Any) -> list[ScoredPassage]:
         """The passages nearest to a vector, nearest first; `filter` as for `find`.

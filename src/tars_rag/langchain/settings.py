@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
@@ -11,12 +12,13 @@ from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.errors import InvalidInputError
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
+from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.settings import Settings
 
 if TYPE_CHECKING:
     from tars_rag.models.embedder import Embedder
 
-_ALLOWED = "embedding, path, strategy, k, rerank, candidates, read_only, chroma_url"
+_ALLOWED = "embedding, path, strategy, k, rerank, candidates, read_only, chroma_url, language"
 _COLLECTION = "A collection is a directory of its own: write path='DIRECTORY/NAME'."
 _SERVER = "For a Chroma server write chroma_url='http://HOST:PORT'."
 _INSTEAD = {
@@ -81,14 +83,19 @@ def embedder_of(embedding: Embeddings) -> Embedder | ForeignEmbedder:
     return ForeignEmbedder(embedding, embedding.embed_documents, embedding.embed_query)
 
 
-def environment(overrides: dict[str, Any]) -> dict[str, Any]:
-    """Constructor arguments from RAG_STRATEGY, MEMORY_TOP_K and RERANK_MODEL; `overrides` win.
+def environment(path: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from RAG_STRATEGY and its like, and RERANK_MODEL; `overrides` win.
 
     Raises:
         ConfigError: A variable has a value that is not allowed.
     """
     settings = Settings.from_env()
-    arguments = {"strategy": settings.rag_strategy, "k": settings.memory_top_k, **overrides}
+    arguments = {
+        "strategy": settings.rag_strategy,
+        "k": settings.memory_top_k,
+        "language": language_for(path, settings),
+        **overrides,
+    }
     asked_for = "rerank_model" in settings.model_fields_set and settings.rerank_model.strip()
     if "rerank" not in arguments and asked_for:
         arguments["rerank"] = TarsRerank.from_env()

@@ -57,6 +57,7 @@ class TarsVectorStore(VectorStore):
         candidates: int = 20,
         read_only: bool = False,
         chroma_url: str | None = None,
+        language: str | None = None,
         **unknown: Any,
     ) -> None:
         """Open the store.
@@ -74,23 +75,28 @@ class TarsVectorStore(VectorStore):
             candidates: How many documents are found for the reranker.
             read_only: Open beside other processes that only read.
             chroma_url: ``http://host:port`` of a Chroma server to keep the vectors in.
+            language: How words are read, as `HybridStore`'s: ``"de"``, ``"multi"``, ...
             **unknown: None.
 
         Raises:
             InvalidInputError: An argument is unknown or of the wrong kind.
             FingerprintError: The store's vectors were made by other embeddings.
-            StoreLockedError: Another process has the directory open.
-            StoreError: The store is damaged, or its directory cannot be written.
+            StoreError: Another process holds it, it is damaged, or it cannot be written.
         """
-        settings = (strategy, k, rerank, candidates)
-        check_settings(embedding, settings, read_only, chroma_url, unknown)
+        search = (strategy, k, rerank, candidates)
+        check_settings(embedding, search, read_only, chroma_url, unknown)
         self.strategy: Strategy = strategy
         self.k, self.rerank, self.candidates = k, rerank, candidates
-        self.read_only, self.chroma_url = read_only, chroma_url
+        self.read_only, self.chroma_url, self.language = read_only, chroma_url, language
         self._embedding = TarsEmbeddings() if embedding is None else embedding
         self._embedder = embedder_of(self._embedding)
         self._shared = SharedStore(
-            path, self._embedder, read_only=read_only, chroma_url=chroma_url, sharing="langchain"
+            path,
+            self._embedder,
+            read_only=read_only,
+            chroma_url=chroma_url,
+            language=language,
+            sharing="langchain",
         )
         _ = self.store
 
@@ -98,13 +104,12 @@ class TarsVectorStore(VectorStore):
     def from_env(
         cls, path: str | Path | None = None, embedding: Embeddings | None = None, **overrides: Any
     ) -> Self:
-        """Read RAG_STRATEGY, MEMORY_TOP_K, and what `TarsEmbeddings` and `TarsRerank` read.
+        """Read RAG_STRATEGY, RAG_LANGUAGE (of a new store), MEMORY_TOP_K, and what models read.
 
-        Reranking is on where RERANK_MODEL is set and not empty, because its weights are large.
-
-        `overrides` are constructor arguments that win over the environment.
+        Reranking is on where RERANK_MODEL is set and not empty: its weights are large. `overrides`
+        are constructor arguments that win over the environment.
         """
-        return cls(embedding or TarsEmbeddings.from_env(), path, **environment(overrides))
+        return cls(embedding or TarsEmbeddings.from_env(), path, **environment(path, overrides))
 
     @property
     def store(self) -> HybridStore:
@@ -134,12 +139,10 @@ class TarsVectorStore(VectorStore):
         self.close()
 
     def __repr__(self) -> str:
-        made_by = getattr(self._embedding, "model_name", None) or self._embedder.fingerprint
-        kind = type(self._embedding).__name__
-        return (
-            f"{type(self).__name__}({str(self.path)!r}, embedding={kind}({made_by!r}), "
-            f"strategy={self.strategy!r}, k={self.k}, rerank={self.rerank!r})"
-        )
+        name = getattr(self._embedding, "model_name", None) or self._embedder.fingerprint
+        made_by = f"{type(self._embedding).__name__}({name!r})"
+        search = f"strategy={self.strategy!r}, k={self.k}, rerank={self.rerank!r}"
+        return f"{type(self).__name__}({str(self.path)!r}, embedding={made_by}, {search})"
 
     def __copy__(self) -> Self:
         twin = type(self).__new__(type(self))
@@ -153,7 +156,7 @@ class TarsVectorStore(VectorStore):
         if self._shared.is_temporary:
             msg = "A TarsVectorStore in a temporary directory cannot be pickled: give it a path."
             raise InvalidInputError(msg)
-        names = ("strategy", "k", "rerank", "candidates", "read_only", "chroma_url")
+        names = ("strategy", "k", "rerank", "candidates", "read_only", "chroma_url", "language")
         settings = {name: getattr(self, name) for name in names}
         return functools.partial(type(self), **settings), (self._embedding, self.path)
 
@@ -228,8 +231,8 @@ class TarsVectorStore(VectorStore):
 
     @property
     def _search(self) -> Search:
-        settings = (self.strategy, self.k, self.rerank, self.candidates)
-        return Search(self._shared, self._embedder, *settings)
+        search = (self.strategy, self.k, self.rerank, self.candidates)
+        return Search(self._shared, self._embedder, *search)
 
     def similarity_search(self, query: str, k: int | None = None, **kwargs: Any) -> list[Document]:
         """The documents that answer the query best, best first.
@@ -239,7 +242,7 @@ class TarsVectorStore(VectorStore):
             k: How many; default: the store's.
             **kwargs: `filter` (Chroma's filter language over metadata), `strategy` (as the
                 constructor's), `weight` (share of the vectors in "hybrid", 0 to 1; default 0.5),
-                `rerank` (False: leave the reranker out).
+                `min_score` (least relevance), `rerank` (False: leave the reranker out).
         """
         return found_documents(self._search.find(query, k, **kwargs))
 
@@ -257,9 +260,8 @@ class TarsVectorStore(VectorStore):
     def similarity_search_with_relevance_scores(
         self, query: str, k: int | None = None, **kwargs: Any
     ) -> list[tuple[Document, float]]:
-        """As `similarity_search`, with a relevance from 0 to 1 that says the same in every query.
+        """As `similarity_search`, with `ScoredPassage.relevance`: 0 to 1, the same in every query.
 
-        It is the reranker's score, or else cosine similarity; for "lexical" s / (1 + s) of BM25's.
         `score_threshold` leaves out what is less relevant.
         """
         return self._search.relevant(query, k, **kwargs)
@@ -294,8 +296,8 @@ class TarsVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """As `max_marginal_relevance_search`, near to a vector of the store's embeddings."""
-        hits = self._search.diverse_nearest(embedding, k, fetch_k, lambda_mult, **kwargs)
-        return found_documents(hits)
+        call = (embedding, k, fetch_k, lambda_mult)
+        return found_documents(self._search.diverse_nearest(*call, **kwargs))
 
     def as_retriever(self, **kwargs: Any) -> TarsRetriever:
         """A retriever over this store: `k`, `filter`, `strategy`, `weight`, `rerank`, and more.
@@ -308,7 +310,6 @@ class TarsVectorStore(VectorStore):
         return TarsRetriever(vectorstore=self, tags=tags, **kwargs)
 
     # The same without blocking an event loop; queries do not wait behind bulk work.
-
     aadd_documents = Asynchronous(add_documents).bulk
     aadd_texts = Asynchronous(add_texts).bulk
     aupdate_documents = Asynchronous(update_documents).bulk
@@ -338,10 +339,9 @@ class TarsVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """A store that holds these texts; `path`, `strategy` and so on as for the constructor."""
-        documents = as_documents(texts, metadatas)
         store = cls(embedding, **kwargs)
         with store._shared.closed_on_error():
-            store.add_documents(documents, ids=ids)
+            store.add_documents(as_documents(texts, metadatas), ids=ids)
         return store
 
     @classmethod

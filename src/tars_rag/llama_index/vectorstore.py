@@ -37,7 +37,9 @@ from tars_rag.llama_index.nodes import (
     vectors_of,
 )
 from tars_rag.retrieval.passage import TextEmbedder
+from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.retrieval.store import HybridStore
+from tars_rag.settings import Settings
 
 
 class TarsVectorStore(BasePydanticVectorStore):
@@ -65,6 +67,7 @@ class TarsVectorStore(BasePydanticVectorStore):
     )
     read_only: bool = Field(False, description="Open beside others that only read.")
     chroma_url: str | None = Field(None, description="A Chroma server to keep the vectors in.")
+    language: str | None = Field(None, description="How words are read: 'de', 'multi', ...")
 
     _shared: SharedStore = PrivateAttr()
     _check: VectorCheck | None = PrivateAttr(None)
@@ -85,7 +88,7 @@ class TarsVectorStore(BasePydanticVectorStore):
                 refused, and nodes and queries that another one embedded.
             fingerprint: A name for it, where there is no such object or where vectors come from
                 elsewhere: they are then compared by their length only.
-            **fields: `read_only`, `chroma_url`.
+            **fields: `read_only`, `chroma_url`, `language`.
 
         Raises:
             InvalidInputError: Neither or both of `embed_model` and `fingerprint` are given, or
@@ -111,6 +114,7 @@ class TarsVectorStore(BasePydanticVectorStore):
             embedder or NamedEmbedder(self.fingerprint),
             read_only=self.read_only,
             chroma_url=self.chroma_url,
+            language=self.language,
             probe=None if self.probe is None else np.asarray(self.probe, np.float32),
             sharing="llama_index",
         )
@@ -119,16 +123,17 @@ class TarsVectorStore(BasePydanticVectorStore):
     def from_env(
         cls, path: str | Path, embed_model: BaseEmbedding | None = None, **fields: Any
     ) -> Self:
-        """As the constructor, with `TarsEmbedding.from_env` where no `embed_model` is given.
+        """As the constructor, with RAG_LANGUAGE, and `TarsEmbedding.from_env` for the model.
 
         Args:
             path: The store's directory.
             embed_model: What makes the nodes' vectors.
-            **fields: `read_only`, `chroma_url`.
+            **fields: `read_only`, `chroma_url`, `language`.
 
         Raises:
             ConfigError: A variable has a value that is not allowed.
         """
+        fields = {"language": language_for(path, Settings.from_env()), **fields}
         return cls(path, embed_model or TarsEmbedding.from_env(), **fields)
 
     @classmethod
@@ -230,7 +235,8 @@ class TarsVectorStore(BasePydanticVectorStore):
                 fused; `alpha` from 0, only BM25, to 1, only vectors), or MMR (near to the query
                 and far from each other). `filters`, `doc_ids` and `node_ids` hold in every mode.
                 `hybrid_top_k` and `sparse_top_k` win over `similarity_top_k` in their mode.
-            **kwargs: In mode MMR `mmr_threshold` (0: most diverse, to 1: nearest; default 0.5),
+            **kwargs: `min_score`, the least relevance of a node, 0 to 1 (where none fits, none
+                comes); in mode MMR `mmr_threshold` (0: most diverse, to 1: nearest; default 0.5),
                 and of how many nearest nodes are chosen: `mmr_prefetch_factor` times as many as
                 asked for (default 4), or `mmr_prefetch_k`.
 
@@ -243,6 +249,7 @@ class TarsVectorStore(BasePydanticVectorStore):
                 mode needs.
             FingerprintError: The store's vectors were made by another model.
         """
+        least = kwargs.pop("min_score", None)
         search = as_search(query)
         diversity = as_diversity(query, kwargs)
         if search.vector is not None and self._check is not None:
@@ -255,6 +262,7 @@ class TarsVectorStore(BasePydanticVectorStore):
                 search.where,
                 vector=search.vector,
                 weight=query.alpha,
+                min_score=least,
             )
             if diversity:
                 hits = chosen(hits, search, diversity, store)

@@ -11,7 +11,7 @@ from pathlib import Path
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.commands import index_command
-from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE
+from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import (
     PARTS,
@@ -20,6 +20,7 @@ from tars_rag.retrieval.storage.store_json import (
     precision_of,
     read_store_json,
 )
+from tars_rag.settings import Settings
 
 CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
@@ -38,6 +39,29 @@ def store_path(path: str | Path) -> Path:
     except (TypeError, ValueError, RuntimeError, OSError) as error:
         msg = f"{path!r} is not the path of a directory: {error}. Give the store's directory."
         raise InvalidInputError(msg) from error
+
+
+def language_for(path: str | Path | None, settings: Settings) -> str | None:
+    """What RAG_LANGUAGE says for a store that is about to be made.
+
+    Args:
+        path: The store's directory; None: a temporary one.
+        settings: From the environment.
+
+    Returns:
+        None where it is not set, or where the store is there and has its own language.
+
+    Raises:
+        ConfigError: There is no such language.
+    """
+    wanted = settings.rag_language
+    if wanted is None or (path is not None and (store_path(path) / STORE_JSON).exists()):
+        return None
+    try:
+        return check_language(wanted)
+    except InvalidInputError as error:
+        msg = f"RAG_LANGUAGE={wanted}: {error}"
+        raise ConfigError(msg) from error
 
 
 def prepare_directory(path: Path, *, create: bool) -> None:
