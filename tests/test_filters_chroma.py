@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from conftest import HashEmbedder
-from tars_rag import HybridStore, Passage
+from tars_rag import HybridStore, Passage, Pipeline
 from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.retrieval.storage.check import check_store
 from tars_rag.settings import Strategy
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -437,6 +438,40 @@ def test_more_than_there_are_is_all(both: tuple[HybridStore, Any], many: int) ->
     assert {hit.id for hit in store.get(where={"n": {"$lt": 0}}, limit=many)} == negative
 
 
+DEEP: Any = []
+for _ in range(100_000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("value", [DEEP, {"a": DEEP}, -(10**5000)], ids=["list", "dict", "number"])
+def test_what_cannot_be_shown_is_refused_all_the_same(
+    both: tuple[HybridStore, Any], value: Any
+) -> None:
+    store, _ = both
+    calls: list[Any] = [
+        lambda: store.upsert([Passage("a", "x", {"k": value})]),
+        lambda: store.upsert([Passage("a", value, {})]),
+        lambda: store.upsert([Passage("a", "x", value if isinstance(value, list) else 7)]),  # type: ignore[arg-type]
+        lambda: store.upsert([Passage(value, "x", {})]),
+        lambda: store.get([value]),
+        lambda: store.get(limit=value),
+        lambda: store.search(value),
+        lambda: store.search("x", value),
+        lambda: store.search("x", strategy=value),
+        lambda: store.search("x", weight=value),
+        lambda: store.search("x", min_score=value),
+        lambda: store.search("x", where={"a": value}),
+        lambda: store.search("x", where={"a": {"$in": [value]}}),
+        lambda: store.search("x", where=[value]),  # type: ignore[arg-type]
+        lambda: Pipeline(store, candidates=value),
+        lambda: Pipeline(store).search("x", budget_ms=value),
+    ]
+    for number, call in enumerate(calls):
+        with pytest.raises(InvalidInputError) as caught:
+            call()
+        assert len(str(caught.value)) < 700, number
+
+
 # -- stores of earlier versions --------------------------------------------------------------------
 
 
@@ -461,6 +496,9 @@ def test_a_store_that_kept_lists_from_chroma_is_brought_up_to_date(tmp_path: Pat
                 expected = {name for name, m in ANY.items() if meant(where, m)}
                 assert ours(store, where) == expected
             assert {p.id: p.metadata for p in store.get()} == ANY
+    assert (
+        check_store(path).problems == []
+    )  # vectors are what was sketched
 
 
 def _as_before_lists(path: Path) -> None:

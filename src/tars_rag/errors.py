@@ -48,3 +48,15 @@ class FingerprintError(StoreError):
 
 class ConversionError(TarsRagError):
     """A model could not be converted, or the result is not faithful enough to keep."""
+
+
+_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, whatever it is."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # ValueError: an int of thousands of digits
+        return f"{type(value).__name__} that is too large to show"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.passage import Ranking
 
 
@@ -63,7 +63,7 @@ def check_weight(weight: float) -> float:
         InvalidInputError: It is not.
     """
     valid = isinstance(weight, int | float) and not isinstance(weight, bool)
-    if not valid or not math.isfinite(weight) or not 0 <= weight <= 1:
-        msg = f"weight must be a number from 0 (lexical) to 1 (vectors), got {weight!r}."
+    if not valid or not 0 <= weight <= 1:
+        msg = f"weight must be a number from 0 (lexical) to 1 (vectors), got {shown(weight)}."
         raise InvalidInputError(msg)
     return float(weight)

@@ -27,8 +27,8 @@ class Passage:
     Attributes:
         id: Unique in a store; upserting the same id replaces the passage.
         text: What is embedded, indexed and returned, unchanged.
-        metadata: Any JSON-serialisable mapping. Top-level strings, numbers and booleans can be
-            filtered on with `where`.
+        metadata: Any JSON-serialisable mapping. Top-level strings, numbers and booleans, and lists
+            of one type of them, can be filtered on with `where`.
     """
 
     id: str

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import DeviceError, InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError, shown
 from tars_rag.retrieval.indexes.filters import Where
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.searching import above, check_min_score
@@ -65,7 +65,7 @@ class Pipeline:
         candidates: int = 20,
     ) -> None:
         if not isinstance(candidates, int) or isinstance(candidates, bool) or candidates < 1:
-            msg = f"candidates must be a whole number of at least 1, got {candidates!r}."
+            msg = f"candidates must be a whole number of at least 1, got {shown(candidates)}."
             raise InvalidInputError(msg)
         self.store = store
         self.reranker = reranker
@@ -104,7 +104,9 @@ class Pipeline:
             TarsRagError: Any error of store, embedder or reranker, unchanged.
         """
         if budget_ms is not None and not (isinstance(budget_ms, int | float) and budget_ms > 0):
-            msg = f"budget_ms must be a number above 0, or None for no limit, got {budget_ms!r}."
+            msg = (
+                f"budget_ms must be a number above 0, or None for no limit, got {shown(budget_ms)}."
+            )
             raise InvalidInputError(msg)
         least = check_min_score(min_score)
         start = time.perf_counter()

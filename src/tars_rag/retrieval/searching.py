@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.errors import InvalidInputError, StoreError, shown
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.fusion import check_weight, convex
 from tars_rag.retrieval.indexes.exact import ExactIndex
@@ -69,15 +69,15 @@ def check_request(
         InvalidInputError: Something is not; the message names it and what is allowed.
     """
     if strategy not in get_args(Strategy):
-        msg = f"strategy must be one of {', '.join(get_args(Strategy))}, got {strategy!r}."
+        msg = f"strategy must be one of {', '.join(get_args(Strategy))}, got {shown(strategy)}."
         raise InvalidInputError(msg)
     if query is None and has_vector and strategy == "naive":
         query = ""
     if not isinstance(query, str):
-        msg = f"The query must be a string, got {query!r}."
+        msg = f"The query must be a string, got {shown(query)}."
         raise InvalidInputError(msg)
     if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        msg = f"k must be a whole number of at least 1, got {k!r}."
+        msg = f"k must be a whole number of at least 1, got {shown(k)}."
         raise InvalidInputError(msg)
     share = DEFAULT_WEIGHT if weight is None else check_weight(weight)
     least = check_min_score(min_score)
@@ -95,7 +95,9 @@ def check_min_score(min_score: object) -> float | None:
         return None
     valid = isinstance(min_score, int | float) and not isinstance(min_score, bool)
     if not valid or not 0 <= min_score <= 1:  # type: ignore[operator]
-        msg = f"min_score must be a number from 0 to 1, or None for no limit, got {min_score!r}."
+        msg = (
+            f"min_score must be a number from 0 to 1, or None for no limit, got {shown(min_score)}."
+        )
         raise InvalidInputError(msg)
     return float(min_score)  # type: ignore[arg-type]
 

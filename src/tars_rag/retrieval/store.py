@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, distinct_ids
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.filters import Where
@@ -215,7 +215,7 @@ class HybridStore:
             particular order.
         """
         if limit is not None and (not isinstance(limit, int) or limit < 0):
-            msg = f"limit must be a whole number or None, got {limit!r}."
+            msg = f"limit must be a whole number or None, got {shown(limit)}."
             raise InvalidInputError(msg)
         if ids is None:
             with self._directory.reading() as indexes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.codec import check_id, check_passage
 from tars_rag.retrieval.passage import Passage
 
@@ -41,7 +42,11 @@ def distinct_ids(ids: Iterable[str]) -> list[str]:
     if isinstance(ids, str):
         msg = f"ids must be a list of ids, got the single string {ids!r}: write [{ids!r}]."
         raise InvalidInputError(msg)
-    return [check_id(key) for key in dict.fromkeys(ids)]
+    given: Any = ids
+    if not isinstance(given, Iterable):
+        msg = f"ids must be a list of ids, got {shown(ids)}."
+        raise InvalidInputError(msg)
+    return list(dict.fromkeys(check_id(key) for key in ids))
 
 
 def check_vectors(

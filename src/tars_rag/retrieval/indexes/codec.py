@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.passage import Passage
 
 ENVELOPE = "_tars"
@@ -88,7 +88,7 @@ def check_id(passage_id: object) -> str:
         InvalidInputError: Not a string, empty, or longer than 4096 bytes.
     """
     if not isinstance(passage_id, str) or not passage_id:
-        msg = f"A passage id must be a string that is not empty, got {passage_id!r}."
+        msg = f"A passage id must be a string that is not empty, got {shown(passage_id)}."
         raise InvalidInputError(msg)
     if len(encode(passage_id).encode()) > MAX_ID_BYTES:
         msg = (
@@ -113,17 +113,17 @@ def check_passage(passage: Any) -> Passage:
     text: Any = passage.text
     metadata: Any = passage.metadata
     if not isinstance(text, str):
-        msg = f"The text of passage {passage.id!r} must be a string, got {text!r}."
+        msg = f"The text of passage {passage.id!r} must be a string, got {shown(text)}."
         raise InvalidInputError(msg)
     if not isinstance(metadata, Mapping):
-        msg = f"The metadata of passage {passage.id!r} must be a mapping, got {metadata!r}."
+        msg = f"The metadata of passage {passage.id!r} must be a mapping, got {shown(metadata)}."
         raise InvalidInputError(msg)
     for key, value in metadata.items():
         problem = None if isinstance(key, str) else "the key is not a string"
         problem = problem or _not_json(value)
         if problem:
             msg = (
-                f"Metadata {key!r} of passage {passage.id!r} cannot be stored: {problem}. "
+                f"Metadata {shown(key)} of passage {passage.id!r} cannot be stored: {problem}. "
                 "Use strings, finite numbers, booleans, None, lists and dicts with string keys."
             )
             raise InvalidInputError(msg)
@@ -272,7 +272,7 @@ def _check_keys(value: object) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                msg = f"the key {key!r} is not a string"
+                msg = f"the key {shown(key)} is not a string"
                 raise TypeError(msg)
             _check_keys(inner)
     elif isinstance(value, list | tuple):

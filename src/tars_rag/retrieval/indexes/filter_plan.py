@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.codec import ALL_KEYS, UNHELD_LISTS, encode
 from tars_rag.retrieval.indexes.filters import (
     LISTS,
@@ -22,7 +22,6 @@ from tars_rag.retrieval.indexes.filters import (
     Scalar,
     Test,
     refusal,
-    shown,
     tests,
 )
 from tars_rag.retrieval.indexes.predicates import whole

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, TypeAlias
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.codec import INT64, RESERVED, kind_of, usable_key
 
 Where: TypeAlias = Mapping[str, Any]
@@ -29,7 +29,6 @@ OPERATORS = (*EQUALITY, *ORDER, *MEMBERSHIP, *LISTS)
 MAX_DEPTH = 62
 """Levels of $and and $or; Chroma reads no more."""
 
-_SHOWN = 80
 _DATE = re.compile(r"(\d{4})-?(\d\d)-?(\d\d)(?:[T ].*)?")
 _INSTEAD = {
     "$not": "Turn the operator round: $ne for $eq, $nin for $in, $not_contains for $contains, "
@@ -81,15 +80,6 @@ def tests(condition: Condition) -> Iterable[Test]:
     else:
         for part in condition.parts:
             yield from tests(part)
-
-
-def shown(value: object) -> str:
-    """A value for a message: short, whatever it is."""
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # ValueError: an int of thousands of digits
-        return f"a {type(value).__name__} that is too large to show"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 4]} ..."
 
 
 def _parse(where: object, depth: int) -> Condition:
