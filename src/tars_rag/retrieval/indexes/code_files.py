@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +28,8 @@ from tars_rag.retrieval.indexes.row_tables import Tables, content_hashes, pack_i
 from tars_rag.retrieval.indexes.rows import Batch, DamageError, RowFile
 
 _CHECKED = 16  # batches that one thread checks before it looks for more
-_T = TypeVar("_T", bound=np.generic)
+_Columns: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
+"""Places of batches; steps and residuals of rows."""
 _NOTHING = Codes(np.empty((0, 0), np.uint8), np.empty(0, np.float32), np.empty(0, np.float32))
 
 
@@ -55,18 +56,8 @@ class CodeFiles:
         self._code_file: CodeFile | None = None
         self._places = Growing(np.empty((0, 5), np.int64))
         self._steps, self._residuals = (Growing(np.empty(0, np.float32)) for _ in range(2))
-        found = [*self._file.follow(tail=True)]
-        verify(self._file, [batch for batch, _ in found])
-        if not read_only:
-            self._file.drop_tail()
         self.snapshot = _empty(self._file)
-        if found:
-            self.snapshot = self._mended(
-                self._extended(
-                    [(batch, tables, hashes_of(unpack_ids(tables))) for batch, tables in found]
-                ),
-                [batch for batch, _ in found],
-            )
+        self._load()
 
     @property
     def batches(self) -> int:
@@ -76,8 +67,8 @@ class CodeFiles:
     def follow(self) -> None:
         """See what another process committed since."""
         for batch, tables in self._file.follow(tail=False):
-            items = [(batch, tables, hashes_of(unpack_ids(tables)))]
-            self.snapshot = self._mended(self._extended(items), [batch])
+            after = self._after(batch, tables, hashes_of(unpack_ids(tables)))
+            self.snapshot = self._mended(after, [batch])
 
     def append(self, changes: Mapping[str, NDArray[np.float32] | None], stamp: str) -> None:
         """Commit: vectors by id, None for ids to remove. Durable on return, or not there."""
@@ -106,7 +97,7 @@ class CodeFiles:
         try:
             batch = self._file.append(tables, vectors, crc, old.generation + 1, None, digest)
             self._file.commit()
-            self.snapshot = self._extended([(batch, tables, hashes_of(list(added)))])
+            self.snapshot = self._after(batch, tables, hashes_of(list(added)))
         except BaseException:
             self.snapshot = old
             with contextlib.suppress(OSError):  # it was one that brought us here, as a rule
@@ -145,32 +136,68 @@ class CodeFiles:
         new.commit()
         new.close()
 
-    def _extended(self, items: Sequence[tuple[Batch, Tables, NDArray[np.int64]]]) -> Snapshot:
-        """The snapshot after one more batch, or after all of a file, with the hashes of its ids."""
-        old, (last, last_tables, _) = self.snapshot, items[-1]
-        first, batches = len(old.codes.rows), old.reader.batches
-        steps = self._steps.extended(first, _joined(tables.steps for _, tables, _ in items))
-        residuals = self._residuals.extended(
-            first, _joined(tables.residuals for _, tables, _ in items)
-        )
-        places = np.array([batch.place for batch, _, _ in items], np.int64)
-        dim = next((batch.dim for batch, _, _ in items if batch.added), old.dim)
-        reader = RowReader(self._file, dim, self._places.extended(batches, places))
-        removed = _joined(tables.removed for _, tables, _ in items).astype(np.int64)
-        hashes = _joined(item[2] for item in items)
+    def _load(self) -> None:
+        """Read, verify and mend everything. Batch by batch: their tables need not all be held."""
+        batches: list[Batch] = []
+        removed, keys = [np.empty(0, np.int64)], Growing(np.empty(0, np.int64))
+        for batch, tables in self._file.follow(tail=True):
+            hashes = keys.extended(batch.first, hashes_of(unpack_ids(tables)))
+            removed.append(tables.removed.astype(np.int64))
+            columns, stamp = self._columns(len(batches), batch, tables), tables.stamp
+            batches.append(batch)
+        verify(self._file, batches)
+        if not self._read_only:
+            self._file.drop_tail()
+        if not batches:
+            return
+        dead = np.sort(np.concatenate(removed))
+        alive = np.ones(len(hashes), bool)
+        alive[dead] = False
+        slots = np.flatnonzero(alive).astype(np.uint32)
+        table = IdTable.of(hashes[slots], slots)
+        dim = max(batch.dim for batch in batches)  # 0 as long as there were no vectors
+        snapshot = self._snapshot(dim, columns, dead, table, batches[-1], stamp)
+        self.snapshot = self._mended(snapshot, batches)
+
+    def _after(self, batch: Batch, tables: Tables, hashes: NDArray[np.int64]) -> Snapshot:
+        """The snapshot after one more batch, given the hashes of its ids; its codes are written."""
+        old = self.snapshot
+        removed = tables.removed.astype(np.int64)
+        gone = hashes_of(old.reader.ids(removed))
         dead = np.sort(np.concatenate([old.dead, removed])) if len(removed) else old.dead
-        if first:
-            gone = hashes_of(reader.ids(removed))
-            table = old.table.changed(gone, hashes, first)
-        else:
-            alive = np.ones(len(steps), bool)
-            alive[dead] = False
-            slots = np.flatnonzero(alive)
-            table = IdTable.of(hashes[slots], slots.astype(np.uint32))
-        rows = self._open_codes(dim).rows(len(steps)) if dim else old.codes.rows
-        codes = Codes(rows, steps, residuals)
-        stamp = last_tables.stamp.decode()
-        return Snapshot(dim, reader, codes, dead, table, last.generation, last.digest.hex(), stamp)
+        columns = self._columns(self.batches, batch, tables)
+        table = old.table.changed(gone, hashes, batch.first)
+        return self._snapshot(batch.dim or old.dim, columns, dead, table, batch, tables.stamp)
+
+    def _columns(self, batches: int, batch: Batch, tables: Tables) -> _Columns:
+        """What is held of each batch and row, with one batch more than there were."""
+        return (
+            self._places.extended(batches, np.array([batch.place], np.int64)),
+            self._steps.extended(batch.first, tables.steps),
+            self._residuals.extended(batch.first, tables.residuals),
+        )
+
+    def _snapshot(
+        self,
+        dim: int,
+        columns: _Columns,
+        dead: NDArray[np.int64],
+        table: IdTable,
+        last: Batch,
+        stamp: bytes,
+    ) -> Snapshot:
+        places, steps, residuals = columns
+        rows = self._open_codes(dim).rows(len(steps)) if dim else _NOTHING.rows
+        return Snapshot(
+            dim,
+            RowReader(self._file, dim, places),
+            Codes(rows, steps, residuals),
+            dead,
+            table,
+            last.generation,
+            last.digest.hex(),
+            stamp.decode(),
+        )
 
     def _mended(self, snapshot: Snapshot, batches: Sequence[Batch]) -> Snapshot:
         """The snapshot with codes made again that are not what they were: they are not fsync'd."""
@@ -223,7 +250,3 @@ def _empty(file: RowFile) -> Snapshot:
     none = np.empty(0, np.int64)
     table = IdTable(none, np.empty(0, np.uint32))
     return Snapshot(0, reader, _NOTHING, none, table, 0, bytes(8).hex(), "")
-
-
-def _joined(arrays: Iterable[NDArray[_T]]) -> NDArray[_T]:
-    return np.concatenate(list(arrays))

@@ -8,8 +8,8 @@ q is kept as q' = two planes of such numbers (-63 to 63), the second for what th
     |<q, x> - <q', x'>|  =  |<q - q', x> + <q', x - x'>|  <=  |q - q'| + |q'| |x - x'|
 
 so a row whose ``<q', x'>`` plus that *slack* is below the k-th best cosine found is not among the
-best k. `<q', x'>` is a product of whole numbers, exact, and three float32 operations, whose
-rounding `_ROUNDING` covers: at most 6 * 2**-24 of ``|q'| |x'| < 1.3``.
+best k. `<q', x'>` is a product of whole numbers, exact, and a few float32 operations, whose
+rounding `_ROUNDING` covers: at most 10 * 2**-24 of ``|q'| |x'| < 1.3``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tars_rag.errors import InvalidInputError
 from tars_rag.runtimes.integer_product import LIMIT, OFFSET, PLANES, integer_product
 
 _LARGEST = 127
-_ROUNDING = 2e-6
+_ROUNDING = 3e-6
 _UP = 1 + 1e-6  # what float64 and float32 rounding may take from a norm
 _WORK = 1 << 15  # numbers that are widened to float64 at once: they stay in the cache
 _BLOCK = 1 << 17  # numbers in one piece of float64 work: stays in the processor's cache
@@ -42,6 +42,11 @@ class Codes:
     rows: NDArray[np.uint8]
     steps: NDArray[np.float32]
     residuals: NDArray[np.float32]
+
+    def part(self, start: int, stop: int) -> Codes:
+        """A view of rows that follow one another."""
+        rows = slice(start, stop)
+        return Codes(self.rows[rows], self.steps[rows], self.residuals[rows])
 
     def at(self, places: NDArray[np.int64]) -> Codes:
         """Copies of some rows."""
@@ -108,15 +113,26 @@ class Query:
         self._error = float(_norms(left[None])[0]) * _UP + _ROUNDING
         self._length = float(_norms((self.unit - left)[None])[0]) * _UP
 
-    def near(self, codes: Codes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """What the cosines of the rows are at most, and at least: float32 [n] each."""
+    def upper(self, codes: Codes) -> NDArray[np.float32]:
+        """What the cosines of the rows are at most, float32 [n]."""
         cosines = integer_product(codes.rows, self._planes, self._steps)
         cosines *= codes.steps
-        slack = codes.residuals * np.float32(self._length * _UP)
+        cosines += self._slack(codes.residuals)
+        return cosines
+
+    def lower(
+        self, upper: NDArray[np.float32], residuals: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        """What they are at least, given the upper bounds."""
+        slack = self._slack(residuals)
+        slack *= -2
+        slack += upper
+        return slack
+
+    def _slack(self, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
+        slack: NDArray[np.float32] = residuals * np.float32(self._length * _UP)
         slack += np.float32(self._error * _UP)
-        upper = cosines + slack
-        cosines -= slack
-        return upper, cosines
+        return slack
 
     def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
         """The true cosines of rows [m, dim]; equal rows have equal ones, wherever they stand.

@@ -30,6 +30,7 @@ _FIRST = 32  # rows, and k more, that are read to learn about the others
 _MANY = 2048  # rows among which copies are looked for
 _PIECE = 2048  # rows that are read at once
 _FEW = 4  # a filter that leaves less than this part of the rows has them gathered
+_BLOCK = 1 << 17  # rows that are scanned at once: 2 MB of numbers in between
 _SLICE = 1 << 15  # rows of a filter that are gathered at once
 
 
@@ -89,23 +90,49 @@ class Snapshot:
         self, query: Query, k: int, among: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Slots that may be among the best k, and the upper bounds of their cosines."""
-        rows = len(self.codes.rows)
-        if among is not None and len(among) < rows // _FEW:
-            pieces = [
-                query.near(self.codes.at(among[start : start + _SLICE]))
-                for start in range(0, max(1, len(among)), _SLICE)
-            ]
-            upper, lower = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        if among is None:
+            upper, floor = self._scanned(query, k)
+            slots = chosen = np.flatnonzero(upper >= floor)
         else:
-            upper, lower = query.near(self.codes)
-            if among is None:
-                upper[self.dead] = lower[self.dead] = -np.inf
-            else:
-                upper, lower = upper[among], lower[among]
-        chosen = np.flatnonzero(upper >= max(_floor(lower, k), _LEAST))
-        if len(chosen) > 2 * k:  # the floor was of the groups' best
-            chosen = chosen[upper[chosen] >= _kth(lower[chosen], k)]
-        return (chosen if among is None else among[chosen]), upper[chosen]
+            upper = self._gathered(query, among)
+            floor = _kth(query.lower(upper, self.codes.residuals[among]), k)
+            chosen = np.flatnonzero(upper >= floor)
+            slots = among[chosen]
+        upper = upper[chosen]
+        if len(slots) > 2 * k:  # the floor was of the groups' best
+            kept = upper >= _kth(query.lower(upper, self.codes.residuals[slots]), k)
+            slots, upper = slots[kept], upper[kept]
+        return slots, upper
+
+    def _scanned(self, query: Query, k: int) -> tuple[NDArray[np.float32], float]:
+        """Upper bounds of all rows, and a floor that at least k lower bounds reach.
+
+        Of each group of rows only the best lower bound counts for the floor, which may therefore
+        be a little lower than the k-th. Neighbours, which may be copies, are in different groups.
+        """
+        total = len(self.codes.rows)
+        upper, tops = np.empty(total, np.float32), []
+        stride = max(1, min(_STRIDE, total // (2 * k)))
+        for start in range(0, total, _BLOCK):
+            part = self.codes.part(start, start + _BLOCK)
+            block = query.upper(part)
+            dead = np.searchsorted(self.dead, (start, start + _BLOCK))
+            block[self.dead[dead[0] : dead[1]] - start] = -np.inf
+            upper[start : start + _BLOCK] = block
+            lower = query.lower(block, part.residuals)
+            even = len(lower) // stride * stride
+            tops += [lower[:even].reshape(stride, -1).max(axis=0), lower[even:]]
+        return upper, max(_kth(np.concatenate(tops), k), _LEAST)
+
+    def _gathered(self, query: Query, among: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Upper bounds of some rows."""
+        if len(among) >= len(self.codes.rows) // _FEW:
+            return self._scanned(query, 1)[0][among]
+        upper = np.empty(len(among), np.float32)
+        for start in range(0, len(among), _SLICE):
+            slots = among[start : start + _SLICE]
+            upper[start : start + _SLICE] = query.upper(self.codes.at(slots))
+        return upper
 
     def _rescored(
         self, query: Query, k: int, slots: NDArray[np.int64], upper: NDArray[np.float32]
@@ -152,16 +179,6 @@ class Snapshot:
         found = ranked(zip(ids, scores[above].tolist(), strict=True))
         ties = heapq.nsmallest(k - len(found), self.reader.encoded_ids(slots[equal]))
         return found + [(decode_id(key), floor) for key in ties]
-
-
-def _floor(lower: NDArray[np.float32], k: int) -> float:
-    """A number that at least k of the bounds reach; the k-th largest, or a little less."""
-    groups = len(lower) // _STRIDE
-    if groups < 2 * k:
-        return _kth(lower, k)
-    # Neighbours, which may be copies of one another, are in different groups.
-    best = lower[: groups * _STRIDE].reshape(_STRIDE, groups).max(axis=0)
-    return _kth(best, k)
 
 
 def _kth(values: NDArray[np.floating], k: int) -> float:
