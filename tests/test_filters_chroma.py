@@ -496,9 +496,7 @@ def test_a_store_that_kept_lists_from_chroma_is_brought_up_to_date(tmp_path: Pat
                 expected = {name for name, m in ANY.items() if meant(where, m)}
                 assert ours(store, where) == expected
             assert {p.id: p.metadata for p in store.get()} == ANY
-    assert (
-        check_store(path).problems == []
-    )  # vectors are what was sketched
+    assert check_store(path).problems == []  # vectors are what was sketched
 
 
 def _as_before_lists(path: Path) -> None:
