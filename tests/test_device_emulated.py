@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.emulator, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.emulator, pytest.mark.timeout(2000)]
 
 HERE = Path(__file__).parent / "device"
 SOURCE = Path(__file__).parents[1] / "src"
@@ -50,7 +50,7 @@ def test_contract(
         ],
         capture_output=True,
         text=True,
-        timeout=800,
+        timeout=1900,
         env={
             "PATH": os.environ["PATH"],
             "HOME": str(tmp_path),

@@ -93,11 +93,12 @@ def test_the_vector_files_of_chroma(written: Path) -> None:
         header
     )
     _, _, max_m, max_m0, m, multiplier, construction = rest
-    assert (version, level0, vector, label, record) == (1, 0, 132, 132 + 4 * 32, 132 + 4 * 32 + 8)
+    assert (version, level0, vector) == (1, 0, 4 + 4 * max_m0)
+    assert (label, record) == (vector + 4 * 32, vector + 4 * 32 + 8)
     assert 1000 <= count <= min(VECTORS, capacity)
-    assert (max_m, max_m0, m) == (16, 32, 16)
-    assert multiplier == pytest.approx(1 / np.log(16))
-    assert construction >= 100
+    assert (max_m, max_m0) == (m, 2 * m)
+    assert multiplier == pytest.approx(1 / np.log(m))
+    assert construction > 0
     assert (folder / "data_level0.bin").stat().st_size >= count * record
     assert (folder / "length.bin").stat().st_size >= 4 * count
     links = (folder / "link_lists.bin").read_bytes()
@@ -189,6 +190,19 @@ def test_other_vector_files_are_called_another_layout(
     change(path)
     with pytest.raises(UnknownLayoutError, match=MESSAGE):
         Seal(path / "seal.json", path / "chroma").renew()
+
+
+@pytest.mark.parametrize(
+    "change", [VECTOR_FILES[name] for name in ("a longer header", "one more file")]
+)
+def test_other_vector_files_are_told_before_they_are_made_anew(
+    path: Path, change: Callable[[Path], None]
+) -> None:
+    change(path)
+    before = sorted(path.rglob("*"))
+    with pytest.raises(UnknownLayoutError, match=MESSAGE):
+        HybridStore(path, HashEmbedder())
+    assert sorted(path.rglob("*")) == before, "something was set aside or made anew"
 
 
 def test_a_file_that_was_cut_short_is_no_other_layout(path: Path) -> None:

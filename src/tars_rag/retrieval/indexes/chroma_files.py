@@ -26,6 +26,7 @@ from tars_rag.retrieval.indexes.chroma_layout import (
     SAVED,
     cut_short,
     database,
+    require_known_files,
     require_known_names,
     require_known_tables,
 )
@@ -74,6 +75,8 @@ class Seal:
             return Damage(frozenset(everything), f"{self.path.name} cannot be read")
         found = {name: list(_measure(self._chroma / name)) for name in stamps}
         wrong = {name for name in found.keys() | sealed if found.get(name) != sealed.get(name)}
+        for directory in {Path(name).parent.name for name in wrong}:
+            require_known_files(self._chroma / directory)
         lost: set[str] = set()
         if boot and boot == _boot():
             wrong -= self._saved_since(wrong, stamps, saves)

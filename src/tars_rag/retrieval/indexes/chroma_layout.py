@@ -102,6 +102,19 @@ def require_known_names(directory: Path) -> None:
         raise _unknown(directory, f"a file {min(other)}")
 
 
+def require_known_files(directory: Path) -> None:
+    """Look at vector files that are not as they were sealed: damage adds nothing to a file.
+
+    Raises:
+        UnknownLayoutError: Chroma wrote something there that no tested version writes.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        require_known_names(directory)
+        size = (directory / "header.bin").stat().st_size
+        if size > HEADER.size:
+            raise _unknown(directory, f"header.bin of {size} bytes, not {HEADER.size}")
+
+
 def cut_short(directory: Path) -> bool:
     """Whether a vector file holds less than the header says: hnswlib does not see a write fail.
 
