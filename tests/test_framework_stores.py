@@ -27,7 +27,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 
 from tars_rag import HybridStore
 from tars_rag.errors import FingerprintError, InvalidInputError
-from tars_rag.langchain import TarsEmbeddings, TarsRerank
+from tars_rag.langchain import TarsEmbeddings, TarsRerank, TarsRetriever
 from tars_rag.langchain import TarsVectorStore as LangChainStore
 from tars_rag.llama_index import TarsEmbedding
 from tars_rag.llama_index import TarsVectorStore as LlamaStore
@@ -504,7 +504,11 @@ def langchain_store(tmp_path: Path) -> Iterator[LangChainStore]:
         (lambda s: s.get_by_ids("cat"), "'cat'"),
         (lambda s: s.similarity_search("cat", rerank=True), r"rerank=TarsRerank\(\)"),
         (lambda s: s.as_retriever(rerank=True), r"rerank=TarsRerank\(\)"),
-        (lambda s: s.as_retriever(search_kwargs={"rerank": True}).invoke("x"), "no reranker"),
+        (lambda s: s.as_retriever(search_kwargs={"rerank": True}), "no reranker"),
+        (lambda s: s.as_retriever(strategy="hybird"), "'hybird'"),
+        (lambda s: s.as_retriever(search_kwargs={"strategy": "hybird"}), "'hybird'"),
+        (lambda s: s.as_retriever(k=0), "k must"),
+        (lambda s: TarsRetriever(vectorstore=s, rerank=True).invoke("x"), "no reranker"),
         (lambda s: s.as_retriever().invoke("cat", rerank=True), "no reranker"),
         (lambda s: s.similarity_search("cat", rerank="yes"), "'yes'"),
         (lambda s: s.similarity_search("cat", strategy="hybird"), "hybird"),
@@ -573,12 +577,20 @@ def test_the_repr_says_what_it_is_and_opens_nothing(tmp_path: Path, embedder_dir
     assert str(tmp_path / "t") in repr(llama)
 
 
+_IMPORTS = """
+import gc, os, weakref
+from langchain_core.embeddings import DeterministicFakeEmbedding
+from tars_rag.langchain import TarsVectorStore
+def make():
+    return TarsVectorStore(DeterministicFakeEmbedding(size=4))
+"""
+
+
 def run_code(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "TMPDIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-W", "always::ResourceWarning", "-c", _IMPORTS + code],
         env=environment,
-        cwd=Path(__file__).parent,
         capture_output=True,
         text=True,
         check=False,
@@ -587,15 +599,9 @@ def run_code(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
-_IMPORTS = """
-import gc, os, weakref
-from test_framework_stores import LangChainStore, LangChainWords
-"""
-
-
 def test_temporary_stores_leave_neither_warnings_nor_files(tmp_path: Path) -> None:
     code = """
-stores = [LangChainStore(LangChainWords()) for _ in range(3)]
+stores = [make() for _ in range(3)]
 stores[0].add_texts(["the dog"], ids=["d"])
 gone = stores.pop()
 directory = gone.path
@@ -611,7 +617,7 @@ stores[1].close()
 
 def test_a_forked_child_does_not_take_a_temporary_store_along(tmp_path: Path) -> None:
     code = """
-store = LangChainStore(LangChainWords())
+store = make()
 store.add_texts(["the dog"], ids=["d"])
 child = os.fork()
 if not child:

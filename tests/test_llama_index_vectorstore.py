@@ -417,6 +417,14 @@ def test_bad_nodes_are_named_and_nothing_is_written(store: TarsVectorStore) -> N
     assert store.add([]) == []
 
 
+def test_a_bad_vector_far_down_a_long_list_stores_none_of_it(store: TarsVectorStore) -> None:
+    many = [node(f"n{n}", f"note {n}", [1.0] * 4) for n in range(300)]
+    many[290].embedding = [float("nan")] * 4
+    with pytest.raises(InvalidInputError, match="'n290'"):
+        store.add(many)
+    assert store.client.count() == 4
+
+
 @pytest.mark.parametrize("text", [" ", "\x00 NUL", "lone \ud800", "🐟" * 9, "long " * 200_000])
 def test_odd_texts_come_back_as_they_were(store: TarsVectorStore, text: str) -> None:
     store.add([node("odd", text, [1.0] * 4, note=text[:50])])

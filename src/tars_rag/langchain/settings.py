@@ -12,6 +12,7 @@ from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.errors import InvalidInputError
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
+from tars_rag.langchain.searching import NO_RERANKER
 from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.settings import Settings
 
@@ -70,6 +71,21 @@ def check_settings(
     if chroma_url is not None and not str(chroma_url).startswith(("http://", "https://")):
         msg = f"chroma_url is {chroma_url!r:.80} and not a server's URL: http://localhost:8000"
         raise InvalidInputError(msg)
+
+
+def check_retriever(arguments: dict[str, Any], rerank: TarsRerank | None) -> None:
+    """Refuse a retriever whose every search would be refused.
+
+    Raises:
+        InvalidInputError: A strategy that is none, or reranking without a reranker.
+    """
+    for given in (arguments, arguments.get("search_kwargs") or {}):
+        if given.get("strategy") is not None:
+            require_strategy(given["strategy"])
+        if given.get("k") is not None:
+            require_count("k", given["k"])
+        if given.get("rerank") and rerank is None:
+            raise InvalidInputError(NO_RERANKER)
 
 
 def embedder_of(embedding: Embeddings) -> Embedder | ForeignEmbedder:

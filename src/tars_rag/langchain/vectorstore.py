@@ -21,8 +21,8 @@ from tars_rag.langchain.documents import as_document, as_documents, as_passages,
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.langchain.retriever import TarsRetriever
-from tars_rag.langchain.searching import INSTEAD, NO_RERANKER, Search, Where
-from tars_rag.langchain.settings import check_settings, embedder_of, environment
+from tars_rag.langchain.searching import INSTEAD, Search, Where
+from tars_rag.langchain.settings import check_retriever, check_settings, embedder_of, environment
 from tars_rag.langchain.writing import Records, records, replace, store_all
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.settings import Strategy
@@ -304,8 +304,7 @@ class TarsVectorStore(VectorStore):
 
         Each call can set them anew: ``retriever.invoke(query, k=3, strategy="lexical")``.
         """
-        if kwargs.get("rerank") and self.rerank is None:
-            raise InvalidInputError(NO_RERANKER)
+        check_retriever(kwargs, self.rerank)
         tags = kwargs.pop("tags", None) or self._get_retriever_tags()
         return TarsRetriever(vectorstore=self, tags=tags, **kwargs)
 

@@ -36,6 +36,7 @@ from tars_rag.llama_index.nodes import (
     chosen,
     vectors_of,
 )
+from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.retrieval.store import HybridStore
@@ -185,6 +186,8 @@ class TarsVectorStore(BasePydanticVectorStore):
         if self._check is not None:
             self._check.passages(ids, [passage.text for passage in passages], vectors)
         with self._shared.using() as store:
+            # the store looks at vectors batch by batch; here they are all at hand
+            check_vectors(vectors, [f"node {key!r}" for key in ids], store.dimension)
             store.upsert(passages, vectors)
         return ids
 
