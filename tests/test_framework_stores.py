@@ -467,6 +467,8 @@ def test_int8_vectors_do_not_enter_an_fp32_store(tmp_path: Path) -> None:
             lambda: LangChainStore.from_texts(["x"], LangChainWords(), collection_name="c"),
             "A collection is a directory",
         ),
+        (lambda: LangChainStore.from_texts("x", LangChainWords(), path="s"), "one string"),
+        (lambda: LangChainStore.from_texts([3], LangChainWords(), path="s"), "not a string"),
         (lambda: LlamaStore("s", "my-model"), "'my-model' and not an embedding model"),
         (lambda: LlamaStore("s", TarsEmbedding), "the class TarsEmbedding"),
     ],

@@ -338,9 +338,10 @@ class TarsVectorStore(VectorStore):
         **kwargs: Any,
     ) -> Self:
         """A store that holds these texts; `path`, `strategy` and so on as for the constructor."""
+        documents = as_documents(texts, metadatas)  # refused before a store is made
         store = cls(embedding, **kwargs)
         with store._shared.closed_on_error():
-            store.add_documents(as_documents(texts, metadatas), ids=ids)
+            store.add_documents(documents, ids=ids)
         return store
 
     @classmethod
