@@ -132,13 +132,13 @@ def test_relevance_is_from_0_to_1_and_says_the_same_for_any_query(store: TarsVec
     words = WordEmbeddings()
     for query in ("cat sofa", "zzz"):
         near = np.array(words.embed_query(query))
-        for strategy in ("hybrid", "naive"):
-            for document, score in store.similarity_search_with_relevance_scores(
-                query, k=5, strategy=strategy
-            ):
-                vector = np.array(words.embed_query(document.page_content))
-                cosine = near @ vector / np.linalg.norm(near) / np.linalg.norm(vector)
-                assert score == pytest.approx(cosine, abs=1e-4)
+        found = store.similarity_search_with_relevance_scores(query, k=5, strategy="naive")
+        for document, score in found:
+            vector = np.array(words.embed_query(document.page_content))
+            cosine = near @ vector / np.linalg.norm(near) / np.linalg.norm(vector)
+            assert score == pytest.approx(cosine, abs=1e-4)
+        fused = store.similarity_search_with_score(query, k=5)
+        assert store.similarity_search_with_relevance_scores(query, k=5) == fused
     for _, score in store.similarity_search_with_relevance_scores("cat", strategy="lexical"):
         assert 0 < score < 1
     opposite = TarsVectorStore(DeterministicFakeEmbedding(size=4))
@@ -149,7 +149,9 @@ def test_relevance_is_from_0_to_1_and_says_the_same_for_any_query(store: TarsVec
 
 def test_score_threshold(store: TarsVectorStore) -> None:
     retriever = store.as_retriever(
-        search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.9, "k": 5}
+        search_type="similarity_score_threshold",
+        search_kwargs={"score_threshold": 0.9, "k": 5},
+        strategy="naive",
     )
     assert ids(retriever.invoke("cat sofa")) == ["cat"]
     assert retriever.invoke("cat dog npu fan music sofa cat cat") == []
