@@ -215,7 +215,9 @@ async def test_relevance_scores_come_as_many_as_the_store_says(tmp_path: Path) -
         assert len(store.similarity_search_with_relevance_scores("the")) == 2
         assert len(await store.asimilarity_search_with_relevance_scores("the")) == 2
         assert len(store.similarity_search_with_relevance_scores("the", k=3)) == 3
-        above = store.similarity_search_with_relevance_scores("cat sofa", k=5, score_threshold=0.9)
+        above = store.similarity_search_with_relevance_scores(
+            "cat sofa", k=5, score_threshold=0.9, strategy="naive"
+        )
         assert [document.id for document, _ in above] == ["cat"]
 
 
