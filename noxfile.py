@@ -45,6 +45,13 @@ def measured(session: nox.Session, *arguments: str, **env: str) -> None:
     here(session, "pytest", *arguments, *posargs, **env)
 
 
+def install(session: nox.Session, *resolution: str) -> None:
+    """Install the source and what its tests need into the session's environment, by uv."""
+    session.install("uv")  # pip has no lowest versions, and takes a minute longer
+    python = str(Path(session.virtualenv.location) / "bin" / "python")
+    session.run("uv", "pip", "install", "-q", "--python", python, *resolution, "-e", ".[test]")
+
+
 @nox.session(python=False)
 def lint(session: nox.Session) -> None:
     """Style: ruff check and ruff format."""
@@ -80,17 +87,14 @@ def tests(session: nox.Session) -> None:
 @nox.session(python=PYTHONS, venv_backend="venv")
 def fast(session: nox.Session) -> None:
     """The fast tests in an environment of each interpreter (`-p 3.12` for one)."""
-    session.install("-e", ".[test]")
+    install(session)
     session.run("pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0], venv_backend="venv")
 def lowest(session: nox.Session) -> None:
     """The fast tests with the lowest version of every dependency that pyproject.toml allows."""
-    session.install("uv")
-    python = str(Path(session.virtualenv.location) / "bin" / "python")
-    lowest = ("--resolution", "lowest-direct", "--python", python)
-    session.run("uv", "pip", "install", *lowest, "-e", ".[test]")
+    install(session, "--resolution", "lowest-direct")
     session.run("python", "tests/floors.py")
     session.run("pytest", "-n", "2", *session.posargs)
 
