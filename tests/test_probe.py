@@ -280,7 +280,7 @@ def test_doctor_json_is_enough_for_a_bug_report(
     assert said["model_cache"]["path"] == "~/models"
     assert said["model_cache"]["bytes"] > 0
     assert [model["name"] for model in said["models"]] == ["mini"]
-    for secret in ("pass", "jane", "hf_abcdef", str(home)):
+    for secret in ("pass word", "pass@", "jane", "hf_abcdef", str(home)):
         assert secret not in text
 
 

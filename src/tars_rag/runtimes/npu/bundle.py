@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
 from tars_rag.runtimes.npu.manifest import (
+    HOW_TO_MAKE,
     MANIFEST_NAME,
     Fidelity,
     Manifest,
@@ -84,7 +86,7 @@ def read_model(path: Path, kind: ModelKind) -> NpuModel:
     what = "has no .rknn file" if path.is_dir() else "does not exist"
     msg = (
         f"{path} {what}. Give a bundle directory, a .rknn file, or a directory of "
-        "rk-transformers; or make a bundle: tars-rag convert"
+        f"rk-transformers; or make a bundle: {HOW_TO_MAKE}"
     )
     raise ModelError(msg)
 
@@ -103,7 +105,10 @@ def _score(fidelity: Fidelity) -> float:
 def _bundle(path: Path, kind: ModelKind) -> NpuModel:
     manifest = verify_bundle(path)
     if manifest.kind != kind:
-        msg = f"{path} is a bundle of kind {manifest.kind}, not {kind}. Give the other path."
+        msg = (
+            f"{path} is a bundle of kind {manifest.kind}, not {kind}. Give the path of the other "
+            f"one; those of the model cache: ls {shlex.quote(str(path.absolute().parent))}"
+        )
         raise ModelError(msg)
     if manifest.fidelity.degraded:
         logger.warning(
@@ -141,7 +146,7 @@ def _bundle(path: Path, kind: ModelKind) -> NpuModel:
 
 def _single(path: Path) -> NpuModel:
     if path.suffix != ".rknn":
-        msg = f"{path} is not a .rknn file. Make one: tars-rag convert"
+        msg = f"{path} is not a .rknn file. To make one: {HOW_TO_MAKE}"
         raise ModelError(msg)
     # Inputs, length and output are asked of the file once it is open on the device.
     return NpuModel(path, NpuSpec((RknnFile(str(path)),)), identity=sha256_of(path))

@@ -20,6 +20,8 @@ from tars_rag.runtimes.base import OutputKind
 MANIFEST_NAME = "manifest.json"
 FORMAT: Final = "tars-rag-bundle"
 VERSION: Final = 1
+HOW_TO_MAKE: Final = "tars-rag convert --help"
+"""Where it is not known of what."""
 
 ModelKind = Literal["embedder", "cross-encoder"]
 """What a bundle's model is used as."""
@@ -105,6 +107,11 @@ class Manifest(_Frozen):
     )
 
     @property
+    def command(self) -> str:
+        """What makes the bundle again, on a PC."""
+        return f"tars-rag convert {self.model} --target {self.target} --precision {self.precision}"
+
+    @property
     def lengths(self) -> tuple[int, ...]:
         """All sequence lengths the bundle runs, ascending."""
         return tuple(sorted({n for graph in self.graphs for n in graph.lengths}))
@@ -126,21 +133,21 @@ def load_manifest(directory: Path) -> Manifest:
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        msg = f"{directory} is not a bundle: it has no {MANIFEST_NAME}. Make one: tars-rag convert"
+        msg = f"{directory} is not a bundle: it has no {MANIFEST_NAME}. To make one: {HOW_TO_MAKE}"
         raise ModelError(msg) from None
     except (OSError, ValueError) as error:
-        msg = f"{path} cannot be read ({error}). Copy the bundle again, or convert again."
+        msg = f"{path} cannot be read ({error}). Copy the bundle again, or make it: {HOW_TO_MAKE}"
         raise ModelError(msg) from error
     if isinstance(raw, dict) and raw.get("version", VERSION) != VERSION:
         msg = (
             f"{path} is of version {raw.get('version')}, this tars-rag reads version {VERSION}. "
-            "Update tars-rag, or convert again with this one."
+            f"Update it (pip install -U tars-rag), or convert with this one: {HOW_TO_MAKE}"
         )
         raise ModelError(msg)
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
-        msg = f"{path} is not a valid manifest: {error}. Convert again."
+        msg = f"{path} is not a valid manifest: {error}. Make the bundle again: {HOW_TO_MAKE}"
         raise ModelError(msg) from error
 
 
@@ -161,6 +168,6 @@ def verify_bundle(directory: Path) -> Manifest:
             problem = "does not have the recorded sha256"
         else:
             continue
-        msg = f"{path} {problem}. Copy the bundle again, or convert again: tars-rag convert"
+        msg = f"{path} {problem}. Copy the bundle again, or make it again: {manifest.command}"
         raise ModelError(msg)
     return manifest

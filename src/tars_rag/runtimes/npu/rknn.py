@@ -9,6 +9,7 @@ messages end up in the error. Tested against wheels 2.3.2 and 2.5.0.
 from __future__ import annotations
 
 import logging
+import shlex
 import threading
 import weakref
 from collections import deque
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, NonFiniteError
+from tars_rag.guests import RKNN
 from tars_rag.runtimes.base import FloatArray
 
 _LEVELS = ("CRITICAL", "ERROR", "WARNING", "INFO", "DEBUG", "NOTSET")
@@ -143,7 +145,7 @@ class RknnContext:
     def _open(self) -> None:
         # load_rknn returns 0 for any file that can be read: garbage is found by init_runtime.
         if not self.path.is_file() or self._lite.load_rknn(str(self.path)) != 0:
-            self._fail("the file cannot be read", "Check the path of the model")
+            self._fail("the file cannot be read", f"Look: ls -l {shlex.quote(str(self.path))}")
         # `target` must stay None on the board itself.
         if self._lite.init_runtime(core_mask=self.core_mask) != 0:
             self._fail(f"the runtime did not start (core mask {self.core_mask})")
@@ -160,7 +162,7 @@ class RknnContext:
             # These are the wheel's own names, not its public interface.
             self._fail(
                 f"this version of rknn-toolkit-lite2 is not known ({error})",
-                "Install a tested one: pip install rknn-toolkit-lite2==2.5.0",
+                f"Install a tested one: pip install '{RKNN.pin}'",
             )
 
     def _check_call(self, result: int, function: Any, arguments: Any) -> int:
@@ -185,7 +187,7 @@ class RknnContext:
             DeviceError: A call failed, or the output is not finite float32.
         """
         if self._lite is None:
-            msg = f"{self.path.name} is closed."
+            msg = f"{self.path.name} is closed. Open the model again."
             raise DeviceError(msg)
         self._failed_call = ""
         with _messages.go_to(self._tail):
@@ -194,7 +196,7 @@ class RknnContext:
             self._fail(self._failed_call or "inference returned nothing")
         output = outputs[0]
         if not isinstance(output, np.ndarray) or output.dtype != np.float32:
-            self._fail("the output is not float32", "Convert the model again")
+            self._fail("the output is not float32", "To convert it again: tars-rag convert --help")
         # Wheel 2.5.0 does not look at this and fills up with what its buffer held before.
         if output.nbytes != self._output_bytes:
             self._fail(f"the output has {self._output_bytes} bytes instead of {output.nbytes}")

@@ -201,7 +201,7 @@ class Scheduler:
 
     def _reasons(self) -> str:
         unused = (core for core in self._cores if not core.in_use)
-        return " ".join(f"Core mask {core.core_mask}: {core.reason}." for core in unused)
+        return " ".join(_sentence(f"Core mask {core.core_mask}: {core.reason}") for core in unused)
 
     # --- outside the lock -------------------------------------------------------------------
 
@@ -233,7 +233,7 @@ class Scheduler:
                 what, reasons = "Every NPU core failed", self._reasons()
         else:
             what = "A text overflows on the NPU"
-            reasons = " ".join(dict.fromkeys(f"{reason}." for reason in call.refused.values()))
+            reasons = " ".join(dict.fromkeys(map(_sentence, call.refused.values())))
         on_cpu = self._cpu.run([feeds[i] for i in rest], urgent, what=what, reasons=reasons)
         for i, rows in zip(rest, on_cpu, strict=True):
             call.rows[i] = rows
@@ -338,3 +338,7 @@ class Scheduler:
             while not self._closing and (left := end - time.monotonic()) > 0:
                 self._resting.wait(left)
             return not self._closing
+
+
+def _sentence(reason: str) -> str:
+    return reason.rstrip(".") + "."

@@ -28,6 +28,7 @@ from tars_rag.runtimes.npu.spec import (
 _NORM_TOLERANCE = 0.05
 # Two runs of the same input on the same core.
 _REPEAT_TOLERANCE = 1e-3
+_CONVERT = "To convert it again: tars-rag convert --help"
 # A text that fills so much of a length is run there.
 _FULL = 0.9
 # Valid ids in any vocabulary of ten or more; used where the bundle has no self-test of its own.
@@ -132,7 +133,7 @@ class NpuSession:
     def _look_up(self, ids: NDArray[np.int64]) -> FloatArray:
         table = self._table
         if table is None:
-            msg = "The model takes word embeddings, but has no word table. Convert it again."
+            msg = f"The model takes word embeddings, but has no word table. {_CONVERT}"
             raise DeviceError(msg)
         if ids.min() < 0 or ids.max() >= len(table):
             msg = f"Token ids must lie in 0..{len(table) - 1}: {ids.min()}..{ids.max()} is not."
@@ -192,8 +193,8 @@ class NpuSession:
                 self._gaps[length, answer] = gap
                 if not gap <= answer.tolerance:
                     self._refuse(
-                        f"the self-test at length {length}, off by {gap:.4g} where "
-                        f"{answer.tolerance:.4g} is allowed"
+                        f"a wrong answer in the self-test at length {length}, off by {gap:.4g} "
+                        f"where {answer.tolerance:.4g} is allowed"
                     )
         for i in range(1, len(raws)):
             if np.array_equal(raws[i], raws[0]):
@@ -234,7 +235,7 @@ def _length(context: RknnContext) -> int:
     for tensor in context.inputs:
         if len(tensor.shape) >= 2:
             return tensor.shape[1]
-    msg = f"{context.path.name} does not say how long its input is. Convert it again."
+    msg = f"{context.path.name} does not say how long its input is. {_CONVERT}"
     raise DeviceError(msg)
 
 
@@ -244,7 +245,7 @@ def _input_order(inputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
     if set(names) <= {*FEED_NAMES, WORD_EMBEDDINGS}:
         return names
     if not 2 <= len(names) <= len(FEED_NAMES):
-        msg = f"The model takes inputs {names}; 2 or 3 of {FEED_NAMES} were expected."
+        msg = f"The model takes inputs {names}; 2 or 3 of {FEED_NAMES} were expected. {_CONVERT}"
         raise DeviceError(msg)
     return FEED_NAMES[: len(names)]
 
