@@ -20,7 +20,7 @@ import numpy as np
 from tars_rag import Embedder
 from tars_rag.bench.evaluate import Collection, load_collection, score
 from tars_rag.retrieval.fusion import evidence
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 
 Fuse = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 """Cosines [n], BM25 [n] and its reach to scores [n]."""

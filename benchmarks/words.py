@@ -17,9 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tars_rag.bench.evaluate import load_collection, mean, score
-from tars_rag.retrieval.indexes.analysers import analyser
-from tars_rag.retrieval.indexes.languages import LANGUAGES
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.words.analysers import analyser
+from tars_rag.retrieval.indexes.words.languages import LANGUAGES
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 
 SET = Path(__file__).parents[1] / "tests" / "data" / "multilingual.txt"

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from tars_rag.child import Link
-from tars_rag.retrieval.indexes import chroma_child
+from tars_rag.retrieval.indexes.chroma import child as chroma_child
 
 
 class Panic(BaseException):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes import chroma_process as embedded
+from tars_rag.retrieval.indexes.chroma import process as embedded
 
 embedded.KEEP_IDLE = 1  # hundreds of stores are opened: a process for each would take minutes
 

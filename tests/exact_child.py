@@ -17,8 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes import code_directory
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex, code_directory
 
 DIM = 24
 Change = dict[str, NDArray[np.float32] | None]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from conftest import HashEmbedder
 from store_child import operations, passage
-from tars_rag.retrieval.indexes import vectors as vectors_module
+from tars_rag.retrieval.indexes.chroma import vectors as vectors_module
 from tars_rag.retrieval.store import HybridStore
 
 

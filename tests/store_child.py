@@ -15,7 +15,7 @@ import psutil
 
 from conftest import HashEmbedder
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes import vectors as vectors_module
+from tars_rag.retrieval.indexes.chroma import vectors as vectors_module
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.store import HybridStore

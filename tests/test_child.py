@@ -10,8 +10,8 @@ import pytest
 
 from tars_rag.child import Child, pack
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes import chroma_process
-from tars_rag.retrieval.indexes.chroma_client import ChromaError
+from tars_rag.retrieval.indexes.chroma import process as chroma_process
+from tars_rag.retrieval.indexes.chroma.client import ChromaError
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
 
 ROWS = np.array([[1, 0], [0, 2], [-3, 0], [1, 1]], np.float32)
 IDS = ["east", "north", "west", "north-east"]

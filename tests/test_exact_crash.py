@@ -20,7 +20,7 @@ import pytest
 import power_cut
 from exact_child import DIM, state
 from power_cut import Disk
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
 
 pytestmark = [pytest.mark.crash, pytest.mark.timeout(7200)]
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes import code_directory, rows
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.exact import code_directory, rows
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
 
 DIM = 10
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
 
 Rows = NDArray[np.float32]
 EPSILON = 1e-12

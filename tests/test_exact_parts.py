@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tars_rag.errors import DeviceError
-from tars_rag.retrieval.indexes import code_directory, id_table
-from tars_rag.retrieval.indexes.codes import Query, encode
-from tars_rag.retrieval.indexes.exact import ExactIndex
-from tars_rag.retrieval.indexes.id_table import IdTable, hashes_of
+from tars_rag.retrieval.indexes.exact import code_directory, id_table
+from tars_rag.retrieval.indexes.exact.codes import Query, encode
+from tars_rag.retrieval.indexes.exact.id_table import IdTable, hashes_of
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.runtimes import integer_product as module
 from tars_rag.runtimes.integer_product import LIMIT, OFFSET, PLANES, integer_product
 from test_exact_oracle import KINDS, cosines, queries

@@ -12,9 +12,9 @@ import pytest
 
 from tars_rag import Passage
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.indexes import filter_plan
+from tars_rag.retrieval.indexes.chroma import filter_plan
+from tars_rag.retrieval.indexes.chroma.filters import Condition, parse
 from tars_rag.retrieval.indexes.codec import check_passage, filterable
-from tars_rag.retrieval.indexes.filters import Condition, parse
 
 
 class Colour(str, Enum):

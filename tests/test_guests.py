@@ -22,8 +22,9 @@ from conftest import HashEmbedder
 from store_child import passage
 from tars_rag.errors import StoreError, UnknownLayoutError
 from tars_rag.guests import CHROMA, GUESTS, RKNN, TANTIVY, Guest
-from tars_rag.retrieval.indexes import chroma_layout, tantivy_files
-from tars_rag.retrieval.indexes.chroma_files import Seal
+from tars_rag.retrieval.indexes.chroma import layout as chroma_layout
+from tars_rag.retrieval.indexes.chroma.files import Seal
+from tars_rag.retrieval.indexes.words import files as tantivy_files
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.store import HybridStore
 

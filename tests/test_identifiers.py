@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 
 # Identifier: what finds it first; then what does not find it at all.

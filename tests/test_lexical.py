@@ -10,7 +10,7 @@ import pytest
 
 from conftest import HashEmbedder
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
 

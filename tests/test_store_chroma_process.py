@@ -16,7 +16,7 @@ import pytest
 from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes import chroma_process as embedded
+from tars_rag.retrieval.indexes.chroma import process as embedded
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.store import HybridStore
 

@@ -23,9 +23,9 @@ from conftest import HashEmbedder
 from store_child import passage, word
 from tars_rag import Passage
 from tars_rag.errors import FingerprintError, StoreError
-from tars_rag.retrieval.indexes import tantivy_files
-from tars_rag.retrieval.indexes import vectors as vectors_module
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.chroma import vectors as vectors_module
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.words import files as tantivy_files
 from tars_rag.retrieval.maintenance import reembed
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.storage.directory import StoreDirectory

@@ -27,7 +27,7 @@ import pytest
 import power_cut
 from power_cut import Call, Disk
 from store_child import Ledger, passage
-from tars_rag.retrieval.indexes import chroma_files as seal
+from tars_rag.retrieval.indexes.chroma import files as seal
 
 pytestmark = [
     pytest.mark.crash,

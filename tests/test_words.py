@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.retrieval.indexes.analysers import analyser
-from tars_rag.retrieval.indexes.languages import LANGUAGES, check_language
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
+from tars_rag.retrieval.indexes.words.analysers import analyser
+from tars_rag.retrieval.indexes.words.languages import LANGUAGES, check_language
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 
 DATA = Path(__file__).with_name("data") / "multilingual.txt"

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
 from tars_rag.adapters.handle import Handle
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.indexes.languages import check_language
+from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.store import HybridStore

@@ -28,7 +28,7 @@ class Question:
     """Finds the words of a question in texts, in the forms that the word index treats as equal."""
 
     def __init__(self, text: str, language: str = "en") -> None:
-        from tars_rag.retrieval.indexes.analysers import analyser
+        from tars_rag.retrieval.indexes.words.analysers import analyser
 
         self._analyser = analyser(language)
         self._terms = set(self._analyser.query_terms(text))
@@ -39,7 +39,7 @@ class Question:
 
     def words_in(self, text: str) -> Iterator[tuple[int, int]]:
         """Positions of the question's words in a text: (start, end) in characters."""
-        from tars_rag.retrieval.indexes.script import UNSPACED
+        from tars_rag.retrieval.indexes.words.script import UNSPACED
 
         for chunk in _CHUNK.finditer(text):
             terms = self.terms_in(chunk[0])

@@ -98,7 +98,7 @@ def relex(
 
     If interrupted, the next command that opens the store finishes it.
     """
-    from tars_rag.retrieval.indexes.languages import check_language
+    from tars_rag.retrieval.indexes.words.languages import check_language
     from tars_rag.retrieval.maintenance import relex as read_anew
 
     code = check_language(language)

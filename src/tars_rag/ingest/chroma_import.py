@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.ingest.chroma_records import Record, as_passage
 from tars_rag.progress import Progress
-from tars_rag.retrieval.indexes.chroma_client import ChromaError
-from tars_rag.retrieval.indexes.chroma_process import ChromaProcess
+from tars_rag.retrieval.indexes.chroma.client import ChromaError
+from tars_rag.retrieval.indexes.chroma.process import ChromaProcess
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
 

@@ -15,8 +15,8 @@ from llama_index.core.vector_stores.types import (
 
 from tars_rag.adapters.arguments import require_kind
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.indexes.filter_plan import exactly
-from tars_rag.retrieval.indexes.filters import ORDER
+from tars_rag.retrieval.indexes.chroma.filter_plan import exactly
+from tars_rag.retrieval.indexes.chroma.filters import ORDER
 
 Where = dict[str, Any]
 

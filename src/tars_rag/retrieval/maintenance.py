@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tars_rag.retrieval.indexes.languages import check_language
+from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path

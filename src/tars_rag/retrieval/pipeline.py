@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, InvalidInputError, shown
-from tars_rag.retrieval.indexes.filters import Where
+from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.searching import above, check_min_score
 from tars_rag.retrieval.store import HybridStore

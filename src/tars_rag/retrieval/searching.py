@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from tars_rag.errors import InvalidInputError, StoreError, shown
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.fusion import check_weight, convex
-from tars_rag.retrieval.indexes.exact import ExactIndex
-from tars_rag.retrieval.indexes.filters import Where
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
-from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.indexes.chroma.filters import Where
+from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy

@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, distinct_ids
+from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.indexes.codec import same_content
-from tars_rag.retrieval.indexes.filters import Where
-from tars_rag.retrieval.indexes.languages import check_language
+from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
 from tars_rag.retrieval.storage.directory import StoreDirectory

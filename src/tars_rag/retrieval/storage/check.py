@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.chroma_files import Seal
-from tars_rag.retrieval.indexes.chroma_layout import database
+from tars_rag.retrieval.indexes.chroma.files import Seal
+from tars_rag.retrieval.indexes.chroma.layout import database
+from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.codec import matches
-from tars_rag.retrieval.indexes.exact import ExactIndex
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
-from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Progress
 from tars_rag.retrieval.storage import layout
 from tars_rag.retrieval.storage.directory import StoreDirectory

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.chroma_files import Seal
-from tars_rag.retrieval.indexes.chroma_rows import Record, records
-from tars_rag.retrieval.indexes.exact import ExactIndex
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
-from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.indexes.chroma.files import Seal
+from tars_rag.retrieval.indexes.chroma.rows import Record, records
+from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, JOURNAL, LEXICAL, SEAL

@@ -11,7 +11,7 @@ from pathlib import Path
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.commands import index_command
-from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE, check_language
+from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import (
     PARTS,

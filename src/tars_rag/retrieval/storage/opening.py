@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes import tantivy_files as segments
-from tars_rag.retrieval.indexes.chroma_client import ChromaError, Client, ServerClient
-from tars_rag.retrieval.indexes.chroma_process import ChromaProcess
-from tars_rag.retrieval.indexes.exact import ExactIndex
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
-from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client, ServerClient
+from tars_rag.retrieval.indexes.chroma.process import ChromaProcess
+from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.words import files as segments
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, LEXICAL
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.store_json import StoreJson

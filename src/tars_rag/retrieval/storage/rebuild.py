@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.indexes.checks import check_vectors
-from tars_rag.retrieval.indexes.chroma_rows import records
+from tars_rag.retrieval.indexes.chroma.rows import records
+from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.codec import matches, pack_content, same_content
-from tars_rag.retrieval.indexes.exact import ExactIndex
-from tars_rag.retrieval.indexes.lexical import LexicalIndex
-from tars_rag.retrieval.indexes.tantivy_files import digest
-from tars_rag.retrieval.indexes.vectors import VectorIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.words.files import digest
+from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 

@@ -8,9 +8,9 @@ import shutil
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes.chroma_files import Damage
+from tars_rag.retrieval.indexes.chroma.files import Damage
 from tars_rag.retrieval.indexes.codec import decode
-from tars_rag.retrieval.indexes.exact import ExactIndex
+from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import EXACT, LEXICAL

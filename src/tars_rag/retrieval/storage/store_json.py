@@ -11,7 +11,7 @@ from typing import Any
 
 from tars_rag.errors import StoreError
 from tars_rag.files import write_atomically
-from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE
+from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE
 
 NAME = "store.json"
 FORMAT = "tars-rag-store"

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes.codes import Codes, Query
-from tars_rag.retrieval.indexes.id_table import IdTable
-from tars_rag.retrieval.indexes.row_reader import RowReader
-from tars_rag.retrieval.indexes.row_tables import decode_id
+from tars_rag.retrieval.indexes.exact.codes import Codes, Query
+from tars_rag.retrieval.indexes.exact.id_table import IdTable
+from tars_rag.retrieval.indexes.exact.row_reader import RowReader
+from tars_rag.retrieval.indexes.exact.row_tables import decode_id
 from tars_rag.retrieval.passage import Ranking, ranked
 
 _LEAST = -2.0  # less than any cosine, more than what stands for no row

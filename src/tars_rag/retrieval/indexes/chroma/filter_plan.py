@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from tars_rag.errors import InvalidInputError, shown
-from tars_rag.retrieval.indexes.codec import ALL_KEYS, UNHELD_LISTS, encode
-from tars_rag.retrieval.indexes.filters import (
+from tars_rag.retrieval.indexes.chroma.filters import (
     LISTS,
     MEMBERSHIP,
     Condition,
@@ -24,7 +23,8 @@ from tars_rag.retrieval.indexes.filters import (
     refusal,
     tests,
 )
-from tars_rag.retrieval.indexes.predicates import whole
+from tars_rag.retrieval.indexes.chroma.predicates import whole
+from tars_rag.retrieval.indexes.codec import ALL_KEYS, UNHELD_LISTS, encode
 
 Ids: TypeAlias = set[str]
 

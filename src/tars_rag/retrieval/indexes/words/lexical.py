@@ -17,10 +17,10 @@ from typing import Any
 from tars_rag.errors import StoreError
 from tars_rag.files import sync, writing_problem
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes.analysers import ANALYSER_VERSION, analyser
 from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
-from tars_rag.retrieval.indexes.languages import DEFAULT_LANGUAGE, check_language
-from tars_rag.retrieval.indexes.tantivy_files import digest, documents
+from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
+from tars_rag.retrieval.indexes.words.files import digest, documents
+from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
 _HEAP_BYTES = 32_000_000

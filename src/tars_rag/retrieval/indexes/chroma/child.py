@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.child import Link, Reply, trim_log
-from tars_rag.retrieval.indexes.chroma_client import ChromaError
+from tars_rag.retrieval.indexes.chroma.client import ChromaError
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 

@@ -14,16 +14,16 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
-from tars_rag.retrieval.indexes.identifiers import (
+from tars_rag.retrieval.indexes.words.identifiers import (
     bounded,
     compound_terms,
     is_word,
     ordered_pair,
     pieces,
 )
-from tars_rag.retrieval.indexes.languages import LANGUAGES, Language
-from tars_rag.retrieval.indexes.script import UNSPACED, bigrams, normalised, query_bigrams
-from tars_rag.retrieval.indexes.words import IsStop, Words
+from tars_rag.retrieval.indexes.words.languages import LANGUAGES, Language
+from tars_rag.retrieval.indexes.words.script import UNSPACED, bigrams, normalised, query_bigrams
+from tars_rag.retrieval.indexes.words.word import IsStop, Words
 
 ANALYSER_VERSION: Final = 1
 """Grows with every change of what a text gives: an index of another version is made anew."""

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Final
 
-from tars_rag.retrieval.indexes.languages import LANGUAGES, MULTI, NONE, Language
-from tars_rag.retrieval.indexes.script import normalised
-from tars_rag.retrieval.indexes.stemming import fold, listed_stop_words, stemmer
+from tars_rag.retrieval.indexes.words.languages import LANGUAGES, MULTI, NONE, Language
+from tars_rag.retrieval.indexes.words.script import normalised
+from tars_rag.retrieval.indexes.words.stemming import fold, listed_stop_words, stemmer
 
 IsStop = Callable[[str], bool]
 

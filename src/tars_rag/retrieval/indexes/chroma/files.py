@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.files import sync, write_atomically
-from tars_rag.retrieval.indexes.chroma_layout import (
+from tars_rag.retrieval.indexes.chroma.layout import (
     DATABASE,
     SAVED,
     cut_short,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Final
 
-from tars_rag.retrieval.indexes.stemming import fold
+from tars_rag.retrieval.indexes.words.stemming import fold
 
 Words = Callable[[str], Iterable[str]]
 """Letters alone to the terms they are indexed under."""

@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes import codec, filter_plan
-from tars_rag.retrieval.indexes.chroma_client import ChromaError, Client
-from tars_rag.retrieval.indexes.chroma_errors import asking, translated
-from tars_rag.retrieval.indexes.chroma_rows import (
+from tars_rag.retrieval.indexes import codec
+from tars_rag.retrieval.indexes.chroma import filter_plan
+from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client
+from tars_rag.retrieval.indexes.chroma.errors import asking, translated
+from tars_rag.retrieval.indexes.chroma.filters import Condition, Where
+from tars_rag.retrieval.indexes.chroma.passing import Passing
+from tars_rag.retrieval.indexes.chroma.predicates import predicate
+from tars_rag.retrieval.indexes.chroma.rows import (
     Record,
     passages_of,
     selected,
     vector_of,
     vectors_of,
 )
-from tars_rag.retrieval.indexes.filters import Condition, Where
-from tars_rag.retrieval.indexes.passing import Passing
-from tars_rag.retrieval.indexes.predicates import predicate
 from tars_rag.retrieval.passage import Passage, Progress
 
 # Chroma's own index is never searched, so it is the cheapest that Chroma takes.

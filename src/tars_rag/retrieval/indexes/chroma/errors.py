@@ -9,7 +9,7 @@ from typing import Any
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError, Client, Collection
+from tars_rag.retrieval.indexes.chroma.client import Answer, ChromaError, Client, Collection
 
 
 @contextlib.contextmanager

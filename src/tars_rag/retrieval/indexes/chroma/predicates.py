@@ -10,8 +10,8 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from tars_rag.retrieval.indexes.chroma.filters import Condition, Group, Scalar, Test
 from tars_rag.retrieval.indexes.codec import INT64, encode, kind_of
-from tars_rag.retrieval.indexes.filters import Condition, Group, Scalar, Test
 
 Predicate: TypeAlias = Callable[[Mapping[str, Any]], bool]
 _Compare: TypeAlias = Callable[[Any, Any], bool]

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tars_rag.files import sync
-from tars_rag.retrieval.indexes import code_files
-from tars_rag.retrieval.indexes.code_files import CodeFiles
-from tars_rag.retrieval.indexes.rows import DamageError, RowFile
+from tars_rag.retrieval.indexes.exact import code_files
+from tars_rag.retrieval.indexes.exact.code_files import CodeFiles
+from tars_rag.retrieval.indexes.exact.rows import DamageError, RowFile
 
 _PIECE = 4096  # rows in a batch of a compacted file
 _DEAD = 1024  # dead rows that are not worth a compaction

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes import codec
-from tars_rag.retrieval.indexes.chroma_errors import check_of
-from tars_rag.retrieval.indexes.predicates import Predicate
+from tars_rag.retrieval.indexes.chroma.errors import check_of
+from tars_rag.retrieval.indexes.chroma.predicates import Predicate
 from tars_rag.retrieval.passage import Passage
 
 Record: TypeAlias = dict[str, Any]

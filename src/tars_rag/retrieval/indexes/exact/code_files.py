@@ -18,14 +18,14 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes.code_file import CodeFile
-from tars_rag.retrieval.indexes.codes import Codes, encode
-from tars_rag.retrieval.indexes.growing import Growing
-from tars_rag.retrieval.indexes.id_table import IdTable, hashes_of
-from tars_rag.retrieval.indexes.nearest import Snapshot
-from tars_rag.retrieval.indexes.row_reader import RowReader
-from tars_rag.retrieval.indexes.row_tables import Tables, content_hashes, pack_ids, unpack_ids
-from tars_rag.retrieval.indexes.rows import Batch, DamageError, RowFile
+from tars_rag.retrieval.indexes.exact.code_file import CodeFile
+from tars_rag.retrieval.indexes.exact.codes import Codes, encode
+from tars_rag.retrieval.indexes.exact.growing import Growing
+from tars_rag.retrieval.indexes.exact.id_table import IdTable, hashes_of
+from tars_rag.retrieval.indexes.exact.nearest import Snapshot
+from tars_rag.retrieval.indexes.exact.row_reader import RowReader
+from tars_rag.retrieval.indexes.exact.row_tables import Tables, content_hashes, pack_ids, unpack_ids
+from tars_rag.retrieval.indexes.exact.rows import Batch, DamageError, RowFile
 
 _CHECKED = 16  # batches that one thread checks before it looks for more
 _Columns: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]

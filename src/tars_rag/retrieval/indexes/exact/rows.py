@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.row_tables import Tables
+from tars_rag.retrieval.indexes.exact.row_tables import Tables
 
 _MAGIC = b"tars-rag rows 1\n"
 _HEAD = struct.Struct("<16s8sQ")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.retrieval.indexes.row_tables import decode_id
-from tars_rag.retrieval.indexes.rows import RowFile, read, read_into
+from tars_rag.retrieval.indexes.exact.row_tables import decode_id
+from tars_rag.retrieval.indexes.exact.rows import RowFile, read, read_into
 
 _PAIR = struct.Struct("<II")
 _GAP = 8  # rows that are read and thrown away rather than asking once more

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes import filter_plan, filters
-from tars_rag.retrieval.indexes.chroma_errors import check_of
-from tars_rag.retrieval.indexes.filter_plan import Doubt
-from tars_rag.retrieval.indexes.filters import Condition, Where
+from tars_rag.retrieval.indexes.chroma import filter_plan, filters
+from tars_rag.retrieval.indexes.chroma.errors import check_of
+from tars_rag.retrieval.indexes.chroma.filter_plan import Doubt
+from tars_rag.retrieval.indexes.chroma.filters import Condition, Where
 
 Ask: TypeAlias = Callable[["dict[str, Any] | None", "int | None"], "list[str]"]
 """The ids that Chroma finds for an encoded filter (None: all), at most so many (None: all)."""

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes import code_directory
-from tars_rag.retrieval.indexes.code_directory import CodeDirectory
-from tars_rag.retrieval.indexes.codes import Query, check_vectors
-from tars_rag.retrieval.indexes.id_table import hashes_of
-from tars_rag.retrieval.indexes.nearest import Snapshot
-from tars_rag.retrieval.indexes.rows import DamageError
+from tars_rag.retrieval.indexes.exact import code_directory
+from tars_rag.retrieval.indexes.exact.code_directory import CodeDirectory
+from tars_rag.retrieval.indexes.exact.codes import Query, check_vectors
+from tars_rag.retrieval.indexes.exact.id_table import hashes_of
+from tars_rag.retrieval.indexes.exact.nearest import Snapshot
+from tars_rag.retrieval.indexes.exact.rows import DamageError
 from tars_rag.retrieval.passage import Ranking
 
 _log = logging.getLogger(__name__)

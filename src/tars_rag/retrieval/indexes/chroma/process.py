@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from tars_rag.child import Child, Link, pack
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes.chroma_client import Answer, ChromaError
+from tars_rag.retrieval.indexes.chroma.client import Answer, ChromaError
 
 Arrays: TypeAlias = Mapping[str, NDArray[Any]]
 KEEP_IDLE = 0
@@ -232,7 +232,7 @@ def _start(links: int) -> Child:
             return child
         child.close()
     try:
-        return Child("tars_rag.retrieval.indexes.chroma_child:serve", links)
+        return Child("tars_rag.retrieval.indexes.chroma.child:serve", links)
     except OSError as error:
         msg = f"The process of Chroma cannot be started: {error}. Is there memory left?"
         raise StoreError(msg) from error

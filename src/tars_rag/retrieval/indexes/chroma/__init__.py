@@ -1,0 +1,1 @@
+"""Chroma: texts, metadata, vectors and filters; the truth of a store."""

@@ -1,0 +1,1 @@
+"""The exact vector index: what is nearest is found."""

@@ -1,0 +1,1 @@
+"""The word index: BM25 on tantivy, in every script."""
