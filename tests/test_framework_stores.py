@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
@@ -229,6 +230,20 @@ def test_closing_and_searching_at_once(tmp_path: Path, side: Any) -> None:
     store.close()
 
 
+def test_closing_and_writing_at_once(tmp_path: Path) -> None:
+    store = LangChainSide.open(tmp_path / "s")
+    numbers = itertools.count()
+    written: list[str] = []
+
+    def write() -> None:
+        written.extend(store.add_texts(["a dog"], ids=[f"n{next(numbers)}"]))
+
+    assert in_threads(write, write, store.close) == []
+    assert written
+    assert set(store.get()["ids"]) == {*TEXTS, *written}
+    store.close()
+
+
 def test_opening_while_the_last_owner_is_collected(tmp_path: Path, side: Any) -> None:
     side.open(tmp_path / "s").close()
 
@@ -392,6 +407,22 @@ def test_right_vectors_pass_whatever_made_the_text_long_or_the_query_odd(
         index.as_query_engine(llm=MockLLM()), HyDEQueryTransform(llm=MockLLM())
     )
     assert hypothetical.query("what does the cat do?").source_nodes
+    store.close()
+
+
+def test_vectors_of_the_text_without_its_metadata_pass(
+    tmp_path: Path, embed_model: TarsEmbedding
+) -> None:
+    """As PropertyGraphIndex stores its nodes."""
+    store = LlamaStore(tmp_path / "s", embed_model)
+    long = {"properties": "the dog runs hot and sleeps in the kitchen " * 3}
+    for text in ("the cat", "npu"):
+        vector = embed_model.get_text_embedding(text)
+        store.add([TextNode(text=text, metadata=long, embedding=vector)])
+    wrong = Scattered(embed_dim=32).get_text_embedding("the cat")
+    with pytest.raises(FingerprintError):
+        store.add([TextNode(text="the cat", metadata=long, embedding=wrong)])
+    assert store.client.count() == 2
     store.close()
 
 

@@ -45,13 +45,21 @@ class VectorCheck:
         self._queries = 0
         self._lock = threading.Lock()
 
-    def passages(self, ids: Sequence[str], texts: Sequence[str], vectors: FloatArray) -> None:
+    def passages(
+        self,
+        ids: Sequence[str],
+        texts: Sequence[str],
+        vectors: FloatArray,
+        bare: Callable[[int], str],
+    ) -> None:
         """Embed the shortest text that is not blank, and compare.
 
         Args:
             ids: For the message.
             texts: What the vectors were made from.
             vectors: float32 [n, dim].
+            bare: Row to the text without the metadata in front, which some of a framework's own
+                indexes embed instead; asked for only where the whole text does not agree.
 
         Raises:
             FingerprintError: The vector is of another length or points elsewhere.
@@ -60,15 +68,17 @@ class VectorCheck:
         if not rows:
             return
         row = min(rows, key=lambda row: len(texts[row]))
-        self._compare(
-            vectors[row],
-            self._embed([texts[row]])[0],
-            self._least,
-            f"the embedding of {ids[row]!r}",
-            "If its text was changed after it was embedded, embed it again. If the vectors are "
-            "meant to come from elsewhere, name what makes them: "
-            "TarsVectorStore(path, fingerprint=NAME) does not compare.",
-        )
+        given, text, alone = vectors[row], texts[row], bare(row)
+        difference = _difference(given, self._embed([text])[0], self._least)
+        if difference and alone.strip() and alone != text:
+            difference = _difference(given, self._embed([alone])[0], self._least) and difference
+        if difference:
+            self._refuse(
+                f"the embedding of {ids[row]!r}: it {difference}",
+                "If its text was changed after it was embedded, embed it again. If the vectors are "
+                "meant to come from elsewhere, name what makes them: "
+                "TarsVectorStore(path, fingerprint=NAME) does not compare.",
+            )
 
     def query(self, text: str | None, vector: FloatArray) -> None:
         """Embed the query and compare, for the first query and each time their number doubled.
@@ -87,30 +97,17 @@ class VectorCheck:
             number = self._queries
         if number & (number - 1):
             return
-        self._compare(
-            vector,
-            self._embed_query(text),
-            _UNRELATED,
-            f"the query's embedding ({text!r:.60})",
-            "Give the index, or Settings.embed_model, the model that the store was made with.",
-        )
+        difference = _difference(vector, self._embed_query(text), _UNRELATED)
+        if difference:
+            self._refuse(
+                f"the query's embedding ({text!r:.60}): it {difference}",
+                "Give the index, or Settings.embed_model, the model that the store was made with.",
+            )
 
-    def _compare(
-        self, given: FloatArray, own: FloatArray, least: float, what: str, advice: str
-    ) -> None:
-        if given.shape == own.shape and not 0 < np.linalg.norm(given) < np.inf:
-            return  # the store says what is wrong with it
-        cosine = cosine_of(given, own)
-        if given.shape != own.shape:
-            found = f"has {given.size} numbers and not {own.size}"
-        elif cosine < least:
-            found = f"has a cosine of {cosine:.3f} with its own for that text ({least} is needed)"
-        else:
-            return
+    def _refuse(self, what: str, advice: str) -> None:
         msg = (
-            f"The store's embedding model did not make {what}: it {found}. Vectors of different "
-            f"models do not mix; nothing was stored or searched. {advice} The store's model: "
-            f"{self._fingerprint}"
+            f"The store's embedding model did not make {what}. Vectors of different models do not "
+            f"mix; nothing was stored or searched. {advice} The store's model: {self._fingerprint}"
         )
         raise FingerprintError(msg)
 
@@ -125,6 +122,18 @@ class VectorCheck:
 
     def __hash__(self) -> int:
         return hash(self._fingerprint)
+
+
+def _difference(given: FloatArray, own: FloatArray, least: float) -> str:
+    """How a vector differs from the one it should be; empty if it does not."""
+    if given.shape != own.shape:
+        return f"has {given.size} numbers and not {own.size}"
+    if not 0 < np.linalg.norm(given) < np.inf:
+        return ""  # the store says what is wrong with it
+    cosine = cosine_of(given, own)
+    if cosine >= least:
+        return ""
+    return f"has a cosine of {cosine:.3f} with its own for that text ({least} is needed)"
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from llama_index.core.base.embeddings.base import BaseEmbedding
-from llama_index.core.schema import BaseNode
+from llama_index.core.schema import BaseNode, MetadataMode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
     MetadataFilters,
@@ -184,7 +184,9 @@ class TarsVectorStore(BasePydanticVectorStore):
         passages, vectors = [as_passage(node) for node in nodes], vectors_of(nodes)
         ids = [passage.id for passage in passages]
         if self._check is not None:
-            self._check.passages(ids, [passage.text for passage in passages], vectors)
+            texts = [passage.text for passage in passages]
+            bare = lambda row: nodes[row].get_content(MetadataMode.NONE)  # noqa: E731
+            self._check.passages(ids, texts, vectors, bare)
         with self._shared.using() as store:
             # the store looks at vectors batch by batch; here they are all at hand
             check_vectors(vectors, [f"node {key!r}" for key in ids], store.dimension)
