@@ -399,6 +399,50 @@ def test_a_wrong_argument_is_named(folder: Path, cache: Path, arguments, error, 
         Embedder(**{"model": folder, "cache_dir": cache} | arguments)
 
 
+ENCODER = "sentence_transformers.models.Transformer"
+POOLING = "sentence_transformers.models.Pooling"
+
+
+def with_modules(folder: Path, *modules: tuple[str, str]) -> Path:
+    listed = [{"idx": n, "path": path, "type": kind} for n, (kind, path) in enumerate(modules)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    return folder
+
+
+def test_the_pooling_is_where_modules_json_says(tmp_path: Path, cache: Path) -> None:
+    unit = ("sentence_transformers.models.Normalize", "2_Normalize")
+    for modules in ([(ENCODER, ""), (POOLING, "pool")], [(ENCODER, ""), (POOLING, "pool"), unit]):
+        folder = with_modules(write_random_model(tmp_path / "m", head=False), *modules)
+        (folder / "pool").mkdir(exist_ok=True)
+        (folder / "pool" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+        assert Embedder(folder, cache_dir=cache).fingerprint.split(":")[1] == "cls"
+
+
+def test_modules_that_are_not_run_are_refused_by_name(tmp_path: Path, cache: Path) -> None:
+    """A Dense layer that is left out makes other vectors, and nobody would notice."""
+    dense = ("sentence_transformers.models.Dense", "2_Dense")
+    folder = write_random_model(tmp_path / "m", head=False)
+    with_modules(folder, (ENCODER, ""), (POOLING, "1_Pooling"), dense)
+    with pytest.raises(ModelError, match="Transformer, Pooling, Dense; only"):
+        Embedder(folder, cache_dir=cache)
+    (folder / "modules.json").write_text("[3]")
+    with pytest.raises(ModelError, match=r"modules\.json cannot be read"):
+        Embedder(folder, cache_dir=cache)
+
+
+def test_lower_case_that_the_tokenizer_does_not_make_is_refused(
+    tmp_path: Path, cache: Path
+) -> None:
+    folder = write_random_model(tmp_path / "m", head=False)
+    (folder / "sentence_bert_config.json").write_text('{"do_lower_case": true}')
+    assert Embedder(folder, cache_dir=cache).model == "m"  # its tokenizer does
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelError, match="lower case"):
+        Embedder(folder, cache_dir=cache)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_a_broken_model_directory_names_the_file(tmp_path: Path, name: str, damage: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Final
 import numpy as np
 
 from tars_rag.convert.texts import Sample
-from tars_rag.errors import ConversionError, InvalidInputError
+from tars_rag.errors import ConversionError, InvalidInputError, ModelError
+from tars_rag.models import layout
 from tars_rag.models.batching import Batch, feed
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import find_spec
+from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
@@ -126,7 +127,7 @@ def open_source(
         directory=found.directory,
         weights=load_weights(found.directory),
         weights_sha256=found.digest(WEIGHTS_NAME),
-        pooling=found.spec.pooling if found.spec else _pooling(found.directory),
+        pooling=_pooling(found),
     )
 
 
@@ -141,22 +142,9 @@ def _refuse_onnx(model: str) -> None:
     raise InvalidInputError(msg)
 
 
-def _pooling(directory: Path) -> Pooling:
+def _pooling(model: LocalModel) -> Pooling:
     """As sentence-transformers records it; the mean where nothing is recorded."""
-    path = directory / "1_Pooling" / "config.json"
-    if not path.is_file():
-        return "mean"
     try:
-        modes = {
-            name for name, on in json.loads(path.read_text("utf-8")).items()
-            if name.startswith("pooling_mode_") and on
-        }  # fmt: skip
-    except (OSError, ValueError, AttributeError) as error:
-        msg = f"{path} cannot be read ({error}). Copy the model again."
-        raise ConversionError(msg) from error
-    if modes == {"pooling_mode_mean_tokens"}:
-        return "mean"
-    if modes == {"pooling_mode_cls_token"}:
-        return "cls"
-    msg = f"{path} asks for {', '.join(sorted(modes))}; only mean and CLS pooling can be converted."
-    raise ConversionError(msg)
+        return layout.pooling(model)
+    except ModelError as error:
+        raise ConversionError(str(error)) from error

@@ -123,9 +123,14 @@ class Embedder:
         self.fingerprint = f"{digest}:{made}:{self.max_length}:{opened.precision}"
         self._pad_id = config.pad_id
         self.tokenizer_path = local.directory / TOKENIZER_NAME
-        self._tokenizer = Tokenizer(local.directory, self.max_length)
-        self.passage_length = self._room(self.prompts.passage)
-        self._room(self.prompts.query)
+        try:
+            self._tokenizer = Tokenizer(local.directory, self.max_length)
+            layout.require_case(local, self._tokenizer)
+            self.passage_length = self._room(self.prompts.passage)
+            self._room(self.prompts.query)
+        except BaseException:
+            self._runtime.close()
+            raise
 
     @property
     def device(self) -> str:

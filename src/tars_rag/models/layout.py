@@ -1,19 +1,22 @@
-"""What a directory of sentence-transformers says beside the weights: pooling, length, prompts.
+"""What a directory of sentence-transformers says beside the weights: modules, length, prompts.
 
 For a model of the catalogue its row says it.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any, Final
 
 from tars_rag.errors import ModelError
+from tars_rag.models.catalog import fetch_again
 from tars_rag.models.local import LocalModel
 from tars_rag.models.prompts import Prompts
 from tars_rag.models.spec import Pooling
+from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import CONFIG_NAME, BertConfig, read_json
 
-_POOLING: Final = f"1_Pooling/{CONFIG_NAME}"
+_MODULES: Final = "modules.json"
 _LENGTH: Final = "sentence_bert_config.json"
 _PROMPTS: Final = "config_sentence_transformers.json"
 _POOLINGS: Final[dict[str, Pooling]] = {"mean_tokens": "mean", "cls_token": "cls"}
@@ -23,11 +26,12 @@ def pooling(model: LocalModel) -> Pooling:
     """How the tokens' vectors become the text's; the mean where nothing is said.
 
     Raises:
-        ModelError: The file cannot be read, or asks for what is not supported.
+        ModelError: A file cannot be read, or asks for what is not supported.
     """
     if model.spec:
         return model.spec.pooling
-    said = _read(model, _POOLING)
+    name = _pooling_file(model)
+    said = _read(model, name)
     if not said:
         return "mean"
     prefix = "pooling_mode_"
@@ -35,7 +39,7 @@ def pooling(model: LocalModel) -> Pooling:
     if len(modes) == 1 and (mode := modes.copy().pop()) in _POOLINGS:
         return _POOLINGS[mode]
     msg = (
-        f"{model.directory / _POOLING} asks for {', '.join(sorted(modes)) or 'no pooling'}; only "
+        f"{model.directory / name} asks for {', '.join(sorted(modes)) or 'no pooling'}; only "
         "mean and cls pooling are supported. Choose another model: tars-rag models list"
     )
     raise ModelError(msg)
@@ -73,12 +77,57 @@ def require_prompts(model: LocalModel, chosen: Prompts) -> None:
     Raises:
         ModelError: It is such a model.
     """
-    if chosen and not model.spec and _read(model, _POOLING).get("include_prompt") is False:
+    if not chosen or model.spec:
+        return
+    name = _pooling_file(model)
+    if _read(model, name).get("include_prompt") is False:
         msg = (
-            f"{model.directory / _POOLING} leaves the prompt out of the pooling, which is not "
+            f"{model.directory / name} leaves the prompt out of the pooling, which is not "
             "supported. Choose another model: tars-rag models list"
         )
         raise ModelError(msg)
+
+
+def require_case(model: LocalModel, tokenizer: Tokenizer) -> None:
+    """Refuse a model whose texts are to be in lower case where its tokenizer does not see to it.
+
+    Raises:
+        ModelError: It is such a model.
+    """
+    if model.spec or not _read(model, _LENGTH).get("do_lower_case"):
+        return
+    large, small = tokenizer.encode(["ABC", "abc"])
+    if large.ids.tolist() != small.ids.tolist():
+        msg = (
+            f"{model.directory / _LENGTH} asks for texts in lower case, but the tokenizer tells "
+            "cases apart, which is not supported. Choose another model: tars-rag models list"
+        )
+        raise ModelError(msg)
+
+
+def _pooling_file(model: LocalModel) -> str:
+    """The settings of the pooling, by what ``modules.json`` says comes after the network.
+
+    Raises:
+        ModelError: There are other modules than an encoder, a pooling and the unit length.
+    """
+    path = model.directory / _MODULES
+    if not path.is_file():
+        return f"1_Pooling/{CONFIG_NAME}"
+    try:
+        modules = json.loads(path.read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
+        folders = [str(module["path"]) for module in modules]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        msg = f"{path} cannot be read ({str(error)[:200]}). {fetch_again(model.directory)}"
+        raise ModelError(msg) from error
+    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+        msg = (
+            f"{path} has the modules {', '.join(kinds) or 'none'}; only Transformer, Pooling and "
+            "Normalize are supported. Choose another model: tars-rag models list"
+        )
+        raise ModelError(msg)
+    return f"{folders[1]}/{CONFIG_NAME}"
 
 
 def _read(model: LocalModel, name: str) -> dict[str, Any]:
