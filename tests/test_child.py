@@ -84,7 +84,7 @@ def chroma(
 
 
 def test_chroma_always_answers(chroma: chroma_process.ChromaProcess) -> None:
-    collection = chroma.get_or_create_collection("texts", None)
+    collection = chroma.get_or_create_collection("texts", None, None)
     for _ in range(2):  # objects and sets are no JSON
         with collection.asking("count") as answer, pytest.raises(ChromaError, match="JSON"):
             answer()
@@ -97,7 +97,7 @@ def test_chroma_always_answers(chroma: chroma_process.ChromaProcess) -> None:
 def test_a_caller_that_fails_before_it_has_its_answer_does_not_wait_for_ever(
     chroma: chroma_process.ChromaProcess,
 ) -> None:
-    collection = chroma.get_or_create_collection("texts", None)
+    collection = chroma.get_or_create_collection("texts", None, None)
     with pytest.raises(ZeroDivisionError), collection.asking("get"):
         raise ZeroDivisionError
     assert chroma.collection_names() == ["texts"]
@@ -106,7 +106,7 @@ def test_a_caller_that_fails_before_it_has_its_answer_does_not_wait_for_ever(
 def test_arguments_that_are_no_json_leave_chroma_running(
     chroma: chroma_process.ChromaProcess,
 ) -> None:
-    collection = chroma.get_or_create_collection("texts", None)
+    collection = chroma.get_or_create_collection("texts", None, None)
     deep: object = 0
     for _ in range(100_000):
         deep = [deep]
@@ -118,7 +118,7 @@ def test_arguments_that_are_no_json_leave_chroma_running(
 
 
 def test_chroma_gone_is_told_at_once(chroma: chroma_process.ChromaProcess) -> None:
-    collection = chroma.get_or_create_collection("texts", None)
+    collection = chroma.get_or_create_collection("texts", None, None)
     chroma.abandon()
     with pytest.raises(StoreError, match=r"SIGKILL|not running"), collection.asking("count"):
         pass
