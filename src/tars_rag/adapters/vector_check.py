@@ -75,9 +75,10 @@ class VectorCheck:
         if difference:
             self._refuse(
                 f"the embedding of {ids[row]!r}: it {difference}",
-                "If its text was changed after it was embedded, embed it again. If the vectors are "
-                "meant to come from elsewhere, name what makes them: "
-                "TarsVectorStore(path, fingerprint=NAME) does not compare.",
+                "If its text or metadata was changed after it was embedded, embed it again (in a "
+                "pipeline, extractors belong before the model). If the vectors are meant to come "
+                "from elsewhere, name what makes them: TarsVectorStore(path, fingerprint=NAME) "
+                "does not compare.",
             )
 
     def query(self, text: str | None, vector: FloatArray) -> None:
