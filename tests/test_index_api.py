@@ -69,6 +69,24 @@ def test_another_librarys_embedder_needs_a_splitter(notes: Path, embedder_dir: s
         assert index(notes, store, splitter=splitter).written == 2
 
 
+def test_the_language_is_that_of_the_call_the_environment_or_the_store(
+    notes: Path, embedder_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def language(directory: str) -> str:
+        with HybridStore(directory, Embedder(embedder_dir)) as store:
+            return store.language
+
+    index(notes, "german", language="de")
+    monkeypatch.setenv("RAG_LANGUAGE", "fr")
+    index(notes, "french")
+    index(notes, "german")
+    assert (language("german"), language("french")) == ("de", "fr")
+    with HybridStore("french", Embedder(embedder_dir)) as store:
+        assert index(notes, store, language="fr").unchanged == 2
+        with pytest.raises(InvalidInputError, match=r"store relex .*french --language de"):
+            index(notes, store, language="de")
+
+
 def test_a_slip_in_the_path_leaves_no_store(notes: Path, tmp_path: Path) -> None:
     report = index("nodir", "s")
     assert [source for source, _ in report.failures] == ["nodir"]

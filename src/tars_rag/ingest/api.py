@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -14,9 +15,10 @@ from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.passage import TextEmbedder
-from tars_rag.retrieval.storage.layout import store_path
+from tars_rag.retrieval.storage.layout import language_for, store_path
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.store import HybridStore
+from tars_rag.settings import Settings
 
 PathLike = str | os.PathLike[str]
 
@@ -37,6 +39,7 @@ def index(
     overlap: int = 32,
     prune: bool = False,
     splitter: Splitter | None = None,
+    language: str | None = None,
     progress: NamedProgress | None = None,
 ) -> Report:
     """Index text, Markdown and JSONL files, new and changed ones only; may be repeated.
@@ -59,6 +62,8 @@ def index(
         overlap: Tokens shared by neighbouring chunks.
         prune: Delete the passages of files that are gone.
         splitter: Cuts long texts instead; for stores whose embedder is another library's.
+        language: How the words of a store that is given by its directory are read (``"de"``); None:
+            as the store has it, a new one by RAG_LANGUAGE.
         progress: Told the file being read, bytes done, and bytes in all.
 
     Returns:
@@ -73,16 +78,25 @@ def index(
     files = _paths(paths)
     with contextlib.ExitStack() as opened:
         if isinstance(store, str | os.PathLike):
-            embedder = opened.enter_context(Embedder.from_env())
+            settings = Settings.from_env()
+            embedder = opened.enter_context(Embedder.from_settings(settings))
             directory = store_path(Path(store))
             cut = splitter or _splitter(embedder, chunk_tokens, overlap)
             if not (directory / STORE_JSON).exists():
                 nothing = nothing_to_ingest(files, cut)
                 if nothing is not None:
                     return nothing  # a slip in a path leaves no empty store behind
-            target = opened.enter_context(HybridStore(directory, embedder))
+            language = language or language_for(directory, settings)
+            target = opened.enter_context(HybridStore(directory, embedder, language=language))
         else:
             target = _target(store)
+            if language not in (None, target.language):
+                msg = (
+                    f"The store reads words as {target.language!r}, not {language!r}. Close it, "
+                    f"then: tars-rag store relex {shlex.quote(str(target.path))} "
+                    f"--language {language}"
+                )
+                raise InvalidInputError(msg)
             cut = splitter or _splitter(target.embedder, chunk_tokens, overlap)
         return ingest(target, files, cut, prune=prune, progress=progress)
 
