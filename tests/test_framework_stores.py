@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from langchain_core.documents import Document
-from langchain_core.embeddings import Embeddings
+from langchain_core.embeddings import DeterministicFakeEmbedding, Embeddings
 from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex
 from llama_index.core.embeddings import BaseEmbedding
 from llama_index.core.indices.query.query_transform import HyDEQueryTransform
@@ -27,7 +27,7 @@ from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryMode
 
 from tars_rag import HybridStore
-from tars_rag.errors import FingerprintError, InvalidInputError
+from tars_rag.errors import FingerprintError, InvalidInputError, StoreError
 from tars_rag.langchain import TarsEmbeddings, TarsRerank, TarsRetriever
 from tars_rag.langchain import TarsVectorStore as LangChainStore
 from tars_rag.llama_index import TarsEmbedding
@@ -118,6 +118,26 @@ def test_a_refused_store_is_closed_while_the_error_is_kept(tmp_path: Path, side:
     store = side.open(tmp_path / "s", fill=False)
     assert side.search(store) == ["dog"]
     store.close()
+    assert kept.value.__traceback__ is not None
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda path: LangChainStore(DeterministicFakeEmbedding(size=8), path),
+        lambda path: LangChainStore(DeterministicFakeEmbedding(size=3), path),
+        lambda path: LangChainStore(LangChainWords(), path, language="de"),
+        lambda path: LangChainStore(LangChainWords(), path, chroma_url="http://localhost:9"),
+        lambda path: LlamaStore(path, MockEmbedding(embed_dim=8)).client,
+        lambda path: LlamaStore(path, fingerprint="x", language="de").client,
+    ],
+)
+def test_no_refusal_keeps_the_lock(tmp_path: Path, refused: Callable[[Path], Any]) -> None:
+    LangChainSide.open(tmp_path / "s").close()
+    with pytest.raises((StoreError, ValueError)) as kept:
+        refused(tmp_path / "s")
+    with LangChainSide.open(tmp_path / "s", fill=False) as store:
+        assert LangChainSide.search(store) == ["dog"]
     assert kept.value.__traceback__ is not None
 
 

@@ -1,1 +1,1 @@
-"""What both framework rooms need: shared engines, threads for async callers, foreign models."""
+"""What both framework rooms need: shared models and stores, threads, models of other libraries."""
