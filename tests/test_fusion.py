@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.fusion import convex, evidence
+from tars_rag.retrieval.fusion import convex, evidence, nearness
 from tars_rag.retrieval.passage import Passage, Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.pipeline import Pipeline
 from tars_rag.retrieval.store import HybridStore
@@ -270,3 +270,31 @@ def test_a_pipeline_judges_by_the_reranker(tmp_path: Path) -> None:
         assert [p.id for p in pipeline.search("fan", min_score=0.5).passages] == ["long"]
         assert pipeline.search("fan", min_score=0.99).passages == []
         assert [p.id for p in pipeline.search("fan", rerank=False, min_score=0.99).passages] == []
+
+
+class Narrow(HashEmbedder):
+    """An embedder that finds everything near: its cosines are those of another, from 0.8 to 1."""
+
+    unrelated_cosine = 0.8
+
+    def embed(self, texts: Any) -> NDArray[np.float32]:
+        rows = HashEmbedder(32).embed(texts) * np.float32(math.sqrt(0.2))
+        same = np.full((len(rows), 1), math.sqrt(0.8), np.float32)
+        return np.concatenate([same, rows], 1)
+
+
+def test_cosines_count_from_where_the_scale_of_the_embedder_begins(tmp_path: Path) -> None:
+    found = []
+    for name, embedder in (("wide", HashEmbedder(32)), ("narrow", Narrow(33, "narrow"))):
+        with HybridStore(tmp_path / name, embedder) as store:
+            store.upsert([Passage(f"{n}", f"text {n} of {n % 3} fans") for n in range(9)])
+            found.append({hit.id: hit.score for hit in store.search("text 4 fans", 9)})
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
+def test_nearness_by_hand() -> None:
+    assert nearness(0.5) == 0.5
+    assert nearness(-0.5) == 0
+    assert nearness(0.85, 0.7) == pytest.approx(0.5)
+    assert nearness(0.6, 0.7) == 0
+    assert nearness(1.0, 0.7) == 1

@@ -17,14 +17,19 @@ from tars_rag.retrieval.passage import Ranking
 
 
 def convex(
-    cosines: Mapping[str, float], shares: Mapping[str, float], *, weight: float = 0.5
+    cosines: Mapping[str, float],
+    shares: Mapping[str, float],
+    *,
+    weight: float = 0.5,
+    floor: float = 0.0,
 ) -> Ranking:
-    """Fuse by scores: ``w * max(cosine, 0) + (1 - w) * evidence(share)``, 0 to 1.
+    """Fuse by scores: ``w * nearness(cosine) + (1 - w) * evidence(share)``, 0 to 1.
 
     Args:
         cosines: Id to cosine similarity; an id that is missing counts as 0.
         shares: Id to its share of the reachable BM25, 0 to 1; likewise.
         weight: Share of the vectors, 0 to 1.
+        floor: The cosine of texts that have nothing to do with each other, below 1.
 
     Returns:
         Best first; equal scores by falling cosine, and only then by id.
@@ -35,7 +40,7 @@ def convex(
     check_weight(weight)
     asked = (cosines.keys() if weight > 0 else set()) | (shares.keys() if weight < 1 else set())
     fused = {
-        key: weight * max(cosines.get(key, 0.0), 0.0)
+        key: weight * nearness(cosines.get(key, 0.0), floor)
         + (1 - weight) * evidence(shares.get(key, 0.0))
         for key in asked
     }
@@ -43,6 +48,11 @@ def convex(
     return sorted(
         fused.items(), key=lambda item: (-item[1], -cosines.get(item[0], lowest), item[0])
     )
+
+
+def nearness(cosine: float, floor: float = 0.0) -> float:
+    """A cosine counted from that of unrelated texts: ``max(cosine - f, 0) / (1 - f)``, 0 to 1."""
+    return min(max(cosine - floor, 0.0) / (1 - floor), 1.0)
 
 
 def evidence(share: float) -> float:

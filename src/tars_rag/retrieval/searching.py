@@ -36,6 +36,7 @@ class Request:
     where: Where | None
     weight: float
     min_score: float | None = None
+    floor: float = 0.0
 
     @property
     def needs_vector(self) -> bool:
@@ -157,7 +158,8 @@ def search(
             bm25.update({key: scores.get(key, 0.0) for key in unmatched})
         # Where the query has no word to look for, only vectors can say anything.
         weight = request.weight if reach or vector is None else 1.0
-        fused = convex(cosine, _shares(bm25, reach), weight=weight)
+        shares = _shares(bm25, reach)
+        fused = convex(cosine, shares, weight=weight, floor=request.floor)
         notes.append(f"{len(fused)} candidates")
         hits = _scored(sides.lexical, fused[: request.k], cosine, bm25, reach, fused=True)
         return above(hits, request.min_score)

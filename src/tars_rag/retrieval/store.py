@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -275,6 +276,9 @@ class HybridStore:
             else:
                 row = np.asarray(vector, np.float32)
             row = self._comparable(row.reshape(1, -1), ["the query"])[0]
+            if request.strategy == "hybrid":
+                floor = getattr(self.embedder, "unrelated_cosine", 0.0)
+                request = replace(request, floor=floor)
         with self._directory.reading() as indexes:
             sides = Sides(indexes.vectors, indexes.exact, indexes.lexical)
             return search(sides, request, row, watch)
