@@ -606,6 +606,41 @@ def test_without_fall_back_such_a_text_is_an_error_and_others_are_not() -> None:
     pool.close()
 
 
+def test_what_overflows_on_one_core_is_tried_on_another() -> None:
+    """A core may pass its self-test and be wrong now and then; it must not be asked twice."""
+    sessions = {
+        1: FakeSession(fault=lambda token: NonFiniteError("NaN") if token % 3 == 0 else None),
+        2: FakeSession(lambda n: 0.003),
+    }
+    pool = pool_of(sessions)
+    feeds = [feed(i + 1) for i in range(60)]
+    check(pool.run(feeds), feeds)
+    assert pool.status().cpu_feeds == 0
+    assert not [token for token in set(sessions[1].order) if sessions[1].order.count(token) > 1]
+    pool.close()
+
+
+def test_an_overflow_waits_for_no_core_that_is_gone() -> None:
+    """The other core is lost while the text waits for it."""
+    release = threading.Event()
+
+    def hang_until_released(token: int) -> Exception | None:
+        release.wait(10)
+        return DeviceError("lost")
+
+    sessions = {
+        1: FakeSession(fault=lambda token: NonFiniteError("NaN") if token == 3 else None),
+        2: FakeSession(fault=hang_until_released),
+    }
+    pool = pool_of(sessions, fallback=FakeCpu, recovery=Recovery(pause=30, limit=60))
+    with ThreadPoolExecutor(2) as threads:
+        bulk = threads.submit(pool.run, [feed(i) for i in range(1, 7)])
+        assert sessions[2].entered.wait(5)
+        threading.Timer(0.2, release.set).start()
+        check(bulk.result(5), [feed(i) for i in range(1, 7)])
+    pool.close()
+
+
 def test_an_overflow_that_does_not_repeat_is_answered() -> None:
     seen: set[int] = set()
 

@@ -67,3 +67,8 @@ class Fallback:
         with self._lock:
             if self._runtime is not None:
                 self._runtime.close()
+
+
+def sentence(reason: str) -> str:
+    """A reason with its full stop, which some have."""
+    return reason.rstrip(".") + "."

@@ -16,7 +16,7 @@ from contextlib import contextmanager, nullcontext
 from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu.core import Core, CoreStatus, Recovery
-from tars_rag.runtimes.npu.fallback import CPU_HINT, Fallback
+from tars_rag.runtimes.npu.fallback import CPU_HINT, Fallback, sentence
 from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.spec import Session, SessionInfo
 from tars_rag.runtimes.npu.work import Call, Job, WorkQueue
@@ -178,6 +178,7 @@ class Scheduler:
         else:
             logger.info("NPU core mask %d failed and is opened again: %s", core.core_mask, reason)
             core.recover(reason, self._recovery.limit)
+        self._queue.look_again()
         if job is not None and job.call.waits:
             self._queue.put_back(job)
             job.call.wake.notify()  # to keep the time of the recovery
@@ -187,7 +188,7 @@ class Scheduler:
             self._unreported.append(core)
         core.retire(reason, self._recovery.rest)
         # Others may take its job over; if there are none, every caller has to know.
-        self._queue.arrived.notify()
+        self._queue.look_again()
         self._opened.notify_all()
         if not self.alive:
             self._wake_everyone()
@@ -201,7 +202,7 @@ class Scheduler:
 
     def _reasons(self) -> str:
         unused = (core for core in self._cores if not core.in_use)
-        return " ".join(_sentence(f"Core mask {core.core_mask}: {core.reason}") for core in unused)
+        return " ".join(sentence(f"Core mask {core.core_mask}: {core.reason}") for core in unused)
 
     # --- outside the lock -------------------------------------------------------------------
 
@@ -233,7 +234,7 @@ class Scheduler:
                 what, reasons = "Every NPU core failed", self._reasons()
         else:
             what = "A text overflows on the NPU"
-            reasons = " ".join(dict.fromkeys(map(_sentence, call.refused.values())))
+            reasons = " ".join(dict.fromkeys(map(sentence, call.refused.values())))
         on_cpu = self._cpu.run([feeds[i] for i in rest], urgent, what=what, reasons=reasons)
         for i, rows in zip(rest, on_cpu, strict=True):
             call.rows[i] = rows
@@ -312,7 +313,7 @@ class Scheduler:
                     job.refuse(failure)
                 elif isinstance(failure, NonFiniteError):
                     # The session has tried the core with what it knows: it is not at fault.
-                    if job.overflowed(str(failure)):
+                    if job.overflowed(core.core_mask, str(failure)):
                         self._queue.put_back(job)
                 else:
                     self._failed(core, failure or DeviceError("it gave no answer"))
@@ -322,12 +323,18 @@ class Scheduler:
     def _take(self, core: Core) -> Job | None:
         with self._lock:
             while not self._closing and core.state == "ready":
-                job = self._queue.take()
+                job = self._queue.take(lambda job: self._suits(core, job))
                 if job is not None:
                     core.begin(job, self._timeout)
                     return job
                 self._queue.arrived.wait()
             return None
+
+    def _suits(self, core: Core, job: Job) -> bool:
+        """Another core is to try what overflowed on this one, if there is another."""
+        return core.core_mask not in job.tried or not any(
+            other.state == "ready" and other.core_mask not in job.tried for other in self._cores
+        )
 
     def _rest(self, core: Core) -> bool:
         """Wait before the core is opened again; false: it is not to be."""
@@ -338,7 +345,3 @@ class Scheduler:
             while not self._closing and (left := end - time.monotonic()) > 0:
                 self._resting.wait(left)
             return not self._closing
-
-
-def _sentence(reason: str) -> str:
-    return reason.rstrip(".") + "."

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import threading
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -56,6 +56,8 @@ class Job:
     index: int = field(compare=False)
     feed: Feeds = field(compare=False)
     overflows: int = field(default=0, compare=False)
+    tried: set[int] = field(default_factory=set, compare=False)
+    """Cores on which it overflowed."""
 
     def answer(self, rows: FloatArray) -> None:
         """The call has this answer."""
@@ -67,9 +69,10 @@ class Job:
         self.call.error = error
         self.call.wake.notify()
 
-    def overflowed(self, reason: str) -> bool:
+    def overflowed(self, core_mask: int, reason: str) -> bool:
         """A sound core answered NaN or infinity; whether it is worth another try."""
         self.overflows += 1
+        self.tried.add(core_mask)
         if self.overflows < MAX_OVERFLOWS:
             return True
         self.call.refused[self.index] = reason
@@ -129,14 +132,21 @@ class WorkQueue:
             self._full.remove(call)
             self._wake_next()
 
-    def take(self) -> Job | None:
-        """The next job; None: there is none."""
-        if not self._jobs:
-            return None
-        job = heapq.heappop(self._jobs)
-        if len(self._jobs) < self._limit:
+    def take(self, suits: Callable[[Job], bool]) -> Job | None:
+        """The next job that suits; None: there is none."""
+        passed: list[Job] = []
+        found: Job | None = None
+        while self._jobs and found is None:
+            job = heapq.heappop(self._jobs)
+            if suits(job):
+                found = job
+            else:
+                passed.append(job)
+        for job in passed:
+            heapq.heappush(self._jobs, job)
+        if found is not None and len(self._jobs) < self._limit:
             self._wake_next()
-        return job
+        return found
 
     def put_back(self, job: Job) -> None:
         """Let another core try it."""
@@ -152,6 +162,10 @@ class WorkQueue:
         if call in self._full:
             self._full.remove(call)
         self._wake_next()
+
+    def look_again(self) -> None:
+        """What suits a core may have changed."""
+        self.arrived.notify_all()
 
     def wake_everyone(self) -> None:
         """Callers and cores have to look at the state of things."""
