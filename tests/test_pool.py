@@ -11,6 +11,7 @@ import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -599,7 +600,7 @@ def test_a_text_that_overflows_twice_is_at_fault_and_not_the_cores(cores: list[i
 
 def test_without_fall_back_such_a_text_is_an_error_and_others_are_not() -> None:
     pool = Board(lambda token: NonFiniteError("NaN") if token == 13 else None).pool()
-    with pytest.raises(DeviceError, match=r"text overflows.*NaN.*NPU_FALLBACK_CPU=1"):
+    with pytest.raises(DeviceError, match=r"cannot answer a text.*NaN.*NPU_FALLBACK_CPU=1"):
         pool.run([feed(12), feed(13)])
     check(pool.run([feed(12)]), [feed(12)])
     assert pool.device == "npu"
@@ -638,6 +639,60 @@ def test_an_overflow_waits_for_no_core_that_is_gone() -> None:
         assert sessions[2].entered.wait(5)
         threading.Timer(0.2, release.set).start()
         check(bulk.result(5), [feed(i) for i in range(1, 7)])
+    pool.close()
+
+
+class Small(FakeSession):
+    """A core that had no memory for the longest lengths."""
+
+    def __init__(self, *missing: int, **options: Any) -> None:
+        super().__init__(**options)
+        there = tuple(n for n in LENGTHS if n not in missing)
+        self.info = SessionInfo(NAMES, there, "double", (), missing, "out of memory")
+
+    def run(self, feed: Feeds) -> FloatArray:
+        assert feed["input_ids"].shape[1] in self.info.lengths
+        return super().run(feed)
+
+
+MIXED = [feed(i + 1, LENGTHS[i % 6]) for i in range(36)]
+
+
+def test_each_core_gets_the_lengths_it_has(caplog: pytest.LogCaptureFixture) -> None:
+    pool = pool_of({1: Small(), 2: Small(256), 4: Small(128, 192, 256)}, fallback=FakeCpu)
+    assert pool.lengths == LENGTHS
+    check(pool.run(MIXED), MIXED)
+    assert pool.status().cpu_feeds == 0
+    assert "core mask 2 runs without the lengths [256]: out of memory" in caplog.text
+    pool.close()
+
+
+def test_what_no_core_has_memory_for_goes_to_the_cpu() -> None:
+    pool = pool_of({1: Small(192, 256), 2: Small(256)}, fallback=FakeCpu)
+    check(pool.run(MIXED), MIXED)
+    assert pool.status().cpu_feeds == 6
+    assert pool.device == "npu"
+    pool.close()
+
+
+def test_without_fall_back_it_is_an_error_and_the_rest_is_not() -> None:
+    pool = pool_of({1: Small(256)})
+    with pytest.raises(DeviceError, match=r"cannot answer a text.*memory.*NPU_FALLBACK_CPU=1"):
+        pool.run(MIXED)
+    short = [f for f in MIXED if f["input_ids"].shape[1] < 256]
+    check(pool.run(short), short)
+    pool.close()
+
+
+def test_when_the_only_core_with_a_length_is_lost_its_texts_do_not_wait() -> None:
+    sessions = {
+        1: Small(fault=lambda token: DeviceError("lost") if token == 6 else None),
+        2: Small(256, seconds=lambda n: 0.002),
+    }
+    pool = pool_of(sessions, fallback=FakeCpu)
+    check(pool.run(MIXED), MIXED)
+    assert pool.device == "npu"
+    assert pool.status().cpu_feeds > 0
     pool.close()
 
 

@@ -237,6 +237,26 @@ def test_a_device_that_answers_at_random_does_not_pass() -> None:
         open_session(FakeContext(lie=lie))
 
 
+def test_what_opened_stays_when_there_is_no_memory_for_more() -> None:
+    opened: list[str] = []
+
+    def open_context(path: Path, mask: int) -> FakeContext:
+        if len(opened) == 2:
+            raise DeviceError("the runtime did not start")
+        opened.append(path.name)
+        return FakeContext(length=int(path.stem))
+
+    files = tuple(RknnFile(f"{n}.rknn", (n,)) for n in (256, 32, 128, 64))
+    session = NpuSession(NpuSpec(files), 1, open_context)  # type: ignore[arg-type]
+    assert opened == ["32.rknn", "64.rknn"], "the shortest first"
+    assert session.info.lengths == (32, 64)
+    assert session.info.missing == (128, 256)
+    assert "did not start" in session.info.why_missing
+    session.run(feed(7, length=64))
+    with pytest.raises(InvalidInputError, match="No graph of length 128"):
+        session.run(feed(7, length=128))
+
+
 def test_a_length_without_a_graph() -> None:
     with pytest.raises(InvalidInputError, match="No graph of length 33"):
         open_session(FakeContext()).run(feed(7, length=33))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ from tars_rag.runtimes.npu.work import Job
 
 State = Literal["opening", "ready", "recovering", "retired", "left out"]
 """``left out``: not to be opened at all."""
+
+NO_MEMORY = "No core in use had the memory to open its length"
 
 _LONGEST_REST = 3600.0
 
@@ -62,6 +65,7 @@ class Core:
 
     Attributes:
         deadline: When a caller that waits has to look after it (`time.monotonic`).
+        missing: Lengths it had no memory for.
     """
 
     core_mask: int
@@ -77,6 +81,7 @@ class Core:
     recoveries: int = 0
     failed_at: float = -math.inf
     rest: float = 0.0
+    missing: frozenset[int] = frozenset()
 
     @property
     def in_use(self) -> bool:
@@ -92,6 +97,7 @@ class Core:
     def opened(self, session: Session) -> None:
         """It can work (again)."""
         self.session, self.state, self.reason, self.deadline = session, "ready", "", math.inf
+        self.missing = frozenset(session.info.missing)
 
     def leave_out(self, reason: str) -> None:
         """It is not to be opened."""
@@ -124,3 +130,22 @@ class Core:
         self.state, self.reason, self.deadline = "retired", reason, math.inf
         if self.session is not None:
             self.session.abort()
+
+
+def suits(job: Job, core: Core, cores: Sequence[Core]) -> bool:
+    """Whether a core is to take a job: it has the length, and nobody else is to try it first."""
+    if job.length in core.missing:
+        return False
+    # What overflowed on this core goes to another one, if there is another.
+    return core.core_mask not in job.tried or not any(
+        other.state == "ready"
+        and other.core_mask not in job.tried
+        and job.length not in other.missing
+        for other in cores
+    )
+
+
+def nobody_can(job: Job, cores: Sequence[Core]) -> bool:
+    """Whether the cores in use all lack the length of a job."""
+    in_use = [core for core in cores if core.in_use]
+    return bool(in_use) and all(job.length in core.missing for core in in_use)

@@ -61,12 +61,11 @@ class IsolatedSession:
                 msg = f"The NPU worker was not ready after {open_timeout:g} s. {words}"
                 raise DeviceError(msg)
             header, _ = self._receive()
-            self._info = SessionInfo(
-                tuple(header["input_names"]),
-                tuple(header["lengths"]),
-                header["versions"],
-                tuple(header["gaps"]),
-            )
+            values: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in header.items()
+            }
+            self._info = SessionInfo(**values)
         except BaseException:
             self.close()
             raise

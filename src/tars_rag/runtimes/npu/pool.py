@@ -80,7 +80,7 @@ class NpuPool:
             raise
         self._input_names, self._lengths, self._versions = (
             info.input_names,
-            info.lengths,
+            tuple(sorted({*info.lengths, *info.missing})),
             info.versions,
         )
 

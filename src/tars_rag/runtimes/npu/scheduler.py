@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext
 
 from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
-from tars_rag.runtimes.npu.core import Core, CoreStatus, Recovery
+from tars_rag.runtimes.npu.core import NO_MEMORY, Core, CoreStatus, Recovery, nobody_can, suits
 from tars_rag.runtimes.npu.fallback import CPU_HINT, Fallback, sentence
 from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.spec import Session, SessionInfo
@@ -116,7 +116,9 @@ class Scheduler:
             try:
                 while call.waits and self.alive and not self._closing:
                     self._queue.offer(call, waiting, urgent)
-                    call.wake.wait(self._patience())
+                    self._queue.give_up(lambda job: nobody_can(job, self._cores), NO_MEMORY)
+                    if call.left:
+                        call.wake.wait(self._patience())
                     self._look_after_overdue()
             finally:
                 # Whatever ended the wait, nothing of this call may stay behind.
@@ -233,7 +235,7 @@ class Scheduler:
             with self._lock:
                 what, reasons = "Every NPU core failed", self._reasons()
         else:
-            what = "A text overflows on the NPU"
+            what = "The NPU cannot answer a text"
             reasons = " ".join(dict.fromkeys(map(sentence, call.refused.values())))
         on_cpu = self._cpu.run([feeds[i] for i in rest], urgent, what=what, reasons=reasons)
         for i, rows in zip(rest, on_cpu, strict=True):
@@ -294,6 +296,10 @@ class Scheduler:
             self._opened.notify_all()
         if again:
             logger.info("NPU core mask %d works again.", core.core_mask)
+        elif session.info.missing:
+            told = "NPU core mask %d runs without the lengths %s: %s"
+            info = session.info
+            logger.warning(told, core.core_mask, list(info.missing), info.why_missing)
         return session
 
     def _work(self, core: Core, session: Session) -> None:
@@ -323,18 +329,12 @@ class Scheduler:
     def _take(self, core: Core) -> Job | None:
         with self._lock:
             while not self._closing and core.state == "ready":
-                job = self._queue.take(lambda job: self._suits(core, job))
+                job = self._queue.take(lambda job: suits(job, core, self._cores))
                 if job is not None:
                     core.begin(job, self._timeout)
                     return job
                 self._queue.arrived.wait()
             return None
-
-    def _suits(self, core: Core, job: Job) -> bool:
-        """Another core is to try what overflowed on this one, if there is another."""
-        return core.core_mask not in job.tried or not any(
-            other.state == "ready" and other.core_mask not in job.tried for other in self._cores
-        )
 
     def _rest(self, core: Core) -> bool:
         """Wait before the core is opened again; false: it is not to be."""

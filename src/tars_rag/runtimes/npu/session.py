@@ -60,18 +60,17 @@ class NpuSession:
         self._last: dict[RknnContext, tuple[bytes, FloatArray]] = {}
         self._table: NDArray[Any] | None = None
         self._gaps: dict[tuple[int, KnownAnswer], float] = {}
+        self._missing: tuple[int, ...] = ()
+        self._why_missing = ""
         self._dim = len(spec.answers[0].expected) if spec.answers else 0
         try:
             if spec.word_table:
                 # Mapped, so that all cores and all lengths share the same pages.
                 self._table = np.load(spec.word_table, mmap_mode="r", allow_pickle=False)
-            for graph in spec.graphs:
-                context = open_context(Path(graph.path), core_mask)
-                self._opened.append(context)
-                for length in graph.lengths or (_length(context),):
-                    self._contexts[length] = context
-            self._inputs = spec.inputs or _input_order(context.inputs)
-            self._output: OutputKind = spec.output or _output_kind(context.outputs)
+            self._open_graphs(core_mask, open_context)
+            first = self._opened[0]
+            self._inputs = spec.inputs or _input_order(first.inputs)
+            self._output: OutputKind = spec.output or _output_kind(first.outputs)
             for length in sorted(self._contexts):
                 self._self_test(length)
         except BaseException:
@@ -87,6 +86,8 @@ class NpuSession:
             tuple(sorted(self._contexts)),
             self._opened[0].versions() if self._opened else "",
             tuple(self._gaps.values()) if self._output != "logit" else (),
+            self._missing,
+            self._why_missing,
         )
 
     def run(self, feed: Feeds) -> FloatArray:
@@ -114,6 +115,24 @@ class NpuSession:
         for context in self._opened:
             context.close()
         self._opened, self._contexts = [], {}
+
+    def _open_graphs(
+        self, core_mask: int, open_context: Callable[[Path, int], RknnContext]
+    ) -> None:
+        """Open the shortest first, and as many as there is memory for; one at least."""
+        graphs = sorted(self._spec.graphs, key=lambda graph: graph.lengths)
+        for number, graph in enumerate(graphs):
+            try:
+                context = open_context(Path(graph.path), core_mask)
+            except DeviceError as error:
+                if not self._contexts:
+                    raise
+                self._missing = tuple(n for other in graphs[number:] for n in other.lengths)
+                self._why_missing = str(error)
+                return
+            self._opened.append(context)
+            for length in graph.lengths or (_length(context),):
+                self._contexts[length] = context
 
     def _infer(self, feed: Feeds) -> FloatArray:
         mask = feed["attention_mask"]

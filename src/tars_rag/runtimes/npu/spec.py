@@ -85,12 +85,16 @@ class SessionInfo:
         versions: Of library and driver, as they say.
         gaps: How far each known answer was from what it should be, at each length: 1 - cosine of an
             embedder; empty where nothing is known, and for logits.
+        missing: Lengths that could not be opened besides those that could, for want of memory.
+        why_missing: What the library said.
     """
 
     input_names: tuple[str, ...]
     lengths: tuple[int, ...]
     versions: str = ""
     gaps: tuple[float, ...] = ()
+    missing: tuple[int, ...] = ()
+    why_missing: str = ""
 
 
 class Session(Protocol):

@@ -59,6 +59,11 @@ class Job:
     tried: set[int] = field(default_factory=set, compare=False)
     """Cores on which it overflowed."""
 
+    @property
+    def length(self) -> int:
+        """Tokens, with padding."""
+        return int(self.feed["attention_mask"].shape[1])
+
     def answer(self, rows: FloatArray) -> None:
         """The call has this answer."""
         self.call.rows[self.index] = rows
@@ -75,9 +80,13 @@ class Job:
         self.tried.add(core_mask)
         if self.overflows < MAX_OVERFLOWS:
             return True
+        self.give_up(reason)
+        return False
+
+    def give_up(self, reason: str) -> None:
+        """No core answers it."""
         self.call.refused[self.index] = reason
         self._settled()
-        return False
 
     def _settled(self) -> None:
         self.call.left -= 1
@@ -162,6 +171,15 @@ class WorkQueue:
         if call in self._full:
             self._full.remove(call)
         self._wake_next()
+
+    def give_up(self, hopeless: Callable[[Job], bool], reason: str) -> None:
+        """Take out the jobs that no core can do."""
+        lost = [job for job in self._jobs if hopeless(job)]
+        if lost:
+            self._jobs = [job for job in self._jobs if job not in lost]
+            heapq.heapify(self._jobs)
+        for job in lost:
+            job.give_up(reason)
 
     def look_again(self) -> None:
         """What suits a core may have changed."""
