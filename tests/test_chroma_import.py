@@ -157,6 +157,8 @@ def test_what_is_no_chroma_directory_is_told(tmp_path: Path) -> None:
         (tmp_path / "bad" / "chroma.sqlite3").write_bytes(b"not a database" * 999)
         with pytest.raises(InvalidInputError, match="cannot read"):
             import_chroma(tmp_path / "bad", store)
+        with pytest.raises(InvalidInputError, match="nobody"):
+            import_chroma("~nobody-of-that-name/chroma", store)
         assert store.count() == 0
 
 

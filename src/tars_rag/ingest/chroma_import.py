@@ -26,6 +26,7 @@ from tars_rag.retrieval.indexes.chroma.client import ChromaError
 from tars_rag.retrieval.indexes.chroma.process import ChromaProcess
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.storage.layout import store_path
 
 if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore
@@ -107,7 +108,7 @@ def check_chroma(directory: str | os.PathLike[str]) -> Path:
     Raises:
         InvalidInputError: It is none, or that of a tars-rag store.
     """
-    source = Path(directory).expanduser().absolute()
+    source = store_path(Path(directory))
     if (source / "store.json").is_file() or (source.parent / "store.json").is_file():
         msg = f"{source} belongs to a tars-rag store already: open it instead of importing it."
         raise InvalidInputError(msg)
