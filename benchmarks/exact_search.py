@@ -43,6 +43,13 @@ def log_lines(rng: np.random.Generator, n: int, dim: int) -> Rows:
     return rows
 
 
+def tight_cluster(rng: np.random.Generator, n: int, dim: int) -> Rows:
+    """One cluster, cosine about 0.99, and every thousandth row elsewhere."""
+    rows = random(rng, 1, dim) + 0.1 * random(rng, n, dim)
+    rows[::1000] = random(rng, len(rows[::1000]), dim)
+    return rows
+
+
 def copies(rng: np.random.Generator, n: int, dim: int) -> Rows:
     """One vector, and every thousandth row elsewhere."""
     rows = np.repeat(random(rng, 1, dim), n, axis=0)
@@ -55,7 +62,10 @@ def near_copies(rng: np.random.Generator, n: int, dim: int) -> Rows:
     return random(rng, 1, dim) + np.float32(1e-6) * random(rng, n, dim)
 
 
-KINDS = {kind.__name__: kind for kind in (random, clusters, log_lines, copies, near_copies)}
+KINDS = {
+    kind.__name__: kind
+    for kind in (random, clusters, log_lines, tight_cluster, copies, near_copies)
+}
 
 
 def timed(run: Callable[[], object], rounds: int = 30) -> str:
@@ -117,7 +127,8 @@ def measure(kind: str, n: int, dim: int) -> None:
     rng = np.random.default_rng(0)
     rows = KINDS[kind](rng, n, dim)
     near = rows[rng.integers(0, n, 40)].astype(np.float64)
-    near += 0.5 * np.abs(near).mean() * rng.standard_normal((40, dim))
+    spread = np.abs(near).mean() * rng.standard_normal((40, dim))
+    near += 0.5 * spread
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "codes"
         index = ExactIndex(path, dim)

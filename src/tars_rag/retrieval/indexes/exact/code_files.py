@@ -18,8 +18,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.retrieval.indexes.exact.centres import new_centres, no_centres
 from tars_rag.retrieval.indexes.exact.code_file import CodeFile
-from tars_rag.retrieval.indexes.exact.codes import Codes, encode
+from tars_rag.retrieval.indexes.exact.codes import Codes, encode, unit_rows
 from tars_rag.retrieval.indexes.exact.growing import Growing
 from tars_rag.retrieval.indexes.exact.id_table import IdTable, hashes_of
 from tars_rag.retrieval.indexes.exact.nearest import Snapshot
@@ -28,9 +29,15 @@ from tars_rag.retrieval.indexes.exact.row_tables import Tables, content_hashes, 
 from tars_rag.retrieval.indexes.exact.rows import Batch, DamageError, RowFile
 
 _CHECKED = 16  # batches that one thread checks before it looks for more
-_Columns: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]
-"""Places of batches; steps and residuals of rows."""
-_NOTHING = Codes(np.empty((0, 0), np.uint8), np.empty(0, np.float32), np.empty(0, np.float32))
+_Columns: TypeAlias = tuple[
+    NDArray[np.int64],
+    NDArray[np.float32],
+    NDArray[np.float32],
+    NDArray[np.float32],
+    NDArray[np.uint8],
+]
+"""Places of batches; steps, residuals, shares and kinds of rows."""
+_NOTHING = encode(np.empty((0, 1), np.float32), no_centres(1))
 
 
 class CodeFiles:
@@ -55,7 +62,9 @@ class CodeFiles:
         self._codes_path = codes
         self._code_file: CodeFile | None = None
         self._places = Growing(np.empty((0, 5), np.int64))
-        self._steps, self._residuals = (Growing(np.empty(0, np.float32)) for _ in range(2))
+        empty = np.empty(0, np.float32)
+        self._steps, self._residuals, self._shares = (Growing(empty) for _ in range(3))
+        self._kinds = Growing(np.empty(0, np.uint8))
         self.snapshot = _empty(self._file)
         self._load()
 
@@ -78,17 +87,8 @@ class CodeFiles:
         added = {key: row for key, row in changes.items() if row is not None}
         dim = len(next(iter(added.values()))) if added else old.dim
         vectors = np.array(list(added.values()), "<f4").reshape(len(added), dim)
-        codes = encode(vectors) if added else _NOTHING
-        packed, ends = pack_ids(list(added))
-        tables = Tables(
-            content_hashes(vectors),
-            ends,
-            codes.steps,
-            codes.residuals,
-            removed,
-            stamp.encode(),
-            packed,
-        )
+        centres = old.codes.centres if old.dim else no_centres(dim)
+        tables, codes = _tables(list(added), vectors, removed, centres, stamp)
         # The codes first: without them the rows would be found only after the next opening.
         if added:
             self._open_codes(dim).write(len(old.codes.rows), codes.rows)
@@ -113,26 +113,19 @@ class CodeFiles:
             piece: Rows in a batch of it.
         """
         old = self.snapshot
-        living = old.living()
+        living, digest = old.living(), bytes.fromhex(old.digest)
         new = RowFile.create(rows)
         code_file = CodeFile(codes, old.dim) if old.dim else None
+        none, centres = np.empty(0, np.uint32), no_centres(old.dim)
         for start in range(0, max(1, len(living)), piece):
             slots = living[start : start + piece]
-            ids, ends = pack_ids(old.reader.ids(slots))
-            held = old.codes.at(slots)
+            ids, vectors = old.reader.ids(slots), old.reader.vectors(slots)
+            tables, made = _tables(ids, vectors, none, centres, old.stamp)
+            centres = made.centres
             if code_file is not None:
-                code_file.write(new.count, held.rows)
-            tables = Tables(
-                old.reader.contents(slots),
-                ends,
-                held.steps,
-                held.residuals,
-                np.empty(0, "<u4"),
-                old.stamp.encode(),
-                ids,
-            )
-            digest, crc = bytes.fromhex(old.digest), zlib.crc32(held.rows.data)
-            new.append(tables, old.reader.vectors(slots), crc, old.generation, digest, digest)
+                code_file.write(new.count, made.rows)
+            crc = zlib.crc32(made.rows.data)
+            new.append(tables, vectors, crc, old.generation, digest, digest)
         new.commit()
         new.close()
 
@@ -140,10 +133,12 @@ class CodeFiles:
         """Read, verify and mend everything. Batch by batch: their tables need not all be held."""
         batches: list[Batch] = []
         removed, keys = [np.empty(0, np.int64)], Growing(np.empty(0, np.int64))
+        centres: list[NDArray[np.float32]] = []
         for batch, tables in self._file.follow(tail=True):
             hashes = keys.extended(batch.first, hashes_of(unpack_ids(tables)))
             removed.append(tables.removed.astype(np.int64))
             columns, stamp = self._columns(len(batches), batch, tables), tables.stamp
+            centres.append(tables.centres.copy())
             batches.append(batch)
         verify(self._file, batches)
         if not self._read_only:
@@ -156,7 +151,8 @@ class CodeFiles:
         slots = np.flatnonzero(alive).astype(np.uint32)
         table = IdTable.of(hashes[slots], slots)
         dim = max(batch.dim for batch in batches)  # 0 as long as there were no vectors
-        snapshot = self._snapshot(dim, columns, dead, table, batches[-1], stamp)
+        middles = _joined(no_centres(dim), centres)
+        snapshot = self._snapshot(dim, columns, middles, dead, table, batches[-1], stamp)
         self.snapshot = self._mended(snapshot, batches)
 
     def _after(self, batch: Batch, tables: Tables, hashes: NDArray[np.int64]) -> Snapshot:
@@ -167,31 +163,38 @@ class CodeFiles:
         dead = np.sort(np.concatenate([old.dead, removed])) if len(removed) else old.dead
         columns = self._columns(self.batches, batch, tables)
         table = old.table.changed(gone, hashes, batch.first)
-        return self._snapshot(batch.dim or old.dim, columns, dead, table, batch, tables.stamp)
+        dim = batch.dim or old.dim
+        centres = old.codes.centres if old.dim else no_centres(dim)
+        centres = _joined(centres, [tables.centres])
+        return self._snapshot(dim, columns, centres, dead, table, batch, tables.stamp)
 
     def _columns(self, batches: int, batch: Batch, tables: Tables) -> _Columns:
         """What is held of each batch and row, with one batch more than there were."""
+        first = batch.first
         return (
             self._places.extended(batches, np.array([batch.place], np.int64)),
-            self._steps.extended(batch.first, tables.steps),
-            self._residuals.extended(batch.first, tables.residuals),
+            self._steps.extended(first, tables.steps),
+            self._residuals.extended(first, tables.residuals),
+            self._shares.extended(first, tables.shares),
+            self._kinds.extended(first, tables.kinds),
         )
 
     def _snapshot(
         self,
         dim: int,
         columns: _Columns,
+        centres: NDArray[np.float32],
         dead: NDArray[np.int64],
         table: IdTable,
         last: Batch,
         stamp: bytes,
     ) -> Snapshot:
-        places, steps, residuals = columns
+        places, steps, residuals, shares, kinds = columns
         rows = self._open_codes(dim).rows(len(steps)) if dim else _NOTHING.rows
         return Snapshot(
             dim,
             RowReader(self._file, dim, places),
-            Codes(rows, steps, residuals),
+            Codes(rows, steps, residuals, shares, kinds, centres),
             dead,
             table,
             last.generation,
@@ -208,8 +211,9 @@ class CodeFiles:
                 batch.codes_crc
             ):
                 continue
-            made = encode(snapshot.reader.vectors(slots))
+            made = encode(snapshot.reader.vectors(slots), codes.centres, codes.kinds[slots])
             codes.steps[slots], codes.residuals[slots] = made.steps, made.residuals
+            codes.shares[slots] = made.shares
             self._open_codes(batch.dim).write(batch.first, made.rows)
         if snapshot.dim:  # a read-only index keeps those in memory
             rows = self._open_codes(snapshot.dim).rows(len(codes.rows))
@@ -250,3 +254,31 @@ def _empty(file: RowFile) -> Snapshot:
     none = np.empty(0, np.int64)
     table = IdTable(none, np.empty(0, np.uint32))
     return Snapshot(0, reader, _NOTHING, none, table, 0, bytes(8).hex(), "")
+
+
+def _tables(
+    ids: Sequence[str],
+    vectors: NDArray[np.float32],
+    removed: NDArray[np.uint32],
+    centres: NDArray[np.float32],
+    stamp: str,
+) -> tuple[Tables, Codes]:
+    """A batch beside its vectors, and its codes; it may add centres to those there are."""
+    if len(vectors):
+        more = new_centres(unit_rows(vectors).astype(np.float32), centres)
+        codes = encode(vectors, _joined(centres, [more]))
+    else:
+        more, codes = centres[:0], replace(_NOTHING, centres=centres)
+    packed, ends = pack_ids(ids)
+    columns = codes.steps, codes.residuals, codes.shares
+    contents = content_hashes(vectors)
+    tables = Tables(contents, ends, *columns, removed, more, codes.kinds, stamp.encode(), packed)
+    return tables, codes
+
+
+def _joined(
+    first: NDArray[np.float32], others: Sequence[NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Centres, and more of them; the same array if there are none."""
+    more = [centres for centres in others if len(centres)]
+    return np.concatenate([first, *more]) if more else first

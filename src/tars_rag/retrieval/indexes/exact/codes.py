@@ -1,32 +1,44 @@
 """Vectors as bytes, and how far a cosine of bytes can be from the true one.
 
-A vector x is scaled to unit length and kept as whole numbers c between -127 and 127 times a step
-of its own, so that x' = step * c is near it: its *residual* ``|x - x'|`` is known exactly. A query
-q is kept as q' = two planes of such numbers (-63 to 63), the second for what the first leaves, and
-``|q - q'|`` is known too. By Cauchy and Schwarz
+A vector x of unit length is kept as
 
-    |<q, x> - <q', x'>|  =  |<q - q', x> + <q', x - x'>|  <=  |q - q'| + |q'| |x - x'|
+    x'  =  share * m + step * c
 
-so a row whose ``<q', x'>`` plus that *slack* is below the k-th best cosine found is not among the
-best k. `<q', x'>` is a product of whole numbers, exact, and a few float32 operations, whose
-rounding `_ROUNDING` covers: at most 10 * 2**-24 of ``|q'| |x'| < 1.3``.
+m is the centre it was given (see `centres`; zero for most data), share and step are numbers of its
+own, and c are whole numbers between -127 and 127, in bytes. The share is chosen so that what is
+missing, ``e = x - x'``, is at right angles to m. Its length, the *residual*, is known. A query q is
+kept as q' = three planes of whole numbers, each for what the one before leaves, so that
+``|q - q'|`` is about a millionth. Then, as m takes no part in e,
+
+    <q, x>  =  share <q, m> + step <q', c>  +  <q - q', step c>  +  <q, e>
+
+the first two terms are computed, the third is at most ``|q - q'| |step c|``, and the fourth, by
+Cauchy and Schwarz, at most the length of what of q is at right angles to m, times the residual. The
+sum of both is the *slack*: a row whose computed cosine plus its slack is below the k-th best cosine
+found is not among the best k.
+
+`<q', c>` is a product of whole numbers, exact. `_ROUNDING` covers what a few operations in float32
+and a share that was rounded do to it: at most 16 * 2**-24 of numbers below 1.3, and 1e-6.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.indexes.exact.centres import kinds_of
 from tars_rag.runtimes.integer_product import LIMIT, OFFSET, PLANES, integer_product
 
 _LARGEST = 127
-_ROUNDING = 3e-6
+_ROUNDING = 4e-6
 _UP = 1 + 1e-6  # what float64 and float32 rounding may take from a norm
-_WORK = 1 << 15  # numbers that are widened to float64 at once: they stay in the cache
-_BLOCK = 1 << 17  # numbers in one piece of float64 work: stays in the processor's cache
+_SMALLEST = 1e-30  # a step, where there is nothing to keep
+_LONGEST = 1.1  # of step * c: what is kept in bytes is no longer than the vector
+_BLOCK = 1 << 15  # numbers in one piece of float64 work: stays in the processor's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,47 +46,86 @@ class Codes:
     """Rows as bytes.
 
     Attributes:
-        rows: ``round(x / step) + 128``, uint8 [n, dim].
+        rows: c + 128, uint8 [n, dim].
         steps: float32 [n].
         residuals: At least ``|x - x'|``, float32 [n].
+        shares: float32 [n].
+        kinds: Which of the centres is a row's, uint8 [n].
+        centres: float32 [m, dim]; the first is zero, the others have unit length.
     """
 
     rows: NDArray[np.uint8]
     steps: NDArray[np.float32]
     residuals: NDArray[np.float32]
+    shares: NDArray[np.float32]
+    kinds: NDArray[np.uint8]
+    centres: NDArray[np.float32]
 
     def part(self, start: int, stop: int) -> Codes:
         """A view of rows that follow one another."""
-        rows = slice(start, stop)
-        return Codes(self.rows[rows], self.steps[rows], self.residuals[rows])
+        return self._of(slice(start, stop), slice(start, stop))
 
-    def at(self, places: NDArray[np.int64]) -> Codes:
-        """Copies of some rows."""
-        return Codes(self.rows[places], self.steps[places], self.residuals[places])
+    def at(self, places: NDArray[np.int64], *, rows: bool = True) -> Codes:
+        """Copies of some rows; without their bytes, if not `rows`."""
+        return self._of(places, places if rows else slice(0))
+
+    def _of(self, places: Any, rows: Any) -> Codes:
+        return Codes(
+            self.rows[rows],
+            self.steps[places],
+            self.residuals[places],
+            self.shares[places],
+            self.kinds[places],
+            self.centres,
+        )
 
 
-def encode(vectors: NDArray[np.float32]) -> Codes:
-    """The codes of vectors [n, dim], finite and none of them zero."""
+def encode(
+    vectors: NDArray[np.float32],
+    centres: NDArray[np.float32],
+    kinds: NDArray[np.uint8] | None = None,
+) -> Codes:
+    """The codes of vectors [n, dim], finite and none of them zero.
+
+    Args:
+        vectors: The vectors.
+        centres: float32 [m, dim], the first of them zero.
+        kinds: Which centre each vector is given; None: the nearest.
+    """
     count, dim = vectors.shape
-    codes = Codes(
-        np.empty((count, dim), np.uint8),
-        np.empty(count, np.float32),
-        np.empty(count, np.float32),
-    )
+    steps, residuals, shares = (np.empty(count, np.float32) for _ in range(3))
+    given = np.empty(count, np.uint8) if kinds is None else kinds
+    rows = np.empty((count, dim), np.uint8)
     size = max(1, _BLOCK // dim)
     for start in range(0, count, size):
         piece = slice(start, start + size)
-        unit = vectors[piece].astype(np.float64)
-        unit /= _norms(unit)[:, None]
-        steps = (np.abs(unit).max(axis=1) / _LARGEST).astype(np.float32)
-        wide = steps.astype(np.float64)[:, None]
-        numbers = np.clip(np.rint(unit / wide), -_LARGEST, _LARGEST)
-        codes.rows[piece] = (numbers + OFFSET).astype(np.uint8)
-        codes.steps[piece] = steps
-        codes.residuals[piece] = np.nextafter(
-            (_norms(unit - numbers * wide) * _UP).astype(np.float32), np.float32(np.inf)
-        )
-    return codes
+        unit = unit_rows(vectors[piece])
+        if kinds is None:
+            given[piece] = kinds_of(unit.astype(np.float32), centres)
+        rest, middles = unit, np.empty((0, dim))
+        if given[piece].any():
+            middles = centres[given[piece]].astype(np.float64)
+            squares = np.maximum(_dots(middles, middles), _SMALLEST)
+            rest = unit - middles * (_dots(unit, middles) / squares)[:, None]
+        step = np.maximum(np.abs(rest).max(axis=1) / _LARGEST, _SMALLEST).astype(np.float32)
+        wide = step.astype(np.float64)[:, None]
+        kept = np.clip(np.rint(rest / wide), -_LARGEST, _LARGEST)
+        rows[piece], steps[piece] = (kept + OFFSET).astype(np.uint8), step
+        missing = unit - kept * wide
+        shares[piece] = 0
+        if len(middles):
+            shares[piece] = _dots(missing, middles) / squares
+            missing -= middles * shares[piece].astype(np.float64)[:, None]
+        lengths = (_norms(missing) * _UP).astype(np.float32)
+        residuals[piece] = np.nextafter(lengths, np.float32(np.inf))
+    return Codes(rows, steps, residuals, shares, given, centres)
+
+
+def unit_rows(vectors: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The vectors [n, dim] at unit length."""
+    unit = vectors.astype(np.float64)
+    unit /= _norms(unit)[:, None]
+    return unit
 
 
 class Query:
@@ -100,6 +151,7 @@ class Query:
             raise InvalidInputError(msg)
         exact = exact / largest  # whose square is neither too large nor too small
         self.unit = exact / _norms(exact[None])[0]
+        self._centres = self._along = self._across = np.empty(0, np.float32)
         left = self.unit.copy()
         self._planes = np.zeros((dim, PLANES), np.int8)
         self._steps = np.zeros(PLANES, np.float32)
@@ -110,28 +162,39 @@ class Query:
                 self._planes[:, plane] = numbers
                 self._steps[plane] = step
                 left -= numbers * np.float64(step)
-        self._error = float(_norms(left[None])[0]) * _UP + _ROUNDING
-        self._length = float(_norms((self.unit - left)[None])[0]) * _UP
+        self._error = float(_norms(left[None])[0]) * _LONGEST * _UP + _ROUNDING
 
     def upper(self, codes: Codes) -> NDArray[np.float32]:
         """What the cosines of the rows are at most, float32 [n]."""
         cosines = integer_product(codes.rows, self._planes, self._steps)
         cosines *= codes.steps
-        cosines += self._slack(codes.residuals)
+        along, across = self._directions(codes)
+        if len(along) > 1:
+            cosines += codes.shares * along[codes.kinds]
+        cosines += self._slack(codes, across)
         return cosines
 
-    def lower(
-        self, upper: NDArray[np.float32], residuals: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def lower(self, upper: NDArray[np.float32], codes: Codes) -> NDArray[np.float32]:
         """What they are at least, given the upper bounds."""
-        slack = self._slack(residuals)
+        slack = self._slack(codes, self._directions(codes)[1])
         slack *= -2
         slack += upper
         return slack
 
-    def _slack(self, residuals: NDArray[np.float32]) -> NDArray[np.float32]:
-        slack: NDArray[np.float32] = residuals * np.float32(self._length * _UP)
-        slack += np.float32(self._error * _UP)
+    def _directions(self, codes: Codes) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Cosines to the centres, and at most the length of the query at right angles to each."""
+        if self._centres is not codes.centres:
+            self._centres = codes.centres
+            along = np.einsum("ij,j->i", codes.centres.astype(np.float64), self.unit)
+            across = np.sqrt(np.maximum(1 - np.square(along) * (1 - 1e-6), 0)) * _UP
+            self._across = across.astype(np.float32)
+            self._along = along.astype(np.float32)
+        return self._along, self._across
+
+    def _slack(self, codes: Codes, across: NDArray[np.float32]) -> NDArray[np.float32]:
+        slack: NDArray[np.float32]
+        slack = codes.residuals * (across[codes.kinds] if len(across) > 1 else across)
+        slack += np.float32(self._error)
         return slack
 
     def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -141,7 +204,7 @@ class Query:
         each row alone, in the order that its length prescribes.
         """
         result = np.empty(len(vectors), np.float64)
-        size = max(1, _WORK // len(self.unit))
+        size = max(1, _BLOCK // len(self.unit))
         work = np.empty((min(size, len(vectors)), len(self.unit)))
         for start in range(0, len(vectors), size):
             rows = vectors[start : start + size]
@@ -174,6 +237,11 @@ def check_vectors(vectors: NDArray[np.floating], dim: int | None) -> NDArray[np.
         msg = "A vector is zero, and has no direction. Check what the embedder was given."
         raise InvalidInputError(msg)
     return checked
+
+
+def _dots(rows: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    products: NDArray[np.float64] = np.einsum("ij,ij->i", rows, others)
+    return products
 
 
 def _norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:

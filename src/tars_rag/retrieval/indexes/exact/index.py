@@ -34,7 +34,7 @@ class ExactIndex:
     Nothing is written before `commit`, which is durable on return (one fsync) and whole or not
     there after any crash. Opening verifies every byte.
 
-    Memory: the mapped codes (one byte a number), 20 bytes a passage, and 8 of a removed one.
+    Memory: the mapped codes (one byte a number), 25 bytes a passage, and 8 of a removed one.
 
     Args:
         path: The directory; made if missing, unless `read_only`.

@@ -94,13 +94,13 @@ class Snapshot:
             upper, floor = self._scanned(query, k)
             slots = chosen = np.flatnonzero(upper >= floor)
         else:
-            upper = self._gathered(query, among)
-            floor = _kth(query.lower(upper, self.codes.residuals[among]), k)
+            upper, lower = self._gathered(query, among)
+            floor = _kth(lower, k)
             chosen = np.flatnonzero(upper >= floor)
             slots = among[chosen]
         upper = upper[chosen]
         if len(slots) > 2 * k:  # the floor was of the groups' best
-            kept = upper >= _kth(query.lower(upper, self.codes.residuals[slots]), k)
+            kept = upper >= _kth(self._lower(query, upper, slots), k)
             slots, upper = slots[kept], upper[kept]
         return slots, upper
 
@@ -119,20 +119,30 @@ class Snapshot:
             dead = np.searchsorted(self.dead, (start, start + _BLOCK))
             block[self.dead[dead[0] : dead[1]] - start] = -np.inf
             upper[start : start + _BLOCK] = block
-            lower = query.lower(block, part.residuals)
+            lower = query.lower(block, part)
             even = len(lower) // stride * stride
             tops += [lower[:even].reshape(stride, -1).max(axis=0), lower[even:]]
         return upper, max(_kth(np.concatenate(tops), k), _LEAST)
 
-    def _gathered(self, query: Query, among: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Upper bounds of some rows."""
+    def _gathered(
+        self, query: Query, among: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Upper and lower bounds of some rows."""
         if len(among) >= len(self.codes.rows) // _FEW:
-            return self._scanned(query, 1)[0][among]
-        upper = np.empty(len(among), np.float32)
+            upper = self._scanned(query, 1)[0][among]
+            return upper, self._lower(query, upper, among)
+        upper, lower = np.empty((2, len(among)), np.float32)
         for start in range(0, len(among), _SLICE):
-            slots = among[start : start + _SLICE]
-            upper[start : start + _SLICE] = query.upper(self.codes.at(slots))
-        return upper
+            codes = self.codes.at(among[start : start + _SLICE])
+            upper[start : start + _SLICE] = query.upper(codes)
+            lower[start : start + _SLICE] = query.lower(upper[start : start + _SLICE], codes)
+        return upper, lower
+
+    def _lower(
+        self, query: Query, upper: NDArray[np.float32], slots: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Lower bounds of some rows, given the upper ones; their bytes are not looked at."""
+        return query.lower(upper, self.codes.at(slots, rows=False))
 
     def _rescored(
         self, query: Query, k: int, slots: NDArray[np.int64], upper: NDArray[np.float32]

@@ -18,9 +18,10 @@ class Tables:
     Attributes:
         contents: A hash of each vector's bytes, uint64 [added].
         ends: Where each id ends in `ids`, uint32 [added].
-        steps: See `Codes`, float32 [added].
-        residuals: See `Codes`, float32 [added].
+        steps, residuals, shares: See `Codes`, float32 [added].
         removed: Slots, uint32.
+        centres: More of them, float32 [m, dim].
+        kinds: See `Codes`, uint8 [added].
         stamp: The caller's.
         ids: UTF-8 (lone surrogates passed), one after the other.
     """
@@ -29,25 +30,32 @@ class Tables:
     ends: NDArray[np.uint32]
     steps: NDArray[np.float32]
     residuals: NDArray[np.float32]
+    shares: NDArray[np.float32]
     removed: NDArray[np.uint32]
+    centres: NDArray[np.float32]
+    kinds: NDArray[np.uint8]
     stamp: bytes
     ids: bytes
 
     def pack(self) -> bytes:
         """The bytes, padded to a multiple of 8."""
-        arrays = (self.contents, self.ends, self.steps, self.residuals, self.removed)
+        columns = (self.contents, self.ends, self.steps, self.residuals, self.shares)
+        arrays = (*columns, self.removed, self.centres, self.kinds)
         body = b"".join([*(array.tobytes() for array in arrays), self.stamp, self.ids])
         return body + bytes(-len(body) % 8)
 
     @classmethod
-    def unpack(cls, data: bytes, added: int, removed: int, stamp: int, ids: int) -> Tables:
-        """What was packed, given the numbers of rows, and of bytes of stamp and ids."""
+    def unpack(
+        cls, data: bytes, added: int, removed: int, centres: int, dim: int, stamp: int, ids: int
+    ) -> Tables:
+        """What was packed, given how much there is of everything."""
         at = 0
         parts: list[Any] = []
-        counts = (("<u8", added), ("<u4", added), ("<f4", added), ("<f4", added), ("<u4", removed))
-        for kind, count in counts:
+        columns = (("<u8", added), ("<u4", added), *[("<f4", added)] * 3)
+        for kind, count in (*columns, ("<u4", removed), ("<f4", centres * dim), ("u1", added)):
             parts.append(np.frombuffer(data, kind, count, at))
             at += parts[-1].nbytes
+        parts[6] = parts[6].reshape(centres, dim)
         parts.append(data[at : at + stamp])
         parts.append(data[at + stamp : at + stamp + ids])
         return cls(*parts)

@@ -3,8 +3,9 @@
     head      512 bytes  magic, salt, how far batches were committed, CRC-32
     batch     header     what `_HEADER` says, sealed by a CRC-32 over itself, the salt and the
                          header before it: bytes that an older file left here are never a batch
-              tables     of the batch's rows: content hashes, ends of ids, steps, residuals;
-                         the slots it removes; the caller's stamp; the ids
+              tables     of the batch's rows: content hashes, ends of ids, numbers and kinds
+                         (see `codes`); the slots it removes; new centres; the caller's stamp;
+                         the ids
               vectors    float32 [added, dim]
 
 A row has a *slot*, its number in the file. Rows are never changed: replacing one removes its slot.
@@ -35,13 +36,13 @@ from numpy.typing import NDArray
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.exact.row_tables import Tables
 
-_MAGIC = b"tars-rag rows 1\n"
+_MAGIC = b"tars-rag rows 2\n"
 _HEAD = struct.Struct("<16s8sQ")
 _HEAD_SIZE = 512
 _BATCH_MAGIC = b"TRXB"
-# magic, dimension, added, removed, bytes of stamp, bytes of ids, CRC-32 of tables, of vectors and
-# of codes, generation, digest
-_HEADER = struct.Struct("<4s8IQ8s")
+# magic, dimension, added, removed, new centres, bytes of stamp, bytes of ids, CRC-32 of tables, of
+# vectors and of codes, generation, digest
+_HEADER = struct.Struct("<4s9IQ8s")
 _CRC = struct.Struct("<I")
 _HEADER_SIZE = _HEADER.size + _CRC.size
 _PIECE = 1 << 20
@@ -60,6 +61,7 @@ class Batch:
     dim: int
     added: int
     removed: int
+    centres: int
     stamp: int
     ids: int
     tables_crc: int
@@ -82,7 +84,8 @@ class Batch:
     @property
     def ids_at(self) -> int:
         """Where its ids begin."""
-        return self.tables_at + 20 * self.added + 4 * self.removed + self.stamp
+        numbers = self.removed + self.centres * self.dim
+        return self.tables_at + 25 * self.added + 4 * numbers + self.stamp
 
     @property
     def vectors_at(self) -> int:
@@ -189,7 +192,7 @@ class RowFile:
         """
         body, content = tables.pack(), vectors.astype("<f4", copy=False).tobytes()
         crcs = zlib.crc32(body), zlib.crc32(content), codes_crc
-        sizes = len(tables.removed), len(tables.stamp), len(tables.ids)
+        sizes = len(tables.removed), len(tables.centres), len(tables.stamp), len(tables.ids)
         fields = (vectors.shape[1], len(vectors), *sizes, *crcs, generation)
         if digest is None:
             packed = previous + _HEADER.pack(_BATCH_MAGIC, *fields, bytes(8))
@@ -262,7 +265,8 @@ class RowFile:
             raise self._damage(batch.at, "is cut off")
         if zlib.crc32(data) != batch.tables_crc:
             raise self._damage(batch.at, "holds tables that were altered")
-        return Tables.unpack(data, batch.added, batch.removed, batch.stamp, batch.ids)
+        numbers = batch.added, batch.removed, batch.centres, batch.dim
+        return Tables.unpack(data, *numbers, batch.stamp, batch.ids)
 
     def _accept(self, batch: Batch) -> None:
         self.end, self._last_crc = batch.end, batch.crc
