@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from tars_rag.cli import app
@@ -136,6 +137,27 @@ def test_a_bundle_says_what_it_is_and_how_good(
     assert len({test.input_ids for test in manifest.selftest}) == len(lengths)
     names = {path.name for path in directory.iterdir()}
     assert names == {"manifest.json", *(file.name for file in manifest.files)}
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_model_that_float16_cannot_hold_is_refused(
+    models: Path, tmp_path: Path, fake: FakeToolkit, head: bool
+) -> None:
+    """The simulator may not see it: only some texts overflow, and the answer is NaN."""
+    name = "ranker" if head else "embedder"
+    shutil.copytree(models / name, tmp_path / "large")
+    weights = load_file(tmp_path / "large" / "model.safetensors")
+    [wide] = [key for key in weights if key.endswith("layer.1.intermediate.dense.bias")]
+    weights[wide] = np.full_like(weights[wide], 30_000.0)
+    save_file(weights, tmp_path / "large" / "model.safetensors")
+    with pytest.raises(ConversionError, match=r"l1\.ff2 reaches \d.*--allow-degraded"):
+        convert(str(tmp_path / "large"), precision="fp16", lengths=(32,), out=tmp_path / "kept")
+    assert not (tmp_path / "kept").exists()
+    options: dict[str, Any] = {"lengths": (32,), "out": tmp_path / "kept", "allow_degraded": True}
+    kept = convert(str(tmp_path / "large"), precision="fp16", **options)[1]
+    assert kept.recipe["largest_activation"] >= 30_000  # type: ignore[operator]
+    ordinary = load_manifest(run(models, tmp_path, name, precision="fp16"))
+    assert 0 < ordinary.recipe["largest_activation"] < 100  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("precision", ["fp16", "fp16-host"])

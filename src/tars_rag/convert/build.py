@@ -12,6 +12,7 @@ from typing import Any, Final, cast
 import numpy as np
 
 from tars_rag.convert import environment, fidelity, toolkit
+from tars_rag.convert.activations import check_range, largest_activation
 from tars_rag.convert.known_answers import known_answers
 from tars_rag.convert.plan import Plan
 from tars_rag.convert.process import termination_raises
@@ -144,6 +145,12 @@ def _bundle(
     progress: NamedProgress,
 ) -> Manifest:
     """Build, measure and judge every length, then write the rest of the bundle."""
+    progress("look at the range of the activations", 0, None)
+    texts = plan.source.feeds(plan.source.encode(plan.evaluation, lengths[-1]))
+    if allow_degraded:
+        largest = largest_activation(plan.source.weights, texts)[1]
+    else:
+        largest = check_range(plan.source.name, plan.source.weights, texts)
     prepared = plan.prepare(lengths[-1], progress)
     exact_graph = build_graph(
         plan.source.weights,
@@ -187,6 +194,7 @@ def _bundle(
         graphs,
         fidelity.worst(judgements),
         measured,
+        largest,
         known_answers(plan, lengths, largest_gap, exact_graph),
     )
     text = json.dumps(manifest.model_dump(mode="json", exclude_none=True), indent=2)
@@ -215,6 +223,7 @@ def _manifest(
     graphs: Sequence[GraphFile],
     judged: Fidelity,
     measured: Mapping[int, object],
+    largest: float,
     selftest: tuple[SelfTest, ...],
 ) -> Manifest:
     source = plan.source
@@ -246,6 +255,7 @@ def _manifest(
             "calibration": plan.calibration.source if plan.calibration else None,
             "evaluation": plan.evaluation.source,
             "evaluation_sha256": plan.evaluation.sha256,
+            "largest_activation": largest,
             "lengths": {str(length): figures for length, figures in measured.items()},
         },
         fidelity=judged,
