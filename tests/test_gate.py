@@ -193,7 +193,8 @@ def test_where_no_note_can_be_kept_the_work_goes_on(
 ) -> None:
     (tmp_path / "file").write_text("")
     assert use(Board(tmp_path / "file" / "folder").pool()) == ["", "", ""]
-    assert "No note of the NPU's cores can be kept" in caplog.text
+    assert use(Board(tmp_path / "file" / "folder").pool()) == ["", "", ""]
+    assert caplog.text.count("No note of the NPU's cores can be kept") == 1
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,8 @@ _BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _MOST_BYTES: Final = 1 << 16
 _LATEST: Final = 4e9  # in the year 2096
 _writing = threading.Lock()
+_told: set[Path] = set()
+"""Folders that cannot be written, as was said once."""
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,9 @@ def _write(path: Path, data: dict[str, Any]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(data).encode("ascii"))
     except OSError as error:
-        logger.warning("No note of the NPU's cores can be kept in %s: %s", path.parent, error)
+        if path.parent not in _told:
+            _told.add(path.parent)
+            logger.warning("No note of the NPU's cores can be kept in %s: %s", path.parent, error)
 
 
 def _boot_id() -> str:
