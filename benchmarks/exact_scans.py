@@ -28,7 +28,7 @@ def main() -> None:
     floats = signed.astype(np.float32)
     query = rng.integers(-LIMIT, LIMIT + 1, args.dim).astype(np.int8)
     planes = np.repeat(query[:, None], PLANES, axis=1)
-    steps = np.array([1, 0], np.float32)
+    steps = np.eye(1, PLANES, dtype=np.float32)[0]
     wide = query.astype(np.float32)
     expected = floats @ wide
     ways: dict[str, Callable[[], object]] = {

@@ -18,7 +18,7 @@ sum of both is the *slack*: a row whose computed cosine plus its slack is below 
 found is not among the best k.
 
 `<q', c>` is a product of whole numbers, exact. `_ROUNDING` covers what a few operations in float32
-and a share that was rounded do to it: at most 16 * 2**-24 of numbers below 1.3, and 1e-6.
+and a share that was rounded do to it: at most 16 * 2**-24 of numbers below 2, and 1e-6.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LARGEST = 127
 _ROUNDING = 4e-6
 _UP = 1 + 1e-6  # what float64 and float32 rounding may take from a norm
 _SMALLEST = 1e-30  # a step, where there is nothing to keep
-_LONGEST = 1.1  # of step * c: what is kept in bytes is no longer than the vector
+_LONGEST = 2.0  # of step * c: 1, and half a step in each of up to 65,000 dimensions
 _BLOCK = 1 << 15  # numbers in one piece of float64 work: stays in the processor's cache
 
 
