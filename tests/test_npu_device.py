@@ -296,6 +296,27 @@ def test_the_class_is_the_lower_of_manifest_and_board(
     assert ("less faithful on this board" in caplog.text) == (earned != as_recorded)
 
 
+def test_what_was_measured_once_is_known(
+    cores: Cores, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then only the shortest length is opened at once, and the class stays what it was."""
+    told = {"texts": 9, "threshold": 0.9, "degraded": False, "mean_cosine": 1.0}
+    path = write_bundle(tmp_path / "b", models / "tiny", fidelity=told)
+
+    def open_and_look() -> tuple[set[bool], str]:
+        cores.specs.clear()
+        with embedder(models, tmp_path, device="npu", rknn_path=path) as found:
+            return {spec.lazy for spec in cores.specs}, found.fingerprint.split(":")[3]
+
+    cores.gaps = {1: (1e-6, 1e-6), 2: (9e-4, 9e-4), 4: (1e-6, 1e-6)}
+    assert open_and_look() == ({False}, "hq")
+    cores.gaps = {1: (1e-6,), 2: (1e-6,), 4: (1e-6,)}  # the shortest length has no fault
+    assert open_and_look() == ({True}, "hq")
+    newer = probe.Machine(**{**BOARD.__dict__, "library_version": "2.5.1"})
+    monkeypatch.setattr(probe, "probe", lambda: newer)
+    assert open_and_look() == ({False}, "exact")
+
+
 @pytest.mark.parametrize(("noise", "earned"), [(0.0, "exact"), (0.05, None)])
 def test_a_file_without_a_manifest_earns_its_class_here(
     cores: Cores, models: Path, tmp_path: Path, noise: float, earned: str | None

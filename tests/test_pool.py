@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.errors import DeviceError, InvalidInputError, MissingLengthError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu.core import Recovery
 from tars_rag.runtimes.npu.pool import NpuPool
@@ -681,6 +681,26 @@ def test_without_fall_back_it_is_an_error_and_the_rest_is_not() -> None:
         pool.run(MIXED)
     short = [f for f in MIXED if f["input_ids"].shape[1] < 256]
     check(pool.run(short), short)
+    pool.close()
+
+
+def test_a_length_that_turns_out_to_be_missing_goes_elsewhere() -> None:
+    class Late(FakeSession):
+        def run(self, feed: Feeds) -> FloatArray:
+            if feed["input_ids"].shape[1] == 256:
+                self.order.append(-1)
+                raise MissingLengthError("out of memory")
+            return super().run(feed)
+
+    late = Late()
+    pool = pool_of({1: late, 2: FakeSession(lambda n: 0.002)})
+    check(pool.run(MIXED), MIXED)
+    assert late.order.count(-1) <= 1, "it is not asked again"
+    pool.close()
+    pool = pool_of({1: Late(), 2: Late()}, fallback=FakeCpu)
+    check(pool.run(MIXED), MIXED)
+    assert pool.status().cpu_feeds == 6
+    assert {(core.reason, core.recoveries) for core in pool.status().cores} == {("", 0)}
     pool.close()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from npu_double import NAMES, FakeContext, feed
-from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.errors import DeviceError, InvalidInputError, MissingLengthError, NonFiniteError
 from tars_rag.runtimes.npu.session import NpuSession
 from tars_rag.runtimes.npu.spec import KnownAnswer, NpuSpec, RknnFile
 
@@ -255,6 +255,77 @@ def test_what_opened_stays_when_there_is_no_memory_for_more() -> None:
     session.run(feed(7, length=64))
     with pytest.raises(InvalidInputError, match="No graph of length 128"):
         session.run(feed(7, length=128))
+
+
+class Shelf:
+    """Contexts by the length in the file's name, opened on demand."""
+
+    def __init__(self, refused: int = 0) -> None:
+        self.opened: list[int] = []
+        self.refused = refused
+        self.wrong: set[int] = set()
+
+    def __call__(self, path: Path, mask: int) -> FakeContext:
+        length = int(path.stem)
+        if length == self.refused:
+            raise DeviceError("out of memory")
+        self.opened.append(length)
+        lie = (lambda rows: -rows) if length in self.wrong else (lambda rows: rows)
+        return FakeContext(length=length, lie=lie)
+
+
+LAZY = NpuSpec(
+    tuple(RknnFile(f"{n}.rknn", (n,)) for n in (64, 32, 128)),
+    answers=tuple(
+        KnownAnswer(ids, None, tuple(answer(*ids)), 1e-4) for ids in [(2, 7, 3), (2, 8, 3)]
+    ),
+    lazy=True,
+)
+
+
+def test_a_length_is_opened_when_a_text_needs_it() -> None:
+    shelf = Shelf()
+    session = NpuSession(LAZY, 1, shelf)  # type: ignore[arg-type]
+    assert shelf.opened == [32]
+    assert session.info.lengths == (32, 64, 128)
+    np.testing.assert_allclose(session.run(feed(7, 8, length=128)), [answer(7, 8)], atol=1e-6)
+    session.run(feed(7, length=128))
+    session.run(feed(7, length=32))
+    assert shelf.opened == [32, 128]
+    with pytest.raises(InvalidInputError, match="No graph of length 96"):
+        session.run(feed(7, length=96))
+    session.close()
+
+
+def test_a_length_that_is_opened_late_is_tested_too() -> None:
+    shelf = Shelf()
+    session = NpuSession(LAZY, 1, shelf)  # type: ignore[arg-type]
+    shelf.wrong = {64}
+    with pytest.raises(DeviceError, match="self-test at length 64"):
+        session.run(feed(7, length=64))
+
+
+def test_nan_of_a_length_that_is_opened_late_is_no_texts_fault() -> None:
+    class Broken(Shelf):
+        def __call__(self, path: Path, mask: int) -> FakeContext:
+            context = super().__call__(path, mask)
+            if context.inputs[0].shape[1] == 64:
+                context.lie = lambda rows: rows * np.nan
+            return context
+
+    session = NpuSession(LAZY, 1, Broken())  # type: ignore[arg-type]
+    with pytest.raises(DeviceError) as caught:
+        session.run(feed(7, length=64))
+    assert not isinstance(caught.value, NonFiniteError)
+
+
+def test_a_length_that_cannot_be_opened_late_costs_nothing_else() -> None:
+    shelf = Shelf(refused=64)
+    session = NpuSession(LAZY, 1, shelf)  # type: ignore[arg-type]
+    with pytest.raises(MissingLengthError, match="out of memory"):
+        session.run(feed(7, length=64))
+    session.run(feed(7, length=32))
+    session.run(feed(7, length=128))
 
 
 def test_a_length_without_a_graph() -> None:

@@ -30,6 +30,10 @@ class NonFiniteError(DeviceError):
     """A device answered NaN or infinity: it failed, or the text overflows its arithmetic."""
 
 
+class MissingLengthError(DeviceError):
+    """An NPU core cannot open the graph of a length, usually for want of memory; others it can."""
+
+
 class StoreError(TarsRagError):
     """A passage store is damaged, locked, or cannot be read or written."""
 

@@ -5,6 +5,7 @@ Started by tests/test_device_emulated.py, once per version of the wheel; not col
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 import os
@@ -366,6 +367,19 @@ def test_answers_that_are_a_little_wrong_do_not_pass(bench: Bench) -> None:
     bench.script("* always drift")
     with pytest.raises(DeviceError, match=r"off by 0\.000[89]"):
         open_pool(bench, (1,), isolated=False)
+
+
+@on_board
+def test_a_short_text_opens_one_context_a_core(bench: Bench) -> None:
+    """Where the bundle was measured before; the others follow when a text needs them."""
+    spec = dataclasses.replace(bench.spec(lengths=(32, 64, 128)), lazy=True)
+    pool = NpuPool(lambda mask: NpuSession(spec, mask), CORES, timeout=20)
+    query = [feed(2, 999, 3)]
+    check(pool.run(query, urgent=True), query)
+    assert bench.calls("init") == 3
+    check(pool.run(texts()), texts())
+    pool.close()
+    assert 3 < bench.calls("init") == bench.calls("destroy") <= 6
 
 
 @on_board

@@ -23,6 +23,7 @@ from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.isolate import IsolatedSession
 from tars_rag.runtimes.npu.library import compare
 from tars_rag.runtimes.npu.manifest import ModelKind
+from tars_rag.runtimes.npu.measured import Measured
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.probe import Machine
 from tars_rag.settings import Placement
@@ -78,12 +79,18 @@ def open_pool(
     if odd:
         logger.warning("%s", odd)
 
+    measured = Measured(npu.contents, _versions(machine)) if npu.contents else None
+
+    def open_session(mask: int) -> IsolatedSession:
+        known = measured is not None and measured.of(mask) is not None
+        return IsolatedSession(dataclasses.replace(npu.spec, lazy=known), mask)
+
     def fault(mask: int, reason: str) -> None:
         faults.record(model.name, mask, reason)
 
     try:
-        return NpuPool(
-            lambda mask: IsolatedSession(npu.spec, mask),
+        pool = NpuPool(
+            open_session,
             machine.core_masks(placement.core_mask),
             fallback=fallback,
             on_fault=fault,
@@ -99,6 +106,10 @@ def open_pool(
             raise
         msg = f"{error} It may be that {odd}"
         raise DeviceError(msg) from error
+    for mask, gaps in pool.gaps.items() if measured else ():
+        if measured and measured.of(mask) is None:
+            measured.keep(mask, gaps)
+    return pool
 
 
 def find_model(
@@ -141,7 +152,13 @@ def find_model(
     return dataclasses.replace(npu, spec=dataclasses.replace(npu.spec, pooling=pooling))
 
 
-def fidelity(model: LocalModel, npu: NpuModel, pool: NpuPool, cpu: Callable[[], Runtime]) -> float:
+def fidelity(
+    model: LocalModel,
+    npu: NpuModel,
+    pool: NpuPool,
+    machine: Machine,
+    cpu: Callable[[], Runtime],
+) -> float:
     """The mean cosine to FP32 that this board gives.
 
     What the manifest recorded is the simulator's word. It holds unless the known answers, run on
@@ -150,7 +167,11 @@ def fidelity(model: LocalModel, npu: NpuModel, pool: NpuPool, cpu: Callable[[], 
     """
     recorded = npu.fidelity
     if recorded and recorded.mean_cosine is not None:
-        return _lower(npu, recorded.mean_cosine, recorded.min_cosine, pool.gaps)
+        # Of a core that opened only one length now, what it gave at all of them is known.
+        kept = Measured(npu.contents or "", _versions(machine))
+        all_gaps = [kept.of(mask) or gaps for mask, gaps in pool.gaps.items()]
+        worst = max(all_gaps, key=lambda gaps: sum(gaps) / (len(gaps) or 1), default=())
+        return _lower(npu, recorded.mean_cosine, recorded.min_cosine, worst)
     longest = (pool.lengths or (256,))[-1]
     encodings = Tokenizer(model.directory, longest).encode(list(_SAMPLES))
     reference = SameFeeds(cpu())
@@ -159,6 +180,10 @@ def fidelity(model: LocalModel, npu: NpuModel, pool: NpuPool, cpu: Callable[[], 
     finally:
         reference.close()
     return float((found * right).sum(axis=1).mean())
+
+
+def _versions(machine: Machine) -> str:
+    return f"librknnrt {machine.library_version}, driver {machine.driver}"
 
 
 def _lower(npu: NpuModel, mean: float, worst: float | None, gaps: Sequence[float]) -> float:

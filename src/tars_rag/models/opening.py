@@ -156,7 +156,8 @@ def _open_npu(
     if output == "pooled":
         try:
             earned = precision_class(
-                npu.fidelity(model, file, pool, lambda: cpu("fp32").runtime), file.identity
+                npu.fidelity(model, file, pool, machine, lambda: cpu("fp32").runtime),
+                file.identity,
             )
         except BaseException:
             pool.close()

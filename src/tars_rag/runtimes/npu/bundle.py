@@ -9,6 +9,7 @@ import json
 import logging
 import shlex
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ class NpuModel:
     Attributes:
         path: What was asked for.
         spec: What a core must know.
+        contents: Differs where any file that is run does; None: not a bundle.
         model: Catalogue name of what it was made of; None: not said.
         identity: sha256 of its .rknn files: the fingerprint class where fidelity is unknown.
         target: SoC it was converted for; None: not said.
@@ -51,6 +53,7 @@ class NpuModel:
     path: Path
     spec: NpuSpec
     identity: str
+    contents: str | None = None
     model: str | None = None
     target: str | None = None
     toolkit: str | None = None
@@ -134,6 +137,7 @@ def _bundle(path: Path, kind: ModelKind) -> NpuModel:
         path,
         spec,
         identity=manifest.graphs[0].sha256,
+        contents=_contents(manifest),
         model=manifest.model,
         target=manifest.target,
         toolkit=manifest.toolkit,
@@ -142,6 +146,11 @@ def _bundle(path: Path, kind: ModelKind) -> NpuModel:
         fidelity=manifest.fidelity,
         max_length=manifest.max_length,
     )
+
+
+def _contents(manifest: Manifest) -> str:
+    sums = [file.sha256 for file in (*manifest.graphs, manifest.word_table) if file]
+    return sha256("".join(sums).encode("ascii")).hexdigest()
 
 
 def _single(path: Path) -> NpuModel:

@@ -99,9 +99,24 @@ class Core:
         self.session, self.state, self.reason, self.deadline = session, "ready", "", math.inf
         self.missing = frozenset(session.info.missing)
 
+    def leave(self, deadline: float) -> bool:
+        """Wait for its thread, and end what hangs after the deadline; whether it is gone."""
+        thread = self.thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        thread.join(max(0.0, deadline - time.monotonic()))
+        if thread.is_alive() and (session := self.session) is not None:
+            session.abort()
+            thread.join(5)
+        return not thread.is_alive()
+
     def leave_out(self, reason: str) -> None:
         """It is not to be opened."""
         self.state, self.reason = "left out", reason
+
+    def lacks(self, length: int) -> None:
+        """It has no memory for a length."""
+        self.missing |= {length}
 
     def begin(self, job: Job, timeout: float) -> None:
         """It works on a job, and may take so long."""
@@ -130,6 +145,12 @@ class Core:
         self.state, self.reason, self.deadline = "retired", reason, math.inf
         if self.session is not None:
             self.session.abort()
+
+
+def patience(cores: Sequence[Core], longest: float) -> float:
+    """Seconds until a core has to be looked after; `longest` at most."""
+    now = time.monotonic()
+    return max(0.001, min([now + longest, *(core.deadline for core in cores)]) - now)
 
 
 def suits(job: Job, core: Core, cores: Sequence[Core]) -> bool:

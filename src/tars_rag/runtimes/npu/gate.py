@@ -119,7 +119,7 @@ class CoreGate:
             return
         note = Note(core_mask, self._kernel, self._boot, time.time(), os.getpid())
         path = self._folder / f"opening-{core_mask}-{note.pid}-{threading.get_ident()}.json"
-        _write(path, asdict(note))
+        write_note(path, asdict(note))
         try:
             yield
         finally:
@@ -130,7 +130,7 @@ class CoreGate:
     def _tidy(self) -> None:
         """A program that was killed while it opened a core did not stop the machine."""
         for path in self._folder.glob("opening-*.json"):
-            data = _read(path)
+            data = read_note(path)
             if data.get("boot") == self._boot and not _lives(data.get("pid")):
                 with contextlib.suppress(OSError):
                     path.unlink(missing_ok=True)
@@ -149,7 +149,7 @@ def default_folder() -> Path:
 def notes(folder: Path | None = None) -> list[Note]:
     """Of cores that are being opened, or were when a machine stopped; oldest first."""
     paths = (folder or default_folder()).glob("opening-*.json")
-    found = [note for path in paths if (note := _note(_read(path)))]
+    found = [note for path in paths if (note := _note(read_note(path)))]
     return sorted(found, key=lambda note: note.time)
 
 
@@ -207,7 +207,7 @@ def _older(driver: str) -> bool:
 
 
 def _worked(folder: Path) -> dict[str, list[int]]:
-    data = _read(folder / "worked.json")
+    data = read_note(folder / "worked.json")
     return {key: cores for key, cores in data.items() if isinstance(cores, list)}
 
 
@@ -215,10 +215,10 @@ def _remember(folder: Path, key: str, core_mask: int) -> None:
     with _writing:
         known = _worked(folder)
         cores = sorted({*known.get(key, ()), core_mask})
-        _write(folder / "worked.json", dict([*known.items(), (key, cores)][-20:]))
+        write_note(folder / "worked.json", dict([*known.items(), (key, cores)][-20:]))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_note(path: Path) -> dict[str, Any]:
     """A small file of JSON; empty if it is anything else."""
     try:
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
@@ -229,7 +229,7 @@ def _read(path: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _write(path: Path, data: dict[str, Any]) -> None:
+def write_note(path: Path, data: dict[str, Any]) -> None:
     """On the disk before it returns; where that cannot be, the work goes on all the same."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

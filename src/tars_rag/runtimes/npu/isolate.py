@@ -23,11 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.child import Child, Link, Reply, trim_log
-from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.errors import DeviceError, InvalidInputError, MissingLengthError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.spec import NpuSpec, SessionInfo
 
-_ERRORS = {kind.__name__: kind for kind in (InvalidInputError, NonFiniteError, DeviceError)}
+_ERRORS = {
+    kind.__name__: kind
+    for kind in (InvalidInputError, NonFiniteError, MissingLengthError, DeviceError)
+}
 
 
 class IsolatedSession:

@@ -110,8 +110,8 @@ class NpuPool:
         return self._versions
 
     @property
-    def gaps(self) -> tuple[float, ...]:
-        """How far the known answers were off on the worst core; see `spec.SessionInfo`."""
+    def gaps(self) -> dict[int, tuple[float, ...]]:
+        """How far the known answers were off, by core mask; see `spec.SessionInfo`."""
         return self._scheduler.gaps()
 
     def status(self) -> PoolStatus:

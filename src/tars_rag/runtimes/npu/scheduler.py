@@ -13,9 +13,17 @@ import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
-from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.errors import DeviceError, InvalidInputError, MissingLengthError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
-from tars_rag.runtimes.npu.core import NO_MEMORY, Core, CoreStatus, Recovery, nobody_can, suits
+from tars_rag.runtimes.npu.core import (
+    NO_MEMORY,
+    Core,
+    CoreStatus,
+    Recovery,
+    nobody_can,
+    patience,
+    suits,
+)
 from tars_rag.runtimes.npu.fallback import CPU_HINT, Fallback, sentence
 from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.spec import Session, SessionInfo
@@ -89,11 +97,12 @@ class Scheduler:
         with self._lock:
             return tuple(core.status for core in self._cores), self._cpu.feeds
 
-    def gaps(self) -> tuple[float, ...]:
-        """Those of the core that is furthest from the known answers; see `SessionInfo`."""
+    def gaps(self) -> dict[int, tuple[float, ...]]:
+        """How far each core that is open was from the known answers; see `SessionInfo`."""
         with self._lock:
-            opened = [core.session.info.gaps for core in self._cores if core.session is not None]
-        return max((gaps for gaps in opened if gaps), key=lambda gaps: sum(gaps), default=())
+            opened = ((core.core_mask, core.session) for core in self._cores)
+            infos = {mask: session.info for mask, session in opened if session is not None}
+        return {mask: info.gaps for mask, info in infos.items() if not info.missing}
 
     def run(
         self, feeds: Sequence[Feeds], urgent: bool, without: Collection[int] = ()
@@ -118,7 +127,7 @@ class Scheduler:
                     self._queue.offer(call, waiting, urgent)
                     self._queue.give_up(lambda job: nobody_can(job, self._cores), NO_MEMORY)
                     if call.left:
-                        call.wake.wait(self._patience())
+                        call.wake.wait(patience(self._cores, self._timeout))
                     self._look_after_overdue()
             finally:
                 # Whatever ended the wait, nothing of this call may stay behind.
@@ -141,23 +150,11 @@ class Scheduler:
             self._opened.notify_all()
         deadline = time.monotonic() + self._timeout
         for core in self._cores:
-            if core.thread is None or core.thread is threading.current_thread():
-                continue
-            core.thread.join(max(0.0, deadline - time.monotonic()))
-            if core.thread.is_alive() and (session := core.session) is not None:
-                session.abort()
-                core.thread.join(5)
-            if core.thread.is_alive():
+            if not core.leave(deadline):
                 logger.warning("NPU core mask %d hangs and was left behind.", core.core_mask)
         self._cpu.close()
 
     # --- under the lock ---------------------------------------------------------------------
-
-    def _patience(self) -> float:
-        """Seconds until a core has to be looked after."""
-        now = time.monotonic()
-        first = min([now + self._timeout, *(core.deadline for core in self._cores)])
-        return max(0.001, first - now)
 
     def _look_after_overdue(self) -> None:
         """A caller whose job hangs is waiting anyway: it keeps the time."""
@@ -321,6 +318,10 @@ class Scheduler:
                     # The session has tried the core with what it knows: it is not at fault.
                     if job.overflowed(core.core_mask, str(failure)):
                         self._queue.put_back(job)
+                elif isinstance(failure, MissingLengthError):
+                    core.lacks(job.length)
+                    self._queue.put_back(job)
+                    job.call.wake.notify()  # there may be nobody who can do it
                 else:
                     self._failed(core, failure or DeviceError("it gave no answer"))
                     return

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import DeviceError, InvalidInputError, NonFiniteError
+from tars_rag.errors import DeviceError, InvalidInputError, MissingLengthError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, OutputKind
 from tars_rag.runtimes.npu.rknn import RknnContext, TensorInfo
 from tars_rag.runtimes.npu.spec import (
@@ -21,6 +21,7 @@ from tars_rag.runtimes.npu.spec import (
     WORD_EMBEDDINGS,
     KnownAnswer,
     NpuSpec,
+    RknnFile,
     SessionInfo,
 )
 
@@ -54,6 +55,9 @@ class NpuSession:
         open_context: Callable[[Path, int], RknnContext] = RknnContext,
     ) -> None:
         self._spec = spec
+        self._core_mask = core_mask
+        self._open_context = open_context
+        self._waiting: list[RknnFile] = []
         self._contexts: dict[int, RknnContext] = {}
         self._opened: list[RknnContext] = []
         # By context, not by length: one context may run several lengths into one buffer.
@@ -67,7 +71,7 @@ class NpuSession:
             if spec.word_table:
                 # Mapped, so that all cores and all lengths share the same pages.
                 self._table = np.load(spec.word_table, mmap_mode="r", allow_pickle=False)
-            self._open_graphs(core_mask, open_context)
+            self._open_graphs()
             first = self._opened[0]
             self._inputs = spec.inputs or _input_order(first.inputs)
             self._output: OutputKind = spec.output or _output_kind(first.outputs)
@@ -83,7 +87,7 @@ class NpuSession:
         names = {"input_ids" if n == WORD_EMBEDDINGS else n for n in self._inputs}
         return SessionInfo(
             tuple(n for n in FEED_NAMES if n in names),
-            tuple(sorted(self._contexts)),
+            tuple(sorted({*self._contexts, *(n for file in self._waiting for n in file.lengths)})),
             self._opened[0].versions() if self._opened else "",
             tuple(self._gaps.values()) if self._output != "logit" else (),
             self._missing,
@@ -94,8 +98,7 @@ class NpuSession:
         """Rows [1, dim] for one text, proven not to be the answer to the text before."""
         length = feed["input_ids"].shape[-1]
         if length not in self._contexts:
-            msg = f"No graph of length {length}; there are {sorted(self._contexts)}."
-            raise InvalidInputError(msg)
+            self._open_length(length)
         # Set by the self-test already, so that the first text is compared with something too.
         asked, answer = self._last[self._contexts[length]]
         try:
@@ -116,23 +119,40 @@ class NpuSession:
             context.close()
         self._opened, self._contexts = [], {}
 
-    def _open_graphs(
-        self, core_mask: int, open_context: Callable[[Path, int], RknnContext]
-    ) -> None:
+    def _open_graphs(self) -> None:
         """Open the shortest first, and as many as there is memory for; one at least."""
-        graphs = sorted(self._spec.graphs, key=lambda graph: graph.lengths)
-        for number, graph in enumerate(graphs):
-            try:
-                context = open_context(Path(graph.path), core_mask)
-            except DeviceError as error:
-                if not self._contexts:
-                    raise
-                self._missing = tuple(n for other in graphs[number:] for n in other.lengths)
-                self._why_missing = str(error)
-                return
-            self._opened.append(context)
-            for length in graph.lengths or (_length(context),):
-                self._contexts[length] = context
+        files = sorted(self._spec.graphs, key=lambda file: file.lengths)
+        at_once = 1 if self._spec.lazy and files[0].lengths else len(files)
+        self._waiting = files[at_once:]
+        number = 0
+        try:
+            for number, file in enumerate(files[:at_once]):  # noqa: B007
+                self._open_file(file)
+        except DeviceError as error:
+            if not self._contexts:
+                raise
+            self._missing = tuple(n for other in files[number:] for n in other.lengths)
+            self._why_missing = str(error)
+
+    def _open_file(self, file: RknnFile) -> None:
+        context = self._open_context(Path(file.path), self._core_mask)
+        self._opened.append(context)
+        for length in file.lengths or (_length(context),):
+            self._contexts[length] = context
+
+    def _open_length(self, length: int) -> None:
+        """Open what a text needs for the first time, and test it."""
+        file = next((file for file in self._waiting if length in file.lengths), None)
+        if file is None:
+            msg = f"No graph of length {length}; there are {sorted(self._contexts)}."
+            raise InvalidInputError(msg)
+        self._waiting.remove(file)
+        try:
+            self._open_file(file)
+        except DeviceError as error:
+            raise MissingLengthError(str(error)) from error
+        for each in file.lengths:
+            self._prove_sound(each)
 
     def _infer(self, feed: Feeds) -> FloatArray:
         mask = feed["attention_mask"]
@@ -238,7 +258,7 @@ class NpuSession:
             self._refuse("the answer to the text before")
 
     def _prove_sound(self, length: int) -> None:
-        """A text gave NaN or infinity: was it the text, or does the core do so with any?"""
+        """Run the self-test; NaN or infinity in it is the core's fault, not a text's."""
         try:
             self._self_test(length)
         except NonFiniteError as error:

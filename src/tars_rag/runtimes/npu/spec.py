@@ -44,6 +44,7 @@ class NpuSpec:
         pooling: How token vectors become one, where the device returns those.
         word_table: The .npy file of the word embeddings, where they are looked up on the host.
         answers: Texts to run before the first real one.
+        lazy: Open the shortest length only, and others when a text needs them.
     """
 
     graphs: tuple[RknnFile, ...]
@@ -52,6 +53,7 @@ class NpuSpec:
     pooling: Literal["mean", "cls"] = "mean"
     word_table: str | None = None
     answers: tuple[KnownAnswer, ...] = ()
+    lazy: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As JSON-serialisable data."""
