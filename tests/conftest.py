@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tars_rag.retrieval.indexes.chroma import process as embedded
+
+# Started in the background of a shell, a program has Ctrl-C ignored, and so have its children.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 embedded.KEEP_IDLE = 1  # hundreds of stores are opened: a process for each would take minutes
 

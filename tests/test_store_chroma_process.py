@@ -94,6 +94,30 @@ def test_ctrl_c_waits_for_the_write_under_way(path: Path) -> None:
     assert check_store(path).ok
 
 
+def test_what_a_signal_handler_raises_costs_chroma_and_no_answer(path: Path) -> None:
+    """A program's own time-out, say: the link must not give its answer to the next question."""
+
+    def too_late(*_: object) -> None:
+        raise ZeroDivisionError
+
+    before = signal.signal(signal.SIGALRM, too_late)
+    acknowledged = [1]
+    try:
+        with HybridStore(path, HashEmbedder()) as store:
+            for number in range(6):
+                signal.setitimer(signal.ITIMER_REAL, 0.05 + 0.013 * number)
+                with pytest.raises(ZeroDivisionError):
+                    write_until_it_fails(store, acknowledged)
+                assert store.count() == 20
+                assert_acknowledged_or_next(store, acknowledged)
+                acknowledged.append(max(int(p.metadata["version"]) for p in store.get()) + 1)
+                store.upsert([passage(f"p{n}", acknowledged[-1]) for n in range(20)])
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert check_store(path).ok
+
+
 def test_close_leaves_no_process(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded, "KEEP_IDLE", 0)
     before = {child.pid for child in psutil.Process().children(recursive=True)}

@@ -176,12 +176,12 @@ class ChromaProcess:
             raise
 
     def _receive(self, link: Link) -> Any:
-        interrupt = _wait(link)
         try:
+            interrupt = _wait(link)
             header, arrays = link.receive()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        except BaseException:  # Ctrl-C in the middle of a message
+        except BaseException:  # raised by a signal: the next question would get this one's answer
             self.abandon()
             raise
         if interrupt is not None:
