@@ -18,6 +18,7 @@ from tars_rag.errors import DeviceError
 from tars_rag.runtimes.npu import gate
 from tars_rag.runtimes.npu.core import Recovery
 from tars_rag.runtimes.npu.gate import CoreGate
+from tars_rag.runtimes.npu.measured import Measured
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.spec import SessionInfo
 from test_pool import LENGTHS, NAMES, FakeSession, check, feed
@@ -213,6 +214,35 @@ def test_damaged_notes_harm_nobody(folder: Path, content: bytes) -> None:
     (folder / "opening-4-1-1.json").mkdir()
     assert use(Board(folder).pool()) == ["", "", ""]
     assert gate.freezes(folder) == []
+
+
+def test_damaged_memories_of_what_worked_harm_nobody(folder: Path) -> None:
+    Board(folder).pool().close()
+    [key] = json.loads((folder / "worked.json").read_text())
+    for value in (["x", [], {}, None], {"2": 4}, "2", None, [2, "4"]):
+        (folder / "worked.json").write_text(json.dumps({key: value}))
+        assert use(Board(folder).pool()) == ["", "", ""]
+        assert set(json.loads((folder / "worked.json").read_text())[key]) >= {2, 4}
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b'{"KEY": 3}', b'{"KEY": ["x"]}', b'{"KEY": [1e999]}']
+)
+def test_damaged_memories_of_what_was_measured_harm_nobody(folder: Path, content: bytes) -> None:
+    measured = Measured("0" * 64, "librknnrt 2.3.2", folder)
+    measured.keep(2, (0.001, 0.002))
+    measured.keep(4, ())
+    assert measured.of(2) == (0.001, 0.002)
+    assert measured.of(4) == ()
+    assert measured.of(1) is None
+    assert Measured("0" * 64, "librknnrt 2.5.0", folder).of(2) is None
+    assert Measured("1" * 64, "librknnrt 2.3.2", folder).of(2) is None
+    path = folder / "measured.json"
+    key = next(iter(json.loads(path.read_text())))
+    path.write_bytes(content.replace(b"KEY", key.encode()))
+    assert measured.of(2) is None
+    measured.keep(2, (0.001,))
+    assert measured.of(2) == (0.001,)
 
 
 def test_doctor_tells_of_a_freeze_and_forgets_it(

@@ -208,7 +208,11 @@ def _older(driver: str) -> bool:
 
 def _worked(folder: Path) -> dict[str, list[int]]:
     data = read_note(folder / "worked.json")
-    return {key: cores for key, cores in data.items() if isinstance(cores, list)}
+    return {
+        key: [core for core in cores if isinstance(core, int)]
+        for key, cores in data.items()
+        if isinstance(cores, list)
+    }
 
 
 def _remember(folder: Path, key: str, core_mask: int) -> None:
