@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import typer.testing
 
-from tars_rag.cli import app
+from tars_rag.cli import app, console
 from tars_rag.cli.console import say_again, say_once
 from tars_rag.errors import StoreError
 from tars_rag.ingest.ledger import NAME
@@ -461,7 +461,7 @@ def test_passages_are_wrapped_at_words_and_show_what_was_found(
 ) -> None:
     (notes / "cooling.md").write_text(MARKDOWN)
     ok("index", notes / "cooling.md", "--store", "s", "--chunk-tokens", "126")
-    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(console.out, "width", 60)  # COLUMNS counts only where the program starts
     page = ok("query", "guitar cooling", "--store", "s", "--strategy", "lexical")
     lines = [line for line in page.splitlines() if line.startswith("   ")]
     assert len(lines) > 3
