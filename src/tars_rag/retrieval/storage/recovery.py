@@ -11,6 +11,7 @@ from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.chroma.files import Damage
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
+from tars_rag.retrieval.indexes.exact.rows import DamageError
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import EXACT, LEXICAL
@@ -148,12 +149,16 @@ class Recovery:
     def _open_exact(self, progress: Progress | None) -> None:
         """Open the exact index; damaged, missing or of other vectors, it is made from Chroma's."""
         indexes = self._indexes
-        damaged = exact_damage(indexes.path)
-        if damaged is None:
-            indexes.open_exact()
-            if indexes.exact.stamp == indexes.store_json.collection:
-                return
-            damaged = "it is not of the store's present vectors"
+        damaged = f"{EXACT} is missing"
+        if (indexes.path / EXACT).is_dir():
+            try:
+                indexes.open_exact()  # which verifies it
+            except DamageError as error:
+                damaged = str(error)
+            else:
+                if indexes.exact.stamp == indexes.store_json.collection:
+                    return
+                damaged = "it is not of the store's present vectors"
         self._refuse_if_read_only(f"its vector index must be made anew: {damaged}")
         fill_exact(indexes, progress)
 
