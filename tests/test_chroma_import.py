@@ -201,6 +201,8 @@ def test_llama_indexes_nodes_come_back_as_nodes(tmp_path: Path) -> None:
         IndexNode(id_="table", text="a table", index_id="other"),
     ]
     nodes = Hashed()(nodes)
+    if "; " not in nodes[1].get_content(MetadataMode.EMBED):
+        pytest.skip("this version of LlamaIndex does not embed with a node's own separator")
     collection = chromadb.PersistentClient(str(tmp_path / "c")).create_collection("nodes")
     chroma_store.ChromaVectorStore(chroma_collection=collection).add(nodes)
     store = TarsVectorStore(tmp_path / "s", Hashed())

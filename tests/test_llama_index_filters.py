@@ -85,7 +85,10 @@ def test_filters_mean_what_they_mean_to_llama_index(
     simple.add(nodes())
     before = copy.deepcopy(filters)
     query = VectorStoreQuery(query_embedding=[1.0, 0.0], similarity_top_k=9, filters=filters)
-    expected = set(simple.query(query).ids or [])
+    try:
+        expected = set(simple.query(query).ids or [])
+    except ValueError as error:
+        pytest.skip(f"this version's own store cannot say: {error}")
     assert set(store.query(query).ids or []) == expected
     assert {node.node_id for node in store.get_nodes(filters=filters)} == expected
     assert filters == before
