@@ -144,6 +144,9 @@ def test_the_lock_is_held_as_long_as_the_process_of_chroma(path: Path) -> None:
     assert victim.stdout.readline() == b"open\n"
     [chroma] = psutil.Process(victim.pid).children()
     chroma.suspend()
+    tasks = Path(f"/proc/{chroma.pid}/task")
+    while any(") T " not in (task / "stat").read_text() for task in tasks.iterdir()):
+        time.sleep(0.01)  # its threads stop one after the other
     victim.kill()
     victim.wait()
     victim.stdout.close()
