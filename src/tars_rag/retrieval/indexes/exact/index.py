@@ -6,6 +6,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,11 @@ class ExactIndex:
     # -- reading ------------------------------------------------------------------------------
 
     def nearest(
-        self, vector: NDArray[np.floating], k: int, among: Iterable[str] | None = None
+        self,
+        vector: NDArray[np.floating],
+        k: int,
+        among: Iterable[str] | None = None,
+        without: Collection[str] = (),
     ) -> Ranking:
         """The k passages with the largest cosine, best first, equal ones by id. Exact.
 
@@ -77,6 +82,7 @@ class ExactIndex:
             vector: [dim], of any length but zero.
             k: How many at most; less than 1 gives none.
             among: Only these ids (unknown ones are ignored); None: all.
+            without: Not these, though they be `among` them.
 
         Raises:
             InvalidInputError: The vector is zero, not finite, or of another dimension.
@@ -87,6 +93,11 @@ class ExactIndex:
         if query is None or k < 1:
             return []
         slots = None if among is None else self._slots(snapshot, among)
+        if without:
+            gone = self._slots(snapshot, without)
+            snapshot = replace(snapshot, dead=np.union1d(snapshot.dead, gone))
+            if slots is not None:
+                slots = np.setdiff1d(slots, gone, assume_unique=True)
         with self._translated("read"):
             return snapshot.nearest(query, k, slots)
 
@@ -112,6 +123,10 @@ class ExactIndex:
         known, slots = self._known(snapshot, ids)
         with self._translated("read"):
             return dict(zip(known, snapshot.reader.vectors(slots), strict=True))
+
+    def held(self, ids: Sequence[str]) -> list[str]:
+        """Those of the ids that are there, each once."""
+        return self._known(self._snapshot(), ids)[0] if ids else []
 
     def ids(self) -> list[str]:
         """All ids, in the order in which they were added last."""

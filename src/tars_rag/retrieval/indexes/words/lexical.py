@@ -8,7 +8,6 @@ indexes can be compared. The terms come from `analysers`; tantivy only splits th
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -19,6 +18,14 @@ from tars_rag.files import sync, writing_problem
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
+from tars_rag.retrieval.indexes.words.bm25 import (
+    K1,
+    NOTHING,
+    Beside,
+    Term,
+    explained_mean,
+    idf,
+)
 from tars_rag.retrieval.indexes.words.files import digest, documents
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
@@ -26,7 +33,6 @@ from tars_rag.retrieval.passage import Passage, Ranking, ranked
 _HEAP_BYTES = 32_000_000
 _MAX_TERMS = 1024
 _TIES, _MAX_TIES = 100, 4096
-_K1 = 1.2  # tantivy's, as is b = 0.75
 
 
 class LexicalIndex:
@@ -55,7 +61,8 @@ class LexicalIndex:
         self.language = check_language(language)
         self.read_only = read_only
         self._analyser = analyser(self.language)
-        self._last_terms: tuple[object, str, list[tuple[str, float, int]]] = (None, "", [])
+        self._last_terms: tuple[object, object, str, list[Term]] = (None, None, "", [])
+        self._mean: tuple[object, float] = (None, 0.0)
         try:
             if not read_only:
                 path.mkdir(parents=True, exist_ok=True)
@@ -99,20 +106,24 @@ class LexicalIndex:
         status = (self.path / "meta.json").stat()
         return status.st_mtime_ns, status.st_ino
 
-    def search(self, query: str, limit: int) -> Ranking:
+    def search(self, query: str, limit: int, beside: Beside = NOTHING) -> Ranking:
         """The best `limit` ids by BM25; never one that shares no term with the query.
 
         The text is analysed like a passage, never parsed: it has no operators. Equal scores are in
         the order of the ids, also where the limit cuts through them.
         """
-        parsed = self._query(query)
+        parsed = self._query(query, beside)
         if parsed is None or limit < 1:
             return []
+        if beside.replaces:
+            query_of, occur = self._tantivy.Query, self._tantivy.Occur
+            gone = self._with_ids(list(beside.replaces))
+            parsed = query_of.boolean_query([(occur.Must, parsed), (occur.MustNot, gone)])
         return self._top(parsed, limit)
 
-    def scores(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+    def scores(self, query: str, ids: Sequence[str], beside: Beside = NOTHING) -> dict[str, float]:
         """BM25 of `query` for the given ids; those that share no term with it are left out."""
-        parsed = self._query(query)
+        parsed = self._query(query, beside)
         if parsed is None or not ids:
             return {}
         tantivy = self._tantivy
@@ -126,7 +137,7 @@ class LexicalIndex:
         searcher = self._searcher
         return dict(self._read(searcher, _hits(searcher, both, len(ids))))
 
-    def reach(self, query: str) -> float:
+    def reach(self, query: str, beside: Beside = NOTHING) -> float:
         """What BM25 of `query` could come to at most; 0 where the query has no word.
 
         The sum over its terms of idf x (k1 + 1), which a passage comes near that holds each of
@@ -134,14 +145,31 @@ class LexicalIndex:
         holds. So a passage's share of it, score / reach, says how much of the query it matched, in
         any query and in a store of any size.
         """
+        total = self.documents + beside.documents
+        return sum(
+            found.weight * (K1 + 1) * idf(total, max(found.held, 1))
+            for found in self.terms(query, beside)
+        )
+
+    @property
+    def documents(self) -> int:
+        """How many passages BM25 reckons with: removed ones count until they are merged away."""
+        return max(self._documents, int(self._searcher.num_docs))
+
+    def mean_length(self) -> float:
+        """How many terms a passage has on average, as BM25 reckons; 0 where there is none."""
         searcher = self._searcher
-        total = max(self._documents, searcher.num_docs)
-        reach = 0.0
-        for _, weight, held in self._terms(searcher, query):
-            holding = max(held, 1)
-            without = max(total - holding, 0)
-            reach += weight * (_K1 + 1) * math.log(1 + (without + 0.5) / (holding + 0.5))
-        return reach
+        if self._mean[0] is not searcher:
+            query = self._tantivy.Query
+            mean = explained_mean(
+                searcher, query, self._schema, lambda held: self.terms_of(_passage(held).text)
+            )
+            self._mean = searcher, mean
+        return self._mean[1]
+
+    def terms_of(self, text: str) -> list[str]:
+        """The terms that a passage with this text is found by, as often as it has them."""
+        return self._analyser.passage_terms(text).split()
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id, as they were added; unknown ids left out."""
@@ -175,7 +203,8 @@ class LexicalIndex:
         """Wait for merges and drop every handle. May be called twice."""
         with contextlib.suppress(AttributeError):
             self.release_writer()
-            self._last_terms = (None, "", [])
+            self._last_terms = (None, None, "", [])
+            self._mean = (None, 0.0)
             del self._searcher, self._index
 
     def __enter__(self) -> LexicalIndex:
@@ -231,34 +260,40 @@ class LexicalIndex:
     def _with_ids(self, ids: Sequence[str]) -> Any:
         return self._tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
 
-    def _query(self, text: str) -> Any:
+    def _query(self, text: str, beside: Beside) -> Any:
         """The query as tantivy takes it; None where no passage holds a term of it."""
         query, occur = self._tantivy.Query, self._tantivy.Occur
         clauses = []
-        for term, weight, held in self._terms(self._searcher, text):
-            if held:
-                clause = query.term_query(self._schema, "text", term, index_option="freq")
+        for found in self.terms(text, beside):
+            if found.here:
+                clause = query.term_query(self._schema, "text", found.term, index_option="freq")
+                boost = found.weight
+                if beside.documents:  # tantivy reckons with its own documents alone
+                    boost *= idf(self.documents + beside.documents, found.held)
+                    boost /= idf(self.documents, found.here)
                 clauses.append(
-                    (occur.Should, clause if weight == 1 else query.boost_query(clause, weight))
+                    (occur.Should, clause if boost == 1 else query.boost_query(clause, boost))
                 )
         return query.boolean_query(clauses) if clauses else None
 
-    def _terms(self, searcher: Any, text: str) -> list[tuple[str, float, int]]:
+    def terms(self, text: str, beside: Beside = NOTHING) -> list[Term]:
         """The terms of a query, what each weighs, and how many passages hold it."""
-        last_searcher, last_text, found = self._last_terms
-        if last_searcher is searcher and last_text == text:
+        searcher = self._searcher
+        last_searcher, last_beside, last_text, found = self._last_terms
+        if last_searcher is searcher and last_beside is beside and last_text == text:
             return found  # a search asks for the same terms up to three times
         terms = self._analyser.query_terms(text)
-        held = {term: int(searcher.doc_freq("text", term)) for term in islice(terms, _MAX_TERMS)}
+        here = {term: int(searcher.doc_freq("text", term)) for term in islice(terms, _MAX_TERMS)}
+        held = {term: count + beside.held(term) for term, count in here.items()}
         replaced = {
             gone for term, how in terms.items() if held.get(term) for gone in how.instead_of
         }
         found = [
-            (term, how.weight, held[term])
+            Term(term, how.weight, held[term], here[term])
             for term, how in terms.items()
             if term in held and term not in replaced and (held[term] or not how.optional)
         ]
-        self._last_terms = searcher, text, found
+        self._last_terms = searcher, beside, text, found
         return found
 
     def _top(self, query: Any, limit: int) -> Ranking:
