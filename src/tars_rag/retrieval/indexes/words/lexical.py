@@ -16,23 +16,16 @@ from typing import Any
 from tars_rag.errors import StoreError
 from tars_rag.files import sync, writing_problem
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.indexes.codec import decode, encode, pack_content, unpack_content
+from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
-from tars_rag.retrieval.indexes.words.bm25 import (
-    K1,
-    NOTHING,
-    Beside,
-    Term,
-    explained_mean,
-    idf,
-)
-from tars_rag.retrieval.indexes.words.files import digest, documents
+from tars_rag.retrieval.indexes.words.bm25 import K1, NOTHING, Beside, Term, idf
+from tars_rag.retrieval.indexes.words.files import documents
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
-from tars_rag.retrieval.passage import Passage, Ranking, ranked
+from tars_rag.retrieval.indexes.words.snapshot import Snapshot
+from tars_rag.retrieval.passage import Passage, Ranking
 
 _HEAP_BYTES = 32_000_000
 _MAX_TERMS = 1024
-_TIES, _MAX_TIES = 100, 4096
 
 
 class LexicalIndex:
@@ -62,7 +55,6 @@ class LexicalIndex:
         self.read_only = read_only
         self._analyser = analyser(self.language)
         self._last_terms: tuple[object, object, str, list[Term]] = (None, None, "", [])
-        self._mean: tuple[object, float] = (None, 0.0)
         try:
             if not read_only:
                 path.mkdir(parents=True, exist_ok=True)
@@ -98,8 +90,7 @@ class LexicalIndex:
     def refresh(self) -> None:
         """See what was committed since, here or in another process."""
         self._index.reload()
-        self._documents = documents(self.path)
-        self._searcher = self._index.searcher()
+        self._snapshot = Snapshot(self._schema, self._index.searcher(), documents(self.path))
 
     def stamp(self) -> object:
         """Something that differs after a commit by any process."""
@@ -112,30 +103,11 @@ class LexicalIndex:
         The text is analysed like a passage, never parsed: it has no operators. Equal scores are in
         the order of the ids, also where the limit cuts through them.
         """
-        parsed = self._query(query, beside)
-        if parsed is None or limit < 1:
-            return []
-        if beside.replaces:
-            query_of, occur = self._tantivy.Query, self._tantivy.Occur
-            gone = self._with_ids(list(beside.replaces))
-            parsed = query_of.boolean_query([(occur.Must, parsed), (occur.MustNot, gone)])
-        return self._top(parsed, limit)
+        return self._snapshot.top(self._weighted(query, beside), limit, beside.replaces)
 
     def scores(self, query: str, ids: Sequence[str], beside: Beside = NOTHING) -> dict[str, float]:
         """BM25 of `query` for the given ids; those that share no term with it are left out."""
-        parsed = self._query(query, beside)
-        if parsed is None or not ids:
-            return {}
-        tantivy = self._tantivy
-        wanted = self._with_ids(ids)
-        both = tantivy.Query.boolean_query(
-            [
-                (tantivy.Occur.Must, tantivy.Query.const_score_query(wanted, 0.0)),
-                (tantivy.Occur.Must, parsed),
-            ]
-        )
-        searcher = self._searcher
-        return dict(self._read(searcher, _hits(searcher, both, len(ids))))
+        return self._snapshot.scores(self._weighted(query, beside), ids)
 
     def reach(self, query: str, beside: Beside = NOTHING) -> float:
         """What BM25 of `query` could come to at most; 0 where the query has no word.
@@ -154,18 +126,11 @@ class LexicalIndex:
     @property
     def documents(self) -> int:
         """How many passages BM25 reckons with: removed ones count until they are merged away."""
-        return max(self._documents, int(self._searcher.num_docs))
+        return self._snapshot.documents
 
     def mean_length(self) -> float:
         """How many terms a passage has on average, as BM25 reckons; 0 where there is none."""
-        searcher = self._searcher
-        if self._mean[0] is not searcher:
-            query = self._tantivy.Query
-            mean = explained_mean(
-                searcher, query, self._schema, lambda held: self.terms_of(_passage(held).text)
-            )
-            self._mean = searcher, mean
-        return self._mean[1]
+        return self._snapshot.mean_length(self.terms_of)
 
     def terms_of(self, text: str) -> list[str]:
         """The terms that a passage with this text is found by, as often as it has them."""
@@ -173,25 +138,15 @@ class LexicalIndex:
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id, as they were added; unknown ids left out."""
-        if not ids:
-            return {}
-        searcher = self._searcher
-        found = _hits(searcher, self._with_ids(ids), len(ids))
-        passages = (_passage(searcher.doc(address)) for _, address in found)
-        return {passage.id: passage for passage in passages}
+        return self._snapshot.passages(ids)
 
     def count(self) -> int:
         """Number of passages."""
-        return int(self._searcher.num_docs)
+        return self._snapshot.count
 
     def digests(self) -> Iterator[tuple[str, str]]:
         """Every (id, digest of the content), in batches underneath, in no particular order."""
-        searcher, step = self._searcher, 10_000
-        everything = self._tantivy.Query.all_query()
-        for offset in range(0, searcher.num_docs, step):
-            for _, address in searcher.search(everything, step, count=False, offset=offset).hits:
-                document = searcher.doc(address)
-                yield decode(document["id"][0]), digest(document["content"][0])
+        return self._snapshot.digests()
 
     def release_writer(self) -> None:
         """Let another process write."""
@@ -204,8 +159,7 @@ class LexicalIndex:
         with contextlib.suppress(AttributeError):
             self.release_writer()
             self._last_terms = (None, None, "", [])
-            self._mean = (None, 0.0)
-            del self._searcher, self._index
+            del self._snapshot, self._index
 
     def __enter__(self) -> LexicalIndex:
         return self
@@ -257,33 +211,26 @@ class LexicalIndex:
             "permissions, then repeat the call: what was acknowledged before is kept."
         )
 
-    def _with_ids(self, ids: Sequence[str]) -> Any:
-        return self._tantivy.Query.term_set_query(self._schema, "id", [encode(i) for i in ids])
-
-    def _query(self, text: str, beside: Beside) -> Any:
-        """The query as tantivy takes it; None where no passage holds a term of it."""
-        query, occur = self._tantivy.Query, self._tantivy.Occur
-        clauses = []
+    def _weighted(self, text: str, beside: Beside) -> list[tuple[str, float]]:
+        """The terms of a query that some passage of the index holds, and what each counts."""
+        weighted = []
         for found in self.terms(text, beside):
             if found.here:
-                clause = query.term_query(self._schema, "text", found.term, index_option="freq")
                 boost = found.weight
                 if beside.documents:  # tantivy reckons with its own documents alone
                     boost *= idf(self.documents + beside.documents, found.held)
                     boost /= idf(self.documents, found.here)
-                clauses.append(
-                    (occur.Should, clause if boost == 1 else query.boost_query(clause, boost))
-                )
-        return query.boolean_query(clauses) if clauses else None
+                weighted.append((found.term, boost))
+        return weighted
 
     def terms(self, text: str, beside: Beside = NOTHING) -> list[Term]:
         """The terms of a query, what each weighs, and how many passages hold it."""
-        searcher = self._searcher
-        last_searcher, last_beside, last_text, found = self._last_terms
-        if last_searcher is searcher and last_beside is beside and last_text == text:
+        snapshot = self._snapshot
+        last_snapshot, last_beside, last_text, found = self._last_terms
+        if last_snapshot is snapshot and last_beside is beside and last_text == text:
             return found  # a search asks for the same terms up to three times
         terms = self._analyser.query_terms(text)
-        here = {term: int(searcher.doc_freq("text", term)) for term in islice(terms, _MAX_TERMS)}
+        here = {term: snapshot.holding(term) for term in islice(terms, _MAX_TERMS)}
         held = {term: count + beside.held(term) for term, count in here.items()}
         replaced = {
             gone for term, how in terms.items() if held.get(term) for gone in how.instead_of
@@ -293,45 +240,8 @@ class LexicalIndex:
             for term, how in terms.items()
             if term in held and term not in replaced and (held[term] or not how.optional)
         ]
-        self._last_terms = searcher, beside, text, found
+        self._last_terms = snapshot, beside, text, found
         return found
-
-    def _top(self, query: Any, limit: int) -> Ranking:
-        """The best `limit`; all that tie with the last one are read, to be cut by id."""
-        searcher = self._searcher
-        limit = min(limit, searcher.num_docs)
-        if not limit:
-            return []
-        fetch = limit + _TIES
-        while True:
-            hits = _hits(searcher, query, fetch)
-            last = hits[limit - 1][0] if len(hits) >= limit else 0.0
-            if len(hits) < fetch or hits[-1][0] < last or fetch >= limit + _MAX_TIES:
-                return ranked(self._read(searcher, [hit for hit in hits if hit[0] >= last]))[:limit]
-            fetch *= 4
-
-    @staticmethod
-    def _read(searcher: Any, hits: Iterable[tuple[float, Any]]) -> Iterator[tuple[str, float]]:
-        """Ids and scores of hits, which are of this searcher."""
-        for score, address in hits:
-            if score > 0:
-                yield decode(searcher.doc(address)["id"][0]), float(score)
-
-
-def _hits(searcher: Any, query: Any, limit: int) -> list[tuple[float, Any]]:
-    """The best hits, never more than there are passages.
-
-    tantivy reserves memory for as many as it is asked for, and ends the process where it cannot.
-    """
-    limit = min(limit, searcher.num_docs)
-    if not limit:
-        return []
-    hits: list[tuple[float, Any]] = searcher.search(query, limit, count=False).hits
-    return hits
-
-
-def _passage(document: Any) -> Passage:
-    return unpack_content(document["id"][0], document["content"][0])
 
 
 def _schema(tokenizer: str) -> Any:

@@ -1,0 +1,162 @@
+"""The word index after some commit: what tantivy is asked, and how its answers are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import Any
+
+from tars_rag.retrieval.indexes.codec import decode, encode, unpack_content
+from tars_rag.retrieval.indexes.words.bm25 import explained_mean
+from tars_rag.retrieval.indexes.words.files import digest
+from tars_rag.retrieval.passage import Passage, Ranking, ranked
+
+_FEW_IDS = 128  # are looked up one by one, in a third of the time that a set of them takes
+_FEW_TERMS = 64  # may be nested: each takes some of tantivy's stack
+_REMEMBERED = 4096
+_TIES, _MAX_TIES = 100, 4096
+
+Weighted = Sequence[tuple[str, float]]
+"""Terms, and what the score of each is multiplied with."""
+
+
+class Snapshot:
+    """One state of a tantivy index. Any thread may ask.
+
+    Args:
+        schema: Of the index: ``id``, ``content`` and ``text``.
+        searcher: tantivy's.
+        documents: How many of its segments hold, removed ones included.
+    """
+
+    def __init__(self, schema: Any, searcher: Any, documents: int) -> None:
+        import tantivy
+
+        self._make, self._occur = tantivy.Query, tantivy.Occur
+        self._schema, self._searcher = schema, searcher
+        self.count = int(searcher.num_docs)
+        self.documents = max(documents, self.count)
+        self._mean: float | None = None
+        # Where passages were found lately: the texts of some of them are asked for next.
+        self._addresses: dict[str, Any] = {}
+
+    def holding(self, term: str) -> int:
+        """How many passages hold a term."""
+        return int(self._searcher.doc_freq("text", term))
+
+    def top(self, terms: Weighted, limit: int, without: Collection[str] = ()) -> Ranking:
+        """The best `limit` of the passages that hold one of the terms.
+
+        Args:
+            terms: What is searched for.
+            limit: How many. All that tie with the last one are read, to be cut by id.
+            without: Ids that are left out.
+        """
+        limit = min(limit, self.count)
+        if not terms or limit < 1:
+            return []
+        query = self._any_of(self._clauses(terms))
+        if without:
+            gone = self._with_ids(list(without))
+            query = self._make.boolean_query(
+                [(self._occur.Must, query), (self._occur.MustNot, gone)]
+            )
+        fetch = limit + _TIES
+        while True:
+            hits = self._hits(query, fetch)
+            last = hits[limit - 1][0] if len(hits) >= limit else 0.0
+            if len(hits) < fetch or hits[-1][0] < last or fetch >= limit + _MAX_TIES:
+                return ranked(self._read(hit for hit in hits if hit[0] >= last))[:limit]
+            fetch *= 4
+
+    def scores(self, terms: Weighted, ids: Sequence[str]) -> dict[str, float]:
+        """The scores of those of the ids that hold one of the terms."""
+        if not terms or not ids:
+            return {}
+        clauses = self._clauses(terms)
+        if len(ids) > _FEW_IDS or len(clauses) > _FEW_TERMS:
+            clauses = [self._any_of(clauses)]
+        query = self._make.const_score_query(self._with_ids(ids), 0.0)
+        # In the list of one term tantivy skips from id to id; a union of terms it reads whole.
+        for clause in clauses:
+            query = self._make.boolean_query(
+                [(self._occur.Must, query), (self._occur.Should, clause)]
+            )
+        return dict(self._read(self._hits(query, len(ids))))
+
+    def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
+        """Passages by id; unknown ids left out."""
+        known = self._addresses
+        addresses = [known[key] for key in ids if key in known]
+        unknown = [key for key in ids if key not in known]
+        if unknown:
+            addresses += [address for _, address in self._hits(self._with_ids(unknown), len(ids))]
+        passages = (_passage(self._searcher.doc(address)) for address in addresses)
+        return {passage.id: passage for passage in passages}
+
+    def digests(self) -> Iterator[tuple[str, str]]:
+        """Every (id, digest of the content), in batches underneath, in no particular order."""
+        everything, step = self._make.all_query(), 10_000
+        for offset in range(0, self.count, step):
+            found = self._searcher.search(everything, step, count=False, offset=offset)
+            for _, address in found.hits:
+                document = self._searcher.doc(address)
+                yield decode(document["id"][0]), digest(document["content"][0])
+
+    def mean_length(self, terms_of: Callable[[str], Sequence[str]]) -> float:
+        """How many terms a passage has on average, as BM25 reckons; 0 where there is none.
+
+        Args:
+            terms_of: The terms of a text.
+        """
+        if self._mean is None:
+            self._mean = explained_mean(
+                self._searcher,
+                self._make,
+                self._schema,
+                lambda document: terms_of(_passage(document).text),
+            )
+        return self._mean
+
+    def _clauses(self, terms: Weighted) -> list[Any]:
+        clauses = []
+        for term, weight in terms:
+            clause = self._make.term_query(self._schema, "text", term, index_option="freq")
+            clauses.append(clause if weight == 1 else self._make.boost_query(clause, weight))
+        return clauses
+
+    def _any_of(self, clauses: Sequence[Any]) -> Any:
+        return self._make.boolean_query([(self._occur.Should, clause) for clause in clauses])
+
+    def _with_ids(self, ids: Sequence[str]) -> Any:
+        keys = [encode(passage_id) for passage_id in ids]
+        if len(keys) > _FEW_IDS:
+            return self._make.term_set_query(self._schema, "id", keys)
+        make = self._make.term_query
+        return self._any_of([make(self._schema, "id", key, index_option="basic") for key in keys])
+
+    def _hits(self, query: Any, limit: int) -> list[tuple[float, Any]]:
+        """The best hits, never more than there are passages.
+
+        tantivy reserves memory for as many as it is asked for, and ends the process where it
+        cannot.
+        """
+        limit = min(limit, self.count)
+        if limit < 1:
+            return []
+        hits: list[tuple[float, Any]] = self._searcher.search(query, limit, count=False).hits
+        return hits
+
+    def _read(self, hits: Iterable[tuple[float, Any]]) -> Iterator[tuple[str, float]]:
+        """Ids and scores of the hits that hold a term."""
+        if len(self._addresses) > _REMEMBERED:
+            self._addresses = {}
+        known = self._addresses
+        for score, address in hits:
+            if score > 0:
+                key = decode(self._searcher.doc(address)["id"][0])
+                known[key] = address
+                yield key, float(score)
+
+
+def _passage(document: Any) -> Passage:
+    return unpack_content(document["id"][0], document["content"][0])
