@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
-from collections.abc import Sequence
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,3 +71,29 @@ class HashEmbedder:
 @pytest.fixture
 def hash_embedder() -> HashEmbedder:
     return HashEmbedder()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A Chroma server of the chromadb package, on the loopback; its stores know each other not."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = Path(sys.executable).with_name("chroma")
+    if not command.exists():
+        pytest.skip(f"{command} is not there")
+    place = tmp_path_factory.mktemp("chroma")
+    arguments = ["run", "--path", str(place / "server"), "--port", str(port)]
+    with (place / "server.log").open("wb") as log:
+        child = subprocess.Popen([command, *arguments], stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        child.terminate()
+        child.wait(10)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -154,31 +150,6 @@ def test_readers_in_other_processes_share_and_a_writer_is_refused(tmp_path: Path
         for child in children:
             child.join(10)
     HybridStore(path, HashEmbedder()).close()
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    """A Chroma server of the chromadb package, on the loopback."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = Path(sys.executable).with_name("chroma")
-    if not command.exists():
-        pytest.skip(f"{command} is not there")
-    arguments = ["run", "--path", str(tmp_path / "server"), "--port", str(port)]
-    with (tmp_path / "server.log").open("wb") as log:
-        child = subprocess.Popen([command, *arguments], stdout=log, stderr=log)
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        child.terminate()
-        child.wait(10)
 
 
 @pytest.mark.allow_hosts(["127.0.0.1"])

@@ -137,7 +137,8 @@ def _inspect_indexes(
         vectors = _open_vectors(directory, store_json, lock, report)
         if vectors is not None:
             stack.callback(vectors.close)
-            _check_vectors(vectors, store_json, report)
+            if not _check_vectors(vectors, store_json, report):
+                vectors = None
         exact = _open_exact(directory, store_json, report)
         if exact is not None:
             stack.callback(exact.close)
@@ -178,7 +179,7 @@ def _open_vectors(
         if problem or damaged:
             return None
     try:
-        return open_vectors(directory, store_json, store_json.chroma_url, lock)
+        return open_vectors(directory, store_json, store_json.chroma_url, lock, read_only=True)
     except StoreError as error:
         report.problems.append(str(error))
         return None
@@ -196,7 +197,8 @@ def _database_problem(path: Path) -> str | None:
     return None if rows == [("ok",)] else "; ".join(str(row[0]) for row in rows)
 
 
-def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreReport) -> None:
+def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreReport) -> bool:
+    """Whether they could be read, be they right or wrong."""
     try:
         report.passages = vectors.count()
         wrong = [
@@ -207,12 +209,13 @@ def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreRep
         ]
     except StoreError as error:
         report.problems.append(str(error))
-        return
+        return False
     if wrong:
         report.problems.append(
             f"{len(wrong)} vectors are not the ones that were stored ({_some(wrong)}): make the "
             f"vectors anew: {store_json.reembed_command(report.path)}"
         )
+    return True
 
 
 def _open_exact(directory: Path, store_json: StoreJson, report: StoreReport) -> ExactIndex | None:

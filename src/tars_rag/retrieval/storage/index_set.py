@@ -116,7 +116,12 @@ class IndexSet:
     def open_vectors(self, *, create: bool = False) -> None:
         """Open Chroma, whose files must have been compared with their seal before."""
         self._vectors = open_vectors(
-            self.path, self.store_json, self._url, self._lock, create=create
+            self.path,
+            self.store_json,
+            self._url,
+            self._lock,
+            create=create,
+            read_only=self.read_only,
         )
 
     def open_exact(self) -> None:
@@ -149,6 +154,7 @@ class IndexSet:
 
     def refresh(self) -> None:
         """See what another process wrote."""
+        self.vectors.refresh()
         self.exact.refresh()
         stamp = self.lexical.stamp()
         if stamp != self._seen:

@@ -11,6 +11,7 @@ from pathlib import Path
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.commands import index_command
+from tars_rag.retrieval.indexes.chroma.server import REVISIONS
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import (
@@ -25,7 +26,7 @@ from tars_rag.settings import Settings
 CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
 _PROBE = "probe.json"
-_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON}
+_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON, REVISIONS}
 
 
 def store_path(path: str | Path) -> Path:

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client, ServerClient
+from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client
 from tars_rag.retrieval.indexes.chroma.process import ChromaProcess
+from tars_rag.retrieval.indexes.chroma.server import ServerClient
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.words import files as segments
@@ -21,7 +22,13 @@ READERS = max(2, os.cpu_count() or 2)
 
 
 def open_vectors(
-    path: Path, store_json: StoreJson, url: str | None, lock: StoreLock, *, create: bool = False
+    path: Path,
+    store_json: StoreJson,
+    url: str | None,
+    lock: StoreLock,
+    *,
+    create: bool = False,
+    read_only: bool = False,
 ) -> VectorIndex:
     """Chroma, in the store's directory or behind `url`.
 
@@ -31,12 +38,14 @@ def open_vectors(
         url: Of the Chroma server; None: embedded, in a process that holds `lock` too.
         lock: The store's.
         create: Make the collection if it is missing.
+        read_only: Nothing may be written.
 
     Raises:
+        ConfigError: `url` is not that of the store's server.
         StoreError: It cannot be opened; the message says whether the texts are lost.
     """
     if url is not None:
-        return _open(ServerClient(url), store_json, create=create)
+        return _open(ServerClient(url, path, read_only=read_only), store_json, create=create)
     database = path / CHROMA / "chroma.sqlite3"
     if not create and not database.is_file():
         msg = (

@@ -6,6 +6,7 @@ into a second collection beside the first; until store.json names it, nothing ha
 
 from __future__ import annotations
 
+import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -23,6 +24,7 @@ from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 
+_log = logging.getLogger(__name__)
 _BATCH = 256
 _READ_BATCH = 1000
 _FILL_BATCH = 10_000  # each is a commit: fewer segments to merge
@@ -215,8 +217,24 @@ def differences(
     yield from strangers | digests.keys()
 
 
+def _restore_lost(indexes: IndexSet) -> None:
+    """Give a Chroma server again what it has lost, from the other indexes, which hold it all."""
+    lost = indexes.vectors.lost()
+    for start in range(0, len(lost), _BATCH):
+        batch = lost[start : start + _BATCH]
+        texts, rows = indexes.lexical.passages(batch), indexes.exact.vectors(batch)
+        whole = [passage for key, passage in texts.items() if key in rows]
+        if whole:
+            indexes.vectors.write(records(whole, np.stack([rows[p.id] for p in whole])))
+        gone = [key for key in batch if key not in texts or key not in rows]
+        if gone:
+            _log.warning("%s: lost, and in no other index: %s", indexes.path, gone)
+            indexes.vectors.delete(gone)
+
+
 def reconcile_all(indexes: IndexSet, progress: Progress | None) -> int:
     """Compare every passage and mend the other indexes; the number of ids mended."""
+    _restore_lost(indexes)
     wrong = list(differences(indexes.vectors, indexes.exact, indexes.lexical, progress))
     reconcile(indexes, wrong)
     return len(wrong)

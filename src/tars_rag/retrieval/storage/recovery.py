@@ -65,6 +65,7 @@ class Recovery:
             self._open_lexical(progress)
         self.recover(progress)
         if not indexes.read_only:
+            indexes.vectors.sweep()
             indexes.vectors.upgrade(progress)
         if len(set(indexes.counts())) > 1:
             self._refuse_if_read_only("its indexes do not hold the same number of passages")

@@ -1,15 +1,10 @@
-"""What `vectors` needs of a Chroma, and Chroma behind a server. `embedded` is the other one."""
+"""What `vectors` needs of a Chroma, be it embedded (`process`) or behind a server (`server`)."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol, TypeAlias
-from urllib.parse import urlsplit
-
-from tars_rag.errors import ConfigError, StoreError
 
 Answer: TypeAlias = Callable[[], Any]
 """Waits for the answer to what was asked, and returns or raises it; to be called once."""
@@ -21,12 +16,16 @@ class ChromaError(Exception):
     Attributes:
         kind: Name of its class.
         is_value_error: Whether it was a `ValueError`.
+        advice: What to do; empty: let the store be checked.
     """
 
-    def __init__(self, message: str, kind: str, *, is_value_error: bool) -> None:
+    def __init__(
+        self, message: str, kind: str, *, is_value_error: bool = False, advice: str = ""
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.is_value_error = is_value_error
+        self.advice = advice
 
     @classmethod
     def of(cls, error: BaseException) -> ChromaError:
@@ -41,6 +40,8 @@ class Collection(Protocol):
     name: str
     metadata: Mapping[str, Any] | None
     """The collection's own, as it was when it was opened."""
+    replaces: bool
+    """Whether upsert puts a record in the place of the old one, whole, in one step."""
 
     def asking(self, op: str, **arguments: Any) -> AbstractContextManager[Answer]:
         """Ask for an operation (upsert, update, delete, query, get, count, modify) on entry.
@@ -52,6 +53,15 @@ class Collection(Protocol):
             StoreError: Its process died.
             TypeError, ValueError: An argument cannot be written as JSON.
         """
+
+    def refresh(self) -> None:
+        """See what other processes wrote."""
+
+    def lost(self) -> list[str]:
+        """Ids that should be there and are not: a server's data were exchanged or tampered with."""
+
+    def sweep(self) -> None:
+        """Delete what counts for nothing any more; only while nobody else writes."""
 
 
 class Client(Protocol):
@@ -88,107 +98,3 @@ class Client(Protocol):
 
     def abandon(self) -> None:
         """Let go without asking Chroma: after a failure it may wait for itself for ever."""
-
-
-class ServerClient:
-    """Chroma behind a server.
-
-    Args:
-        url: ``http://host:port``.
-
-    Raises:
-        ConfigError: The url is not usable.
-        StoreError: The server cannot be reached.
-    """
-
-    alive = True
-    exclusive = False
-
-    def __init__(self, url: str) -> None:
-        try:
-            import chromadb
-            from chromadb.config import Settings
-        except UnicodeDecodeError as error:
-            msg = (
-                f"Chroma's client reads {Path('.env').absolute()} and takes only UTF-8 ({error}). "
-                "Start in another directory, or convert the file: iconv -f LATIN1 -t UTF-8 .env > "
-                ".env.utf8 && mv .env.utf8 .env"
-            )
-            raise ConfigError(msg) from error
-
-        self.place = url
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            msg = f"chroma_url must look like http://host:8000, got {url!r}."
-            raise ConfigError(msg)
-        port = parts.port or (443 if parts.scheme == "https" else 8000)
-        settings = Settings(anonymized_telemetry=False)
-        try:
-            self._client: Any = chromadb.HttpClient(
-                parts.hostname, port, parts.scheme == "https", settings=settings
-            )
-        except Exception as error:
-            msg = f"Chroma ({url}) cannot be opened: {error}. Is the server running (chroma run)?"
-            raise StoreError(msg) from error
-
-    def get_max_batch_size(self) -> int:
-        """See Chroma."""
-        with _translated():
-            return int(self._client.get_max_batch_size())
-
-    def get_or_create_collection(
-        self, name: str, configuration: Any, metadata: Mapping[str, Any]
-    ) -> Collection:
-        """See Chroma. One that is there keeps its metadata."""
-        with _translated():
-            return _ServerCollection(
-                self._client.get_or_create_collection(
-                    name,
-                    embedding_function=None,
-                    configuration=configuration,
-                    metadata=dict(metadata),
-                )
-            )
-
-    def get_collection(self, name: str) -> Collection:
-        """See Chroma."""
-        with _translated():
-            return _ServerCollection(self._client.get_collection(name, embedding_function=None))
-
-    def delete_collection(self, name: str) -> None:
-        """See Chroma."""
-        with _translated():
-            self._client.delete_collection(name)
-
-    def collection_names(self) -> list[str]:
-        """Of all collections."""
-        with _translated():
-            return [collection.name for collection in self._client.list_collections()]
-
-    def close(self) -> None:
-        """Close the connections. May be called twice."""
-        self._client.close()
-
-    def abandon(self) -> None:
-        """The server looks after itself."""
-
-
-class _ServerCollection:
-    def __init__(self, collection: Any) -> None:
-        self.name: str = collection.name
-        self.metadata: Mapping[str, Any] | None = collection.metadata
-        self._collection = collection
-
-    @contextlib.contextmanager
-    def asking(self, op: str, **arguments: Any) -> Iterator[Answer]:
-        with _translated():
-            result = getattr(self._collection, op)(**arguments)
-        yield lambda: result
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        raise ChromaError.of(error) from error

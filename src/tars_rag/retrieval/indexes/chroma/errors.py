@@ -44,10 +44,8 @@ def translated(client: Client, verb: str) -> Iterator[None]:
     except ChromaError as error:
         if verb == "written":
             client.abandon()
-        msg = (
-            f"Chroma ({client.place}) could not be {verb}: {error}. "
-            f"See what is wrong: {check_of(client.place)}"
-        )
+        advice = error.advice or f"See what is wrong: {check_of(client.place)}"
+        msg = f"Chroma ({client.place}) could not be {verb}: {error}. {advice}"
         raise StoreError(msg) from error
 
 

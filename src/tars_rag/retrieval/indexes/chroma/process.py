@@ -209,6 +209,8 @@ class ChromaProcess:
 class ChromaCollection:
     """A collection of a `ChromaProcess`, as `vectors` uses it."""
 
+    replaces = False
+
     def __init__(
         self, process: ChromaProcess, name: str, metadata: Mapping[str, Any] | None
     ) -> None:
@@ -223,6 +225,16 @@ class ChromaCollection:
         plain = {key: value for key, value in arguments.items() if key not in arrays}
         with self._process.asking(self.name, op, plain, arrays) as answer:
             yield answer
+
+    def refresh(self) -> None:
+        """Nobody else writes."""
+
+    def lost(self) -> list[str]:
+        """None: what is there is what Chroma says."""
+        return []
+
+    def sweep(self) -> None:
+        """Nothing is left over: a write ends with the process, or before it."""
 
 
 def _start(links: int) -> Child:

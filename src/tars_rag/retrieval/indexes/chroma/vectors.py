@@ -94,7 +94,8 @@ class VectorIndex:
             StoreError: Chroma failed.
         """
         self._passing.written()
-        self.delete(list(replaced))
+        if not self._collection.replaces:
+            self.delete(list(replaced))
         for start in range(0, len(records), self._piece):
             piece = records[start : start + self._piece]
             self._do(
@@ -171,6 +172,20 @@ class VectorIndex:
     def count(self) -> int:
         """Number of passages."""
         return int(self._do("read", "count"))
+
+    def refresh(self) -> None:
+        """See what another process wrote through the same server."""
+        self._collection.refresh()
+
+    def lost(self) -> list[str]:
+        """Passages that were stored, and that the server has no more."""
+        with translated(self._client, "read"):
+            return codec.decode_all(self._collection.lost())
+
+    def sweep(self) -> None:
+        """Delete what requests left that a server carried out too late; nobody else may write."""
+        with translated(self._client, "swept"):
+            self._collection.sweep()
 
     def upgrade(self, progress: Progress | None = None) -> int:
         """Give Chroma what today's filters need, where an earlier version wrote the passages.
