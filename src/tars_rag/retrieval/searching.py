@@ -17,12 +17,14 @@ from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
+from tars_rag.retrieval.meanwhile import meanwhile
 from tars_rag.retrieval.passage import Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5
 _LEAST_CANDIDATES = 30
+_MANY = 1 << 14  # passages whose vectors take so long that the words are searched meanwhile
 _NO_SCORES: Mapping[str, float] = MappingProxyType({})
 
 
@@ -132,18 +134,7 @@ def search(
         with watch.step("filter") as notes:
             allowed = sides.chroma.matching(None, request.where)
             notes.append(f"{len(allowed)} passages pass")
-    near: Ranking = []
-    bm25: dict[str, float] = {}
-    reach = 0.0
-    if request.needs_lexical:
-        with watch.step("lexical") as notes:
-            bm25 = dict(_lexical_hits(sides.lexical, request, allowed))
-            reach = sides.lexical.reach(request.query)
-            notes.append(f"{len(bm25)} hits")
-    if vector is not None:
-        with watch.step("vectors") as notes:
-            near = sides.exact.nearest(vector, request.candidates, allowed)
-            notes.append(f"{len(near)} hits")
+    (bm25, reach), near = _searched(sides, request, vector, allowed, watch)
     cosine = dict(near)
     if request.strategy != "hybrid":
         ranking = near if vector is not None else ranked(bm25)
@@ -163,6 +154,39 @@ def search(
         notes.append(f"{len(fused)} candidates")
         hits = _scored(sides.lexical, fused[: request.k], cosine, bm25, reach, fused=True)
         return above(hits, request.min_score)
+
+
+def _searched(
+    sides: Sides,
+    request: Request,
+    vector: NDArray[np.float32] | None,
+    allowed: Sequence[str] | None,
+    watch: Stopwatch,
+) -> tuple[tuple[dict[str, float], float], Ranking]:
+    """What the sides find: (BM25 of the hits, what the query could reach), and the nearest."""
+
+    def find_words() -> tuple[dict[str, float], float]:
+        with watch.step("lexical") as notes:
+            hits = dict(_lexical_hits(sides.lexical, request, allowed))
+            reach = sides.lexical.reach(request.query)
+            notes.append(f"{len(hits)} hits")
+        return hits, reach
+
+    def find_near(vector: NDArray[np.float32]) -> Ranking:
+        with watch.step("vectors") as notes:
+            near = sides.exact.nearest(vector, request.candidates, allowed)
+            notes.append(f"{len(near)} hits")
+        return near
+
+    if vector is None:
+        return find_words(), []
+    if not request.needs_lexical:
+        return ({}, 0.0), find_near(vector)
+    if sides.exact.count() < _MANY:
+        return find_words(), find_near(vector)
+    with meanwhile(find_words) as words:
+        near = find_near(vector)
+    return words.result(), near
 
 
 def _shares(bm25: Mapping[str, float], reach: float) -> dict[str, float]:
