@@ -24,6 +24,7 @@ and a share that was rounded do to it: at most 16 * 2**-24 of numbers below 2, a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -152,21 +153,27 @@ class Query:
         exact = exact / largest  # whose square is neither too large nor too small
         self.unit = exact / _norms(exact[None])[0]
         self._centres = self._along = self._across = np.empty(0, np.float32)
+
+    @cached_property
+    def _planes(self) -> tuple[NDArray[np.int8], NDArray[np.float32], float]:
+        """The query as planes of whole numbers, what each counts, and what is missing."""
+        dim = len(self.unit)
         left = self.unit.copy()
-        self._planes = np.zeros((dim, PLANES), np.int8)
-        self._steps = np.zeros(PLANES, np.float32)
+        planes = np.zeros((dim, PLANES), np.int8)
+        steps = np.zeros(PLANES, np.float32)
         for plane in range(PLANES):
             step = np.float32(np.abs(left).max() / LIMIT)
             if step > 0:
                 numbers = np.clip(np.rint(left / np.float64(step)), -LIMIT, LIMIT)
-                self._planes[:, plane] = numbers
-                self._steps[plane] = step
+                planes[:, plane] = numbers
+                steps[plane] = step
                 left -= numbers * np.float64(step)
-        self._error = float(_norms(left[None])[0]) * _LONGEST * _UP + _ROUNDING
+        return planes, steps, float(_norms(left[None])[0]) * _LONGEST * _UP + _ROUNDING
 
     def upper(self, codes: Codes) -> NDArray[np.float32]:
         """What the cosines of the rows are at most, float32 [n]."""
-        cosines = integer_product(codes.rows, self._planes, self._steps)
+        planes, steps, _ = self._planes
+        cosines = integer_product(codes.rows, planes, steps)
         cosines *= codes.steps
         along, across = self._directions(codes)
         if len(along) > 1:
@@ -194,7 +201,7 @@ class Query:
     def _slack(self, codes: Codes, across: NDArray[np.float32]) -> NDArray[np.float32]:
         slack: NDArray[np.float32]
         slack = codes.residuals * (across[codes.kinds] if len(across) > 1 else across)
-        slack += np.float32(self._error)
+        slack += np.float32(self._planes[2])
         return slack
 
     def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:
