@@ -32,8 +32,9 @@ from tars_rag.convert.recipes import RECIPES, Recipe
 from tars_rag.convert.source import open_source
 from tars_rag.convert.statistics import observe
 from tars_rag.convert.texts import Sample, sample
-from tars_rag.models.bert_graph import LINEAR, build_graph
+from tars_rag.models.bert_graph import LINEAR, build_graph, host_input_names
 from tars_rag.models.weights import BertConfig, BertWeights, random_weights
+from tars_rag.runtimes.npu.host_inputs import WORDS, device_inputs
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 RESULTS = Path(__file__).with_name("quantisation.jsonl")
@@ -227,7 +228,7 @@ def shapes(_: argparse.Namespace) -> None:
     python = environment.toolkit_python()
     for host in (True, False):
         table = source.word_table() if host else None
-        names = ("word_embeddings" if host else "input_ids", "attention_mask")
+        names = host_input_names("pooled", source.pooling, scaled=False) if host else source.inputs
 
         def run(
             name: str,
@@ -238,20 +239,19 @@ def shapes(_: argparse.Namespace) -> None:
             table: Any = table,
         ) -> None:
             feeds = source.feeds(source.encode(texts, length), length)[:64]
-            arrays = {n: np.concatenate([f[n] for f in feeds]) for n in source.inputs}
-            if table is not None:
-                words = table[arrays.pop("input_ids")].astype(np.float32)
-                arrays = {"word_embeddings": words, **arrays}
+            columns = zip(*(device_inputs(names, f, table) for f in feeds), strict=True)
+            arrays = dict(zip(names, map(np.concatenate, columns), strict=True))
             width = source.weights.config.hidden
             dynamic = [
-                [[batch, n, width] if table is not None else [batch, n], [batch, n]]
+                [[batch, n, width] if name == WORDS else [batch, n] for name in names]
                 for n in several
             ]
             graph = build_graph(
-                source.weights, output="pooled", shape=(batch, length), host_table=table is not None
-            ) if not several else build_graph(
-                source.weights, output="pooled", host_table=table is not None
-            )  # fmt: skip
+                source.weights,
+                output="pooled",
+                shape=None if several else (batch, length),
+                host_inputs=table is not None,
+            )
             job = toolkit.Job(
                 graph=graph.SerializeToString(),
                 inputs=names,

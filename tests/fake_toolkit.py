@@ -32,6 +32,14 @@ def main(job_file, parent):
         os.kill(os.getpid(), signal.SIGKILL)
     if complaint := behaviour.get("complain"):
         print(f"\x1b[31mE RKNN: {complaint}\x1b[0m", file=sys.stderr)
+    if operators := behaviour.get("operators"):
+        print("D RKNN: [10:00:00.000]     Network Layer Information Table", file=sys.stderr)
+        for number, (kind, numbers, unit) in enumerate(operators):
+            row = f"{number:<4} {kind:<18} {numbers:<8} {unit:<6} (1,64),(4)      (1,64,1,1)"
+            line = f"D RKNN: [10:00:00.000] {row}   0/0/0     48    {kind}:l0.v.r"
+            print(line, file=sys.stderr)
+    if rules := behaviour.get("rules"):
+        Path(rules).write_text(json.dumps(job["disable_rules"]))
     if "exit" in behaviour:
         sys.exit(behaviour["exit"])
     if "error" in behaviour:

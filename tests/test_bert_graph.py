@@ -16,9 +16,18 @@ from safetensors.numpy import load_file, save_file
 
 from modelkit import reference_bert, reference_logit
 from tars_rag.errors import ModelError
-from tars_rag.models.bert_graph import LINEAR, build_graph, linear_input, linear_weight
+from tars_rag.models.bert_graph import (
+    LINEAR,
+    Output,
+    build_graph,
+    host_input_names,
+    linear_input,
+    linear_weight,
+)
 from tars_rag.models.random_model import SMALL, write_random_model
+from tars_rag.models.spec import Pooling
 from tars_rag.models.weights import BertConfig, load_weights, random_weights
+from tars_rag.runtimes.npu.host_inputs import device_inputs
 
 WEIGHTS = random_weights(SMALL, seed=1)
 IDS = np.array([[2, 40, 300, 7, 99, 3]])
@@ -91,11 +100,51 @@ def test_fixed_shapes_and_the_table_outside_give_the_same(output) -> None:  # ty
     got = run(model, **fixed)
     np.testing.assert_allclose(got[:, :6] if output == "tokens" else got, expected, atol=1e-5)
 
-    words = WEIGHTS.arrays["embeddings.word_embeddings.weight"][fixed.pop("input_ids")]
-    model = build_graph(WEIGHTS, output=output, shape=(1, 16), host_table=True)
-    assert "Gather" not in {node.op_type for node in model.graph.node}
-    again = run(model, word_embeddings=words, **fixed)
-    np.testing.assert_allclose(again, got, atol=1e-5)
+    # Padding shows in none of them, where a graph takes a mask.
+    fixed["input_ids"][0, 6:] = 77
+    model = build_graph(WEIGHTS, output=output, shape=(1, 16), host_inputs=True)
+    again = run(model, **on_host(model, fixed))
+    np.testing.assert_allclose(again[:, :6] if output == "tokens" else again, expected, atol=1e-5)
+
+
+def on_host(model: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What the host prepares of a feed, for the inputs that a graph has."""
+    names = [value.name for value in model.graph.input]
+    table = WEIGHTS.arrays["embeddings.word_embeddings.weight"]
+    mask = feeds["attention_mask"]
+    feeds = {**feeds, "attention_mask": np.where(np.arange(mask.shape[1]) < 6, mask, 0)}
+    return dict(zip(names, device_inputs(names, feeds, table), strict=True))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("output", ["pooled", "tokens", "logit"])
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("shape", [(2, 8), None])
+def test_a_graph_of_what_the_host_prepares_takes_no_integers(
+    output: Output, pooling: Pooling, scaled: bool, shape: tuple[int, int] | None
+) -> None:
+    scale = {(0, "o"): (np.full(SMALL.hidden, 3, np.float32), np.full(SMALL.hidden, 2, np.float32))}
+    scales = scale if scaled else None
+    model = build_graph(
+        WEIGHTS, output=output, pooling=pooling, shape=shape, host_inputs=True, scales=scales
+    )
+    onnx.checker.check_model(model, full_check=True)
+    names = tuple(value.name for value in model.graph.input)
+    assert names == host_input_names(output, pooling, scaled=scaled)
+    assert {value.type.tensor_type.elem_type for value in model.graph.input} == {
+        onnx.TensorProto.FLOAT
+    }
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"Gather", "Cast", "ReduceMax"}
+    feeds = {
+        "input_ids": np.array([[2, 40, 300, 7, 99, 3, 0, 0], [2, 8, 3, 0, 0, 0, 0, 0]]),
+        "attention_mask": np.array([[1] * 6 + [0] * 2, [1] * 3 + [0] * 5]),
+        "token_type_ids": np.array([[0] * 3 + [1] * 3 + [0] * 2, [0] * 8]),
+    }
+    got = run(model, **on_host(model, feeds))
+    plain = build_graph(WEIGHTS, output=output, pooling=pooling)
+    asked = {value.name: feeds[value.name] for value in plain.graph.input}
+    np.testing.assert_allclose(got, run(plain, **asked), atol=1e-4)
 
 
 def test_scales_change_the_numbers_inside_and_not_the_result() -> None:

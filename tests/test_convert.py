@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from tars_rag.cli import app
-from tars_rag.convert import environment, toolkit
+from tars_rag.convert import environment
 from tars_rag.convert.build import convert
 from tars_rag.convert.recipes import RECIPES, recipe
 from tars_rag.convert.texts import sample
@@ -28,38 +28,11 @@ from tars_rag.models.catalog import CATALOG
 from tars_rag.models.embedder import Embedder
 from tars_rag.runtimes.npu.bundle import read_model
 from tars_rag.runtimes.npu.manifest import load_manifest, verify_bundle
-from tiny_models import write_model
 
-FAKE = Path(__file__).with_name("fake_toolkit.py")
+if TYPE_CHECKING:
+    from convert_double import FakeToolkit
 
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    write_model(root / "embedder", head=False, seed=1)
-    write_model(root / "ranker", head=True, seed=2)
-    return root
-
-
-class FakeToolkit:
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.worker = folder / "worker.py"
-        shutil.copyfile(FAKE, self.worker)
-        self.behave()
-
-    def behave(self, **behaviour: Any) -> None:
-        (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
-
-
-@pytest.fixture
-def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeToolkit:
-    folder = tmp_path / "fake"
-    folder.mkdir()
-    stand_in = FakeToolkit(folder)
-    monkeypatch.setattr(toolkit, "WORKER", stand_in.worker)
-    monkeypatch.setattr(environment, "toolkit_python", lambda **_: Path(sys.executable))
-    return stand_in
+pytest_plugins = ["convert_double"]
 
 
 def nothing_left(folder: Path) -> bool:
@@ -117,8 +90,14 @@ def test_a_bundle_says_what_it_is_and_how_good(
     assert manifest.max_length == 32
     assert manifest.kind == ("cross-encoder" if model == "ranker" else "embedder")
     assert manifest.output == ("logit" if model == "ranker" else "pooled")
-    assert manifest.inputs[0] == ("word_embeddings" if host else "input_ids")
-    assert ("token_type_ids" in manifest.inputs) == (model == "ranker")
+    if host:  # no integers
+        words = ("word_embeddings", "additive_mask")
+        last = "token_types" if model == "ranker" else "pooling_weights"
+        assert manifest.inputs[:3] == (*words, last)
+        assert ("live_one" in manifest.inputs) == bool(RECIPES[precision].int8)
+    else:
+        types = ("token_type_ids",) if model == "ranker" else ()
+        assert manifest.inputs == ("input_ids", "attention_mask", *types)
     assert (manifest.calibration_sha256 is not None) == RECIPES[precision].calibrated
     assert manifest.fidelity.texts >= 64
     assert sorted(manifest.recipe["lengths"]) == ["16", "32"]  # type: ignore[call-overload]

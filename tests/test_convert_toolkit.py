@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -27,6 +28,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("models")
     write_model(root / "embedder", head=False, seed=1)
     write_model(root / "ranker", head=True, seed=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers in the shape of a MiniLM: some operators are made for certain widths only."""
+    root = tmp_path_factory.mktemp("models")
+    for seed, (name, head) in enumerate({"embedder": False, "ranker": True}.items()):
+        write_model(root / name, head=head, seed=seed, shape=(2, 384, 12, 1536))
     return root
 
 
@@ -104,6 +114,42 @@ def test_every_kind_of_row_builds(tiny: Path, tmp_path: Path, model: str, precis
         assert not manifest.fidelity.degraded
     # Random weights: nothing says how well they take int8, but they are not noise.
     assert (manifest.fidelity.mean_cosine or manifest.fidelity.mean_spearman or 0) > 0.8
+
+
+@pytest.mark.parametrize("toolkit", ["2.3.2", "2.5.0"])
+@pytest.mark.parametrize(("target", "attention"), [("rk3588", "fused"), ("rk3576", "split")])
+@pytest.mark.parametrize("kind", ["embedder", "ranker"])
+def test_nothing_is_left_to_the_cpu_and_no_input_is_an_integer(
+    wide: Path, tmp_path: Path, kind: str, toolkit: str, target: str, attention: Any
+) -> None:
+    _, manifest = convert(
+        str(wide / kind),
+        lengths=(32, 128),
+        target=target,
+        toolkit=toolkit,
+        attention=attention,
+        out=tmp_path / "bundle",
+    )
+    for graph in manifest.graphs:
+        operators = graph.operators
+        assert operators is not None
+        assert operators.on_cpu == ()
+        assert operators.integer_inputs == 0
+        assert operators.not_fused == ()
+        assert ("exSDPAttention" in operators.counts) == (attention == "fused")
+    assert manifest.remarks == ()
+    assert (manifest.fidelity.mean_cosine or manifest.fidelity.mean_spearman or 0) > 0.9999
+
+
+def test_a_graph_that_takes_integers_says_what_the_cpu_does(wide: Path, tmp_path: Path) -> None:
+    _, manifest = convert(
+        str(wide / "embedder"), precision="fp16", lengths=(32,), out=tmp_path / "bundle"
+    )
+    [graph] = manifest.graphs
+    assert graph.operators is not None
+    assert graph.operators.integer_inputs == 2
+    [remark] = manifest.remarks
+    assert "run by the CPU inside the runtime: Gather" in remark
 
 
 def peak(manifest: Manifest) -> int:

@@ -20,6 +20,7 @@ import tars_rag
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError
 from tars_rag.runtimes.npu import faults, library, probe
+from tars_rag.runtimes.npu.manifest import load_manifest
 from test_bundle import bundle
 
 LIBRARY = b"\x7fELF....librknnrt version: 2.5.0 (0ab1c2d@2025-09-01T00:00:00)...."
@@ -252,6 +253,38 @@ def test_doctor_compares_bundles_with_the_library(
     shutil.rmtree(home / "models" / "mini")
     bundle(home / "models" / "mini", target="rk3588", toolkit=board)
     assert json.loads(doctor(monkeypatch, found, "--json"))["findings"] == []
+
+
+def test_doctor_tells_what_a_bundle_was_compiled_to(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = bundle(home / "models" / "mini", target="rk3588", precision="hq", toolkit="2.3.2")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["graphs"][1]["operators"] = {
+        "counts": {"Gather": 1, "exNorm": 12},
+        "on_cpu": ["Gather (INT8)"],
+        "not_fused": ["layer norm (12 of 13)"],
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    found = machine(
+        home / "root",
+        wheel="2.3.2",
+        **{"usr__lib__librknnrt.so": LIBRARY.replace(b"2.5.0", b"2.3.2")},
+    )
+    cpu, parts = json.loads(doctor(monkeypatch, found, "--json"))["findings"]
+    assert cpu["level"] == parts["level"] == "warning"
+    assert cpu["what"] == "mini: length 64, 256: run by the CPU inside the runtime: Gather (INT8)"
+    assert cpu["fix"] == "tars-rag convert all-MiniLM-L6-v2 --target rk3588 --precision hq-host"
+    assert parts["what"] == "mini: length 64, 256: not fused: layer norm (12 of 13)"
+
+
+def test_integers_on_an_rk3576_are_told(tmp_path: Path) -> None:
+    old = bundle(tmp_path / "old", target="rk3576")
+    [remark] = load_manifest(old).remarks
+    assert "attention_mask are integers" in remark
+    floats = ["word_embeddings", "additive_mask", "pooling_weights"]
+    assert load_manifest(bundle(tmp_path / "new", target="rk3576", inputs=floats)).remarks == ()
+    assert load_manifest(bundle(tmp_path / "other")).remarks == ()
 
 
 def test_doctor_json_is_enough_for_a_bug_report(

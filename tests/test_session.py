@@ -88,6 +88,30 @@ def test_the_word_table_stays_on_the_host(tmp_path: Path) -> None:
             session.run(feed(7, bad))
 
 
+def test_a_graph_of_floats_gets_no_integers(tmp_path: Path) -> None:
+    table = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float16)
+    np.save(tmp_path / "words.npy", table)
+    names = ("word_embeddings", "additive_mask", "token_types", "pooling_weights", "live_one")
+    spec = NpuSpec((RknnFile("fake.rknn", (32,)),), names, word_table=str(tmp_path / "words.npy"))
+    context = FakeContext(names)
+    session = open_session(context, spec)
+    assert session.info.input_names == (*NAMES, "token_type_ids")
+    asked = feed(7, 49, 8)
+    asked["token_type_ids"][0, 2] = 1
+    row = session.run(asked)
+    assert all(array.dtype == np.float32 for array in context.got)
+    assert all(array.flags.c_contiguous for array in context.got)
+    assert [array.shape for array in context.got] == [(1, 32, 4), (1, 32), (1, 32), (1, 32), (1, 1)]
+    words, mask, types, shares, one = context.got
+    np.testing.assert_array_equal(words[0, :3], table[[7, 49, 8]].astype(np.float32))
+    np.testing.assert_array_equal(mask[0], [0] * 3 + [-100] * 29)
+    np.testing.assert_array_equal(types[0], [0, 0, 1] + [0] * 29)
+    np.testing.assert_allclose(shares[0], [1 / 3] * 3 + [0] * 29)
+    assert one == [[1]]
+    mean = table[[7, 49, 8]].astype(np.float64).mean(axis=0)
+    np.testing.assert_allclose(row[0], mean / np.linalg.norm(mean), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("lie", "message"),
     [

@@ -23,8 +23,14 @@ WORDS = "the a of and in is to board npu cpu core heat fan cat dog bird fish sle
 WORDS += " passage vector token rerank sofa garden kitchen music piano guitar river mountain"
 
 
-def write_model(directory: Path, *, head: bool, seed: int) -> Path:
-    """A BERT of two layers with a vocabulary of some words and all letters."""
+def write_model(
+    directory: Path,
+    *,
+    head: bool,
+    seed: int,
+    shape: tuple[int, int, int, int] = (2, 32, 2, 64),
+) -> Path:
+    """A BERT with a vocabulary of some words and all letters; `shape` as in `BertConfig`."""
     letters = string.ascii_lowercase + string.digits + string.punctuation
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS.split()]
     vocabulary += [c for c in letters if c not in WORDS.split()] + [f"##{c}" for c in letters]
@@ -39,7 +45,7 @@ def write_model(directory: Path, *, head: bool, seed: int) -> Path:
     )
     directory.mkdir(parents=True)
     tokenizer.save(str(directory / "tokenizer.json"))
-    config = BertConfig(2, 32, 2, 64, len(vocabulary), positions=128)
+    config = BertConfig(*shape, len(vocabulary), positions=128)
     (directory / "config.json").write_text(json.dumps(config.to_dict()))
     weights = random_weights(config, head=head, seed=seed)
     save_file(dict(weights.arrays), directory / "model.safetensors")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from standin import HOST, THREE, TWO, Bench, expected, feed, words
+from standin import FLOATS, FLOATS_OF_PAIRS, HOST, THREE, TWO, Bench, expected, feed, words
 
 from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray
@@ -363,6 +363,27 @@ def test_int64_that_is_refused_is_one_clear_error(bench: Bench) -> None:
 
 
 @on_board
+@pytest.mark.parametrize(
+    ("kind", "inputs", "as_pairs"), [("pooled", FLOATS, TWO), ("logit", FLOATS_OF_PAIRS, THREE)]
+)
+def test_a_graph_of_floats_runs_where_int64_is_refused(
+    bench: Bench, kind: str, inputs: tuple[str, ...], as_pairs: tuple[str, ...]
+) -> None:
+    bench.script("* always int64")
+    dim = 1 if kind == "logit" else 8
+    np.save(bench.folder / "words.npy", words(np.arange(100), dim).astype(np.float32))
+    graph = RknnFile(str(bench.model(kind, dim, inputs)), (32,))
+    spec = NpuSpec((graph,), inputs, kind, word_table=str(bench.folder / "words.npy"))  # type: ignore[arg-type]
+    session = NpuSession(spec, 1)
+    assert session.info.input_names == as_pairs
+    for ids in [(2, 5, 99, 3), (2, 40, 77, 8, 3)]:
+        text = feed(*ids, types=2)
+        want = expected(text, kind, dim, as_pairs)
+        np.testing.assert_allclose(session.run(text), want, rtol=1e-5, atol=1e-6)
+    session.close()
+
+
+@on_board
 def test_answers_that_are_a_little_wrong_do_not_pass(bench: Bench) -> None:
     bench.script("* always drift")
     with pytest.raises(DeviceError, match=r"off by 0\.000[89]"):
@@ -391,6 +412,21 @@ def test_what_there_is_memory_for_is_used(bench: Bench) -> None:
     assert pool.status().cpu_feeds == 12
     assert pool.device == "npu"
     pool.close()
+
+
+@on_board
+def test_three_cores_share_the_work_when_there_is_no_memory_for_a_seventh_context(
+    bench: Bench,
+) -> None:
+    bench.script("* from=7 no-init")
+    spec = bench.spec(lengths=(32, 64, 128))
+    pool = NpuPool(lambda mask: NpuSession(spec, mask), CORES, timeout=20, fallback=Cpu)
+    check(pool.run(texts()), texts())
+    longest = [feed(2, 300 + i, 7, 3, length=128) for i in range(4)]
+    check(pool.run(longest), longest)
+    assert pool.device == "npu"
+    pool.close()
+    assert bench.calls("init") == 6
 
 
 @on_board

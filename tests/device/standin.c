@@ -57,12 +57,12 @@ enum { IN_OUT_NUM = 0, INPUT_ATTR = 1, OUTPUT_ATTR = 2, SDK_VERSION = 5, CUSTOM_
 enum { FLOAT32 = 0, INT64 = 8, UNDEFINED_FORMAT = 3 };
 
 typedef struct {
-    char names[4][64], kind[16];
+    char names[8][64], kind[16];
     uint32_t n_inputs, lengths[16], n_lengths, dim, length;
     uint32_t core;
     int runs;
-    void *in[4];
-    uint32_t in_size[4];
+    void *in[8];
+    uint32_t in_size[8];
     float *out;
     uint32_t out_size; /* bytes */
 } model_t;
@@ -116,6 +116,10 @@ static int fault(const model_t *m, const char *wanted) {
 }
 
 static uint32_t width(const model_t *m, uint32_t i) { return strcmp(m->names[i], "word_embeddings") ? 1 : m->dim; }
+static int is_integer(const model_t *m, uint32_t i) {
+    const char *n = m->names[i];
+    return !strcmp(n, "input_ids") || !strcmp(n, "attention_mask") || !strcmp(n, "token_type_ids") || strlen(n) < 3;
+}
 static uint32_t out_elems(const model_t *m) { return strcmp(m->kind, "tokens") ? m->dim : m->dim * m->length; }
 
 static void resize(model_t *m, uint32_t length) {
@@ -134,7 +138,7 @@ int rknn_init(context_t *ctx, void *model, uint32_t size, uint32_t flag, void *e
         char *word, *rest, *key = strtok_r(line, " ", &rest);
         if (!key) continue;
         if (!strcmp(key, "inputs"))
-            while ((word = strtok_r(NULL, " ", &rest)) && m->n_inputs < 4) strncpy(m->names[m->n_inputs++], word, 63);
+            while ((word = strtok_r(NULL, " ", &rest)) && m->n_inputs < 8) strncpy(m->names[m->n_inputs++], word, 63);
         if (!strcmp(key, "lengths"))
             while ((word = strtok_r(NULL, " ", &rest)) && m->n_lengths < 16) m->lengths[m->n_lengths++] = (uint32_t)atoi(word);
         if (!strcmp(key, "output")) {
@@ -169,10 +173,11 @@ static void describe(const model_t *m, tensor_attr *a, int output, int stride_kn
     } else {
         strcpy(a->name, m->names[i]);
         a->dims[1] = m->length;
-        a->n_dims = width(m, i) > 1 ? 3 : 2;
+        if (!strcmp(m->names[i], "live_one")) a->dims[1] = 1;
+        a->n_dims = strcmp(m->names[i], "word_embeddings") ? 2 : 3;
         if (a->n_dims == 3) a->dims[2] = m->dim;
-        a->type = a->n_dims == 3 ? FLOAT32 : INT64;
-        a->n_elems = m->length * width(m, i);
+        a->type = is_integer(m, i) ? INT64 : FLOAT32;
+        a->n_elems = a->dims[1] * width(m, i);
         a->size = a->n_elems * (a->type == INT64 ? 8 : 4);
     }
 }
@@ -193,7 +198,7 @@ int rknn_query(context_t ctx, int cmd, void *info, uint32_t size) {
         strcpy(r->name, m->names[r->index]);
         r->shape_number = m->n_lengths;
         r->fmt = UNDEFINED_FORMAT;
-        r->n_dims = width(m, r->index) > 1 ? 3 : 2;
+        r->n_dims = strcmp(m->names[r->index], "word_embeddings") ? 2 : 3;
         for (uint32_t i = 0; i < m->n_lengths; i++) {
             r->range[i][0] = 1; r->range[i][1] = m->lengths[i]; r->range[i][2] = m->dim;
         }
@@ -239,7 +244,8 @@ static float word(int64_t id, uint32_t d) {
 
 static void compute(model_t *m) {
     int ids = named(m, "input_ids"), words = named(m, "word_embeddings"), mask = named(m, "attention_mask");
-    int types = named(m, "token_type_ids");
+    int types = named(m, "token_type_ids"), kinds = named(m, "token_types"), added = named(m, "additive_mask");
+    int shares = named(m, "pooling_weights"), one = named(m, "live_one");
     double *sum = calloc(m->dim, sizeof *sum), norm = 0, logit = 0;
     uint32_t hidden = strcmp(m->kind, "logit") ? m->dim : 1;
     for (uint32_t t = 0; t < m->length; t++)
@@ -247,8 +253,11 @@ static void compute(model_t *m) {
             float e = words >= 0 ? ((float *)m->in[words])[t * m->dim + d] : word(((int64_t *)m->in[ids])[t], d);
             float h = e * (1.0f + 0.125f * (float)(t % 5));
             if (types >= 0) h += 0.25f * (float)((int64_t *)m->in[types])[t];
+            if (kinds >= 0) h += 0.25f * ((float *)m->in[kinds])[t];
+            if (one >= 0) h *= *(float *)m->in[one];
             if (!strcmp(m->kind, "tokens")) m->out[t * m->dim + d] = h;
-            if (((int64_t *)m->in[mask])[t]) sum[d] += h;
+            if (added >= 0 ? ((float *)m->in[added])[t] == 0 : ((int64_t *)m->in[mask])[t] != 0)
+                sum[d] += shares >= 0 ? h * ((float *)m->in[shares])[t] : h;
         }
     for (uint32_t d = 0; d < hidden; d++) norm += sum[d] * sum[d], logit += sum[d];
     if (!strcmp(m->kind, "pooled"))
@@ -315,7 +324,7 @@ int rknn_destroy(context_t ctx) {
     model_t *m = (model_t *)(uintptr_t)ctx;
     if (!m) return -7;
     note("destroy", m);
-    for (uint32_t i = 0; i < 4; i++) free(m->in[i]);
+    for (uint32_t i = 0; i < 8; i++) free(m->in[i]);
     free(m->out);
     free(m);
     return 0;

@@ -12,6 +12,8 @@ from tars_rag.runtimes.npu.spec import KnownAnswer, NpuSpec, RknnFile
 TWO = ("input_ids", "attention_mask")
 THREE = (*TWO, "token_type_ids")
 HOST = ("word_embeddings", "attention_mask")
+FLOATS = ("word_embeddings", "additive_mask", "pooling_weights", "live_one")
+FLOATS_OF_PAIRS = ("word_embeddings", "additive_mask", "token_types")
 
 
 def words(ids: np.ndarray, dim: int) -> np.ndarray:

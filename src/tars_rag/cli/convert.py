@@ -50,6 +50,13 @@ def convert(
             "2.3.2, 2.5.0."
         ),
     ] = "2.3.2",
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            help="fused: the NPU's one operator for it; split: multiplications and a softmax. "
+            "[default: fused; for rk3576 split]"
+        ),
+    ] = None,
     allow_degraded: Annotated[
         bool,
         typer.Option("--allow-degraded", help="Keep a bundle below the fidelity threshold."),
@@ -88,12 +95,15 @@ def convert(
             progress=progress,
             before_making=ask,
             toolkit=toolkit,
+            attention=attention,  # type: ignore[arg-type]  # checked there
         )
     if as_json:
         print_json(manifest.model_dump(mode="json", exclude_none=True))
         return
     for line in verdicts(manifest):
         say(line)
+    for remark in manifest.remarks:
+        say(remark, style="yellow")
     for file in manifest.files:
         say(f"{file.bytes / 2**20:8.1f} MiB  {file.name}")
     if manifest.fidelity.degraded:

@@ -185,8 +185,8 @@ def _on_npu(path: Path, kind: str = "") -> dict[str, Any]:
         npu = read_model(path, "embedder" if used_as == "embedder" else "cross-encoder")
     except ModelError as error:
         return row | {"problem": str(error)}
-    known = {"model": npu.model, "target": npu.target, "toolkit": npu.toolkit}
-    known |= {"kind": used_as, "precision": npu.precision}
+    known: dict[str, Any] = {"model": npu.model, "target": npu.target, "toolkit": npu.toolkit}
+    known |= {"kind": used_as, "precision": npu.precision, "remarks": npu.remarks}
     return row | {name: value for name, value in known.items() if value}
 
 
@@ -213,7 +213,23 @@ def _model_findings(models: list[dict[str, Any]], machine: Machine) -> list[dict
             found.append(_finding("error", f"{name} was converted for {target}", why, convert))
         if odd := compare(name, toolkit, machine.library_version, convert):
             found.append(_finding("warning", odd.what, odd.why, odd.fix))
+        for remark in model.get("remarks", ()):
+            why = "it may be slow there, or fail, though the simulator gave the right answers"
+            better = _without_integers(model.get("precision") or "")
+            fix = (
+                f"{convert.partition(' --precision')[0]} --precision {better}"
+                if better
+                else f"python benchmarks/npu_cores.py --rknn-path {shlex.quote(model['path'])}"
+            )
+            found.append(_finding("warning", f"{name}: {remark}", why, fix))
     return found
+
+
+def _without_integers(precision: str) -> str:
+    """The precision whose graphs leave to the host what they would run on the CPU; or empty."""
+    if precision.endswith("-host"):
+        return ""
+    return f"{precision}-host" if precision in ("hq", "int8") else "fp16-host"
 
 
 def _finding(level: str, what: str, why: str, fix: str) -> dict[str, str]:

@@ -7,13 +7,14 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, Literal, cast, get_args
 
 import numpy as np
 
 from tars_rag.convert import environment, fidelity, toolkit
 from tars_rag.convert.activations import check_range, largest_activation
 from tars_rag.convert.known_answers import known_answers
+from tars_rag.convert.operators import compiled_operators
 from tars_rag.convert.plan import Plan
 from tars_rag.convert.process import termination_raises
 from tars_rag.convert.recipes import Recipe
@@ -37,6 +38,9 @@ from tars_rag.runtimes.npu.manifest import (
 )
 
 TARGETS: Final = ("rk3588", "rk3576", "rk3568", "rk3566", "rk3562")
+Attention = Literal["fused", "split"]
+SPLIT_TARGETS: Final = ("rk3576",)
+"""There the one operator for an attention was reported to give zeros (rknn-toolkit2 issue 574)."""
 LENGTHS: Final = (32, 64, 96, 128, 192, 256)
 WORD_TABLE: Final = "word_embeddings.npy"
 
@@ -55,6 +59,7 @@ def convert(
     progress: NamedProgress = lambda *_: None,
     before_making: Callable[[Path], None] = lambda _: None,
     toolkit: str = environment.DEFAULT_TOOLKIT,
+    attention: Attention | None = None,
 ) -> tuple[Path, Manifest]:
     """Convert a model into a bundle for the NPU and measure it in the toolkit's simulator.
 
@@ -72,6 +77,8 @@ def convert(
         before_making: Called with its directory before the toolkit's environment is made; may
             raise, and then nothing is made.
         toolkit: Version of rknn-toolkit2, that of the board's librknnrt: one of `TOOLKITS`.
+        attention: ``fused``: the chip's one operator for it; ``split``: multiplications and a
+            softmax. None: split for `SPLIT_TARGETS`, fused for the others.
 
     Returns:
         The directory, and the manifest in it.
@@ -90,6 +97,10 @@ def convert(
     if toolkit not in TOOLKITS:
         msg = f"Toolkit {toolkit!r} cannot be used. Choose one of: {', '.join(TOOLKITS)}."
         raise InvalidInputError(msg)
+    if attention not in (None, *get_args(Attention)):
+        msg = f"attention={attention!r} is not valid. Use one of: {', '.join(get_args(Attention))}."
+        raise InvalidInputError(msg)
+    attention = attention or ("split" if target in SPLIT_TARGETS else "fused")
     name = Path(model).expanduser().resolve().name if Path(model).exists() else model
     out = out or Path(f"{name.replace('/', '-')}-{target}-{row.name}")
     if out.exists():
@@ -110,6 +121,7 @@ def convert(
         calibration=sample(source.kind, "calibration", calibration) if row.calibrated else None,
         evaluation=sample(source.kind, "evaluation", evaluation),
         table=source.word_table() if row.table == "host" else None,
+        split_attention=attention == "split",
     )
     if plan.calibration:
         check_disjoint(plan.calibration, plan.evaluation)
@@ -177,7 +189,12 @@ def _bundle(
         words = fidelity.verdict(judged, plan.recipe, plan.source.kind)
         if judged.degraded and not allow_degraded:
             raise ConversionError(_refusal(plan, length, words))
-        graphs.append(GraphFile(**_file(output), lengths=(length,)))
+        operators = compiled_operators(
+            built.log,
+            plan.source.weights.config.layers,
+            split_attention=plan.split_attention,
+        )
+        graphs.append(GraphFile(**_file(output), lengths=(length,), operators=operators))
         measured[length] = {
             "fidelity": judged.model_dump(exclude_none=True),
             "verdict": words,
@@ -252,6 +269,7 @@ def _manifest(
             "table": plan.recipe.table,
             "equalised": bool(plan.recipe.equalise and plan.recipe.int8),
             "pooling": source.pooling,
+            "attention": "split" if plan.split_attention else "fused",
             "calibration": plan.calibration.source if plan.calibration else None,
             "evaluation": plan.evaluation.source,
             "evaluation_sha256": plan.evaluation.sha256,

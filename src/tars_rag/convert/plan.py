@@ -15,11 +15,17 @@ from tars_rag.convert.recipes import Recipe
 from tars_rag.convert.source import Source
 from tars_rag.convert.statistics import Linear
 from tars_rag.convert.texts import Sample
-from tars_rag.models.bert_graph import Output, build_graph
+from tars_rag.models.bert_graph import Output, build_graph, host_input_names
 from tars_rag.progress import NamedProgress
+from tars_rag.runtimes.npu.host_inputs import device_inputs
 from tars_rag.runtimes.npu.manifest import Fidelity
 
 _ROWS_TO_TRACE: Final = 4
+# What makes one operator of an attention, in either toolkit.
+_ATTENTION_RULES: Final = (
+    "fuse_matmul_softmax_matmul_to_sdpa",
+    "fuse_exmatmul_add_mul_exsoftmax13_exmatmul_to_sdpa",
+)
 _HUGE: Final = 1e9  # in place of infinity, which JSON has not
 
 
@@ -35,6 +41,7 @@ class Plan:
         calibration: Texts that set the int8 ranges; None where nothing is quantised.
         evaluation: Texts to measure with.
         table: The word table, float16 [vocabulary, hidden], where it stays on the host.
+        split_attention: Leave attention in parts instead of the chip's one operator for it.
     """
 
     source: Source
@@ -44,6 +51,7 @@ class Plan:
     calibration: Sample | None
     evaluation: Sample
     table: NDArray[np.float16] | None
+    split_attention: bool = False
 
     @property
     def output(self) -> Output:
@@ -56,8 +64,9 @@ class Plan:
     @property
     def inputs(self) -> tuple[str, ...]:
         """What the device takes, in order."""
-        words = "input_ids" if self.table is None else "word_embeddings"
-        return (words, *self.source.inputs[1:])
+        if self.table is None:
+            return self.source.inputs
+        return host_input_names(self.output, self.source.pooling, scaled=bool(self.layers))
 
     @property
     def layers(self) -> list[Linear]:
@@ -84,7 +93,7 @@ class Plan:
             output=self.output,
             pooling=self.source.pooling,
             shape=(1, length),
-            host_table=self.table is not None,
+            host_inputs=self.table is not None,
             scales=prepared.scales if prepared else None,
         )
         for name, value in (prepared.constants if prepared else {}).items():
@@ -106,6 +115,7 @@ class Plan:
             ranges=prepared.ranges if prepared else {},
             calibration=self._calibration(length),
             evaluation=self._arrays(self.evaluation, length),
+            disable_rules=_ATTENTION_RULES if self.split_attention else (),
         )
 
     def _calibration(self, length: int) -> dict[str, NDArray[Any]] | None:
@@ -135,12 +145,9 @@ class Plan:
 
     def _arrays(self, texts: Sample, length: int) -> dict[str, NDArray[Any]]:
         feeds = self.source.feeds(self.source.encode(texts, length), length)
-        arrays: dict[str, NDArray[Any]] = {
-            name: np.concatenate([feed[name] for feed in feeds]) for name in self.source.inputs
-        }
-        if self.table is not None:
-            arrays["word_embeddings"] = self.table[arrays.pop("input_ids")].astype(np.float32)
-        return arrays
+        rows = [device_inputs(self.inputs, feed, self.table) for feed in feeds]
+        columns = (np.concatenate(column) for column in zip(*rows, strict=True))
+        return dict(zip(self.inputs, columns, strict=True))
 
     def measure(
         self, length: int, outputs: NDArray[np.float32], graph: bytes

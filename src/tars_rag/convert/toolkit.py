@@ -44,6 +44,7 @@ class Job:
         evaluation: Input arrays [rows, ...] to simulate.
         rows_per_run: Rows of `evaluation` that go through the graph at once.
         dynamic_input: Shapes of the inputs for each of several lengths, or None.
+        disable_rules: Names of the toolkit's optimisations that are to be left out.
     """
 
     graph: bytes
@@ -58,6 +59,7 @@ class Job:
     calibration: Arrays | None = None
     rows_per_run: int = 1
     dynamic_input: list[list[list[int]]] | None = None
+    disable_rules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +71,14 @@ class Built:
         build_seconds: Load to export.
         seconds: With the simulation.
         peak_mb: The child's largest resident memory, MiB.
+        log: What the toolkit printed.
     """
 
     outputs: NDArray[np.float32]
     build_seconds: float
     seconds: float
     peak_mb: int
+    log: str
 
 
 def run(job: Job, python: Path, output: Path, workspace: Path, progress: NamedProgress) -> Built:
@@ -114,6 +118,7 @@ def run(job: Job, python: Path, output: Path, workspace: Path, progress: NamedPr
         build_seconds=done["build_seconds"],
         seconds=done["seconds"],
         peak_mb=done["peak_mb"],
+        log=(folder / _LOG).read_text(encoding="utf-8", errors="replace"),
     )
     shutil.rmtree(folder)
     return built

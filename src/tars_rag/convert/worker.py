@@ -60,15 +60,16 @@ def convert(job: dict[str, Any], tell: Any) -> None:
             ``everything`` or ``chosen``; for ``chosen`` also ``int8_nodes`` (a pattern that node
             names match), ``int8_table`` and ``ranges``; ``calibration`` and ``evaluation``
             (directories with one ``.npy`` per input, [rows, ...], or None), ``inputs`` (their
-            names in order), ``rows_per_run``, ``dynamic_input`` (shapes, or None), ``result``
-            (where the simulated outputs go).
+            names in order), ``rows_per_run``, ``dynamic_input`` (shapes, or None),
+            ``disable_rules`` (optimisations to leave out), ``result`` (where the simulated
+            outputs go).
         tell: Takes an event as keywords.
     """
     from rknn.api import RKNN
 
     started = time.monotonic()
     tell(step="load")
-    rknn = RKNN(verbose=False)
+    rknn = RKNN(verbose=True)  # its log has the table of the compiled operators
     configuration = {
         "target_platform": job["target"],
         "optimization_level": 3,
@@ -84,6 +85,8 @@ def convert(job: dict[str, Any], tell: Any) -> None:
         # The runtime gives every core a context of its own; without the tasks for two and three
         # cores the file is smaller.
         configuration["single_core_mode"] = True
+    if job.get("disable_rules"):
+        configuration["disable_rules"] = job["disable_rules"]
     if job.get("dynamic_input"):
         configuration["dynamic_input"] = job["dynamic_input"]
     check(rknn.config(**configuration), "config")
@@ -104,7 +107,7 @@ def convert(job: dict[str, Any], tell: Any) -> None:
         chosen = keep_float16(f"{stem}.model", f"{stem}.quantization.cfg", job)
         tell(step="build", int8_nodes=chosen)
         rknn.release()
-        rknn = RKNN(verbose=False)  # step 2 refuses an object that has loaded a model
+        rknn = RKNN(verbose=True)  # step 2 refuses an object that has loaded a model
         check(
             rknn.hybrid_quantization_step2(
                 model_input=f"{stem}.model",

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from tars_rag.errors import ModelError
 from tars_rag.models.spec import Pooling
 from tars_rag.models.weights import BertWeights
+from tars_rag.runtimes.npu import host_inputs as host
 
 if TYPE_CHECKING:
     import onnx
@@ -43,9 +44,6 @@ LINEAR: Final = {
     "ff2": "output.dense",
 }
 """The linear layers of one encoder layer: key in node names -> name in the weights."""
-
-# -1e4 or less takes the whole int8 range of the attention scores; -20 leaks at length 512.
-_MASK = -100.0
 
 
 def linear_input(layer: int, key: str) -> str:
@@ -71,7 +69,7 @@ def build_graph(
     output: Output,
     pooling: Pooling = "mean",
     shape: tuple[int, int] | None = None,
-    host_table: bool = False,
+    host_inputs: bool = False,
     scales: Scales | None = None,
 ) -> onnx.ModelProto:
     """Build the ONNX model.
@@ -81,17 +79,22 @@ def build_graph(
     ``pooled`` [batch, hidden] of unit length, ``tokens`` [batch, tokens, hidden] or ``logit``
     [batch, 1].
 
+    With `host_inputs` no input is an integer. They are float32 and, see `host_input_names`, of
+    these: ``word_embeddings`` [batch, tokens, hidden]; ``additive_mask`` (0, or -100 on padding),
+    ``token_types`` (0 or 1) and ``pooling_weights`` (each token's share in the mean), all
+    [batch, tokens]; ``live_one`` [batch, 1] (always 1).
+
     Args:
         weights: From `load_weights` or `random_weights`.
         output: What the graph ends in.
         pooling: How ``pooled`` is made: the mean over the mask, or the first token.
         shape: (batch, tokens) to fix both; None leaves both dynamic.
-        host_table: Leave the word table out: the input ``word_embeddings``, float32
-            [batch, tokens, hidden], stands for ``input_ids``.
+        host_inputs: Leave to the host what an NPU does not do itself: the word table and all that
+            is made of integers.
         scales: Per-channel equalisation of chosen linear layers, for quantisation:
             x' = x / s, W' = W s / t, y = y' t, which is the same function. s and t are multiplied
-            by max(attention_mask), which is always 1, because the NPU's toolkit folds constant
-            multiplications back into the weights.
+            by ``live_one`` or max(attention_mask), which is always 1, because the NPU's toolkit
+            folds constant multiplications back into the weights.
 
     Raises:
         ModelError: ``logit`` without a classifier, or `shape` longer than the positions.
@@ -102,7 +105,25 @@ def build_graph(
     if shape and shape[1] > weights.config.positions:
         msg = f"Length {shape[1]} is more than the model's {weights.config.positions} positions."
         raise ModelError(msg)
-    return _Builder(weights, output, pooling, shape, host_table, scales or {}).model()
+    return _Builder(weights, output, pooling, shape, host_inputs, scales or {}).model()
+
+
+def host_input_names(output: Output, pooling: Pooling, *, scaled: bool) -> tuple[str, ...]:
+    """The inputs of a graph with `host_inputs`, in order.
+
+    Args:
+        output: As in `build_graph`.
+        pooling: The same.
+        scaled: Whether there are `scales`.
+    """
+    names = [host.WORDS, host.MASK]
+    if output == "logit":
+        names.append(host.TYPES)
+    if output == "pooled" and pooling == "mean":
+        names.append(host.POOLING)
+    if scaled:
+        names.append(host.ONE)
+    return tuple(names)
 
 
 class _Builder:
@@ -112,7 +133,7 @@ class _Builder:
         output: Output,
         pooling: Pooling,
         shape: tuple[int, int] | None,
-        host_table: bool,
+        host_inputs: bool,
         scales: Scales,
     ) -> None:
         self.w = weights.arrays
@@ -121,7 +142,7 @@ class _Builder:
         self.output = output
         self.pooling = pooling
         self.shape = shape
-        self.host_table = host_table
+        self.host_inputs = host_inputs
         self.scales = scales
         # In Reshape 0 keeps a dimension and -1 infers it; the NPU wants plain numbers.
         self.batch, self.tokens = shape or (0, -1)
@@ -164,16 +185,23 @@ class _Builder:
         self.op("Identity", [result], self.output)
 
         rows, tokens = self.shape or ("batch", "tokens")
-        ids = ["attention_mask"] if self.host_table else ["input_ids", "attention_mask"]
-        if self.output == "logit":
-            ids.append("token_type_ids")
-        inputs = [helper.make_tensor_value_info(i, TensorProto.INT64, [rows, tokens]) for i in ids]
         hidden = self.config.hidden
-        if self.host_table:
-            words = [rows, tokens, hidden]
-            inputs.insert(
-                0, helper.make_tensor_value_info("word_embeddings", TensorProto.FLOAT, words)
-            )
+        sizes: dict[str, list[int | str]] = {
+            host.WORDS: [rows, tokens, hidden],
+            host.ONE: [rows, 1],
+        }
+        if self.host_inputs:
+            names = host_input_names(self.output, self.pooling, scaled=bool(self.scales))
+            number = TensorProto.FLOAT
+        else:
+            names = ("input_ids", "attention_mask")
+            if self.output == "logit":
+                names = (*names, "token_type_ids")
+            number = TensorProto.INT64
+        inputs = [
+            helper.make_tensor_value_info(name, number, sizes.get(name, [rows, tokens]))
+            for name in names
+        ]
         ends = {"tokens": [rows, tokens, hidden], "pooled": [rows, hidden], "logit": [rows, 1]}
         end = helper.make_tensor_value_info(self.output, TensorProto.FLOAT, ends[self.output])
         graph = helper.make_graph(self.nodes, "bert", inputs, [end], list(self.constants.values()))
@@ -188,20 +216,21 @@ class _Builder:
         if self.shape:
             positions = self.const("positions", table[None, : self.tokens])
         else:
-            shape = self.op("Shape", ["attention_mask"], "emb.shape", start=1, end=2)
+            mask = host.MASK if self.host_inputs else "attention_mask"
+            shape = self.op("Shape", [mask], "emb.shape", start=1, end=2)
             start = self.const("positions.start", [0], np.int64)
             axis = self.const("positions.axis", [1], np.int64)
             positions = self.op(
                 "Slice", [self.const("positions", table[None]), start, shape, axis], "emb.pos"
             )
-        if self.host_table:
-            x = "word_embeddings"
+        if self.host_inputs:
+            x = host.WORDS
         else:
             x = self.op("Gather", [self.const("words", words), "input_ids"], "emb.word", axis=0)
         x = self.op("Add", [x, positions], "emb.sum")
         if self.output == "logit":
             # e0 is in the positions. A second Gather would be quantised along with the words'.
-            kind = self.as_float("token_type_ids", "types")
+            kind = host.TYPES if self.host_inputs else self.as_float("token_type_ids", "types")
             kind = self.reshape(kind, "types.column", [self.batch, self.tokens, 1])
             step = self.const("types.step", (types[1] - types[0])[None, None])
             x = self.op("Add", [x, self.op("Mul", [kind, step], "emb.types")], "emb.typed")
@@ -211,13 +240,17 @@ class _Builder:
         return self.op("Cast", [x], name, to=1)  # 1 is TensorProto.FLOAT
 
     def mask(self) -> str:
+        if self.host_inputs:
+            if self.scales:
+                self.reshape(host.ONE, "mask.one", [self.batch, 1, 1])
+            return self.reshape(host.MASK, "mask.add", [self.batch, 1, 1, self.tokens])
         mask = self.as_float("attention_mask", "mask")
         if self.scales:
             one = self.op("ReduceMax", [mask], "mask.max", axes=[1], keepdims=1)
             self.reshape(one, "mask.one", [self.batch, 1, 1])
         mask = self.reshape(mask, "mask.4d", [self.batch, 1, 1, self.tokens])
         mask = self.op("Sub", [self.const("one", 1.0), mask], "mask.inverse")
-        return self.op("Mul", [mask, self.const("mask.value", _MASK)], "mask.add")
+        return self.op("Mul", [mask, self.const("mask.value", host.MASK_VALUE)], "mask.add")
 
     def layer(self, x: str, mask: str, layer: int) -> str:
         p = f"l{layer}"
@@ -297,7 +330,9 @@ class _Builder:
             x = self.first(x, "pool")
         else:
             # Weights that sum to 1, before the sum: it stays small in float16.
-            share = self.op("Div", ["mask", self.sum("mask", "pool.count", 1)], "pool.share")
+            share = host.POOLING
+            if not self.host_inputs:
+                share = self.op("Div", ["mask", self.sum("mask", "pool.count", 1)], "pool.share")
             share = self.reshape(share, "pool.column", [self.batch, self.tokens, 1])
             x = self.sum(self.op("Mul", [x, share], "pool.mul"), "pool.sum", 1)
             x = self.reshape(x, "pool", [self.batch, self.config.hidden])

@@ -48,6 +48,7 @@ class NpuModel:
         weights_sha256: Of the weights it was made from; None: not said.
         fidelity: As measured when it was converted; None: never.
         max_length: Longest text in tokens; None: as long as its longest graph.
+        remarks: What a user should know of how it was compiled.
     """
 
     path: Path
@@ -61,6 +62,7 @@ class NpuModel:
     weights_sha256: str | None = None
     fidelity: Fidelity | None = None
     max_length: int | None = None
+    remarks: tuple[str, ...] = ()
 
 
 def read_model(path: Path, kind: ModelKind) -> NpuModel:
@@ -145,6 +147,7 @@ def _bundle(path: Path, kind: ModelKind) -> NpuModel:
         weights_sha256=manifest.weights_sha256,
         fidelity=manifest.fidelity,
         max_length=manifest.max_length,
+        remarks=manifest.remarks,
     )
 
 

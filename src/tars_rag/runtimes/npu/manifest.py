@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
 from tars_rag.runtimes.base import OutputKind
+from tars_rag.runtimes.npu.spec import FEED_NAMES
 
 MANIFEST_NAME = "manifest.json"
 FORMAT: Final = "tars-rag-bundle"
@@ -39,10 +40,33 @@ class BundleFile(_Frozen):
     bytes: int = Field(gt=0)
 
 
+class Operators(_Frozen):
+    """What the toolkit made of a graph, as the log of its build says."""
+
+    counts: dict[str, int] = Field(description="Compiled operators by kind, ends not counted.")
+    on_cpu: tuple[str, ...] = Field(
+        default=(), description="Those that the CPU runs inside the vendor's runtime."
+    )
+    integer_inputs: int = Field(default=0, description="Inputs that are integers.")
+    not_fused: tuple[str, ...] = Field(
+        default=(), description="What is left in parts where the chip has one operator for it."
+    )
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What a user should know, in words; empty if all is as it should be."""
+        on_cpu = ", ".join(self.on_cpu)
+        return (
+            *([f"run by the CPU inside the runtime: {on_cpu}"] if on_cpu else ()),
+            *([f"not fused: {', '.join(self.not_fused)}"] if self.not_fused else ()),
+        )
+
+
 class GraphFile(BundleFile):
     """One .rknn file and the sequence lengths it runs."""
 
     lengths: tuple[int, ...] = Field(min_length=1, description="Sequence lengths, ascending.")
+    operators: Operators | None = Field(default=None, description="None: not known.")
 
 
 class Fidelity(_Frozen):
@@ -87,8 +111,8 @@ class Manifest(_Frozen):
     precision: str = Field(description="fp16, fp16-host, hq, int8, ...")
     toolkit: str = Field(description="rknn-toolkit2 version that built the files.")
     inputs: tuple[str, ...] = Field(
-        description="Device inputs in order. 'word_embeddings' (float32 [1, n, hidden]) stands "
-        "for input_ids where the word table is on the host."
+        description="Device inputs in order: the int64 arrays of a feed, or what the host makes "
+        "of them in float32 (see `host_inputs`)."
     )
     output: OutputKind
     dimension: int = Field(gt=0, description="Hidden size of the encoder.")
@@ -110,6 +134,23 @@ class Manifest(_Frozen):
     def command(self) -> str:
         """What makes the bundle again, on a PC."""
         return f"tars-rag convert {self.model} --target {self.target} --precision {self.precision}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What the build logs said that a user should know, each with the lengths it is true of."""
+        said: dict[str, list[int]] = {}
+        for graph in self.graphs:
+            for remark in graph.operators.remarks if graph.operators else ():
+                said.setdefault(remark, []).extend(graph.lengths)
+        found = [
+            f"length {', '.join(map(str, lengths))}: {remark}" for remark, lengths in said.items()
+        ]
+        if self.target == "rk3576" and (integers := [n for n in self.inputs if n in FEED_NAMES]):
+            found.append(
+                f"{', '.join(integers)} are integers; graphs that take such crashed on RK3576 "
+                "in public reports"
+            )
+        return tuple(found)
 
     @property
     def lengths(self) -> tuple[int, ...]:

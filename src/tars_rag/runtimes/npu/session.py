@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, InvalidInputError, MissingLengthError, NonFiniteError
 from tars_rag.runtimes.base import Feeds, FloatArray, OutputKind
+from tars_rag.runtimes.npu.host_inputs import NEEDS, device_inputs
 from tars_rag.runtimes.npu.rknn import RknnContext, TensorInfo
 from tars_rag.runtimes.npu.spec import (
     FEED_NAMES,
-    WORD_EMBEDDINGS,
     KnownAnswer,
     NpuSpec,
     RknnFile,
@@ -84,7 +84,7 @@ class NpuSession:
     @property
     def info(self) -> SessionInfo:
         """Input names of a feed, lengths, and versions of library and driver."""
-        names = {"input_ids" if n == WORD_EMBEDDINGS else n for n in self._inputs}
+        names = {NEEDS.get(name, name) for name in self._inputs}
         return SessionInfo(
             tuple(n for n in FEED_NAMES if n in names),
             tuple(sorted({*self._contexts, *(n for file in self._waiting for n in file.lengths)})),
@@ -156,28 +156,11 @@ class NpuSession:
 
     def _infer(self, feed: Feeds) -> FloatArray:
         mask = feed["attention_mask"]
-        arrays: list[NDArray[Any]] = []
-        for name in self._inputs:
-            if name == WORD_EMBEDDINGS:
-                arrays.append(self._look_up(feed["input_ids"]))
-            elif name == "token_type_ids" and name not in feed:
-                arrays.append(np.zeros_like(mask))
-            else:
-                arrays.append(np.ascontiguousarray(feed[name], dtype=np.int64))
+        arrays = device_inputs(self._inputs, feed, self._table)
         context = self._contexts[mask.shape[-1]]
         raw = context.run(arrays)
         self._last[context] = (_meaning(feed), raw)
         return raw
-
-    def _look_up(self, ids: NDArray[np.int64]) -> FloatArray:
-        table = self._table
-        if table is None:
-            msg = f"The model takes word embeddings, but has no word table. {_CONVERT}"
-            raise DeviceError(msg)
-        if ids.min() < 0 or ids.max() >= len(table):
-            msg = f"Token ids must lie in 0..{len(table) - 1}: {ids.min()}..{ids.max()} is not."
-            raise InvalidInputError(msg)
-        return np.ascontiguousarray(table[ids], dtype=np.float32)
 
     def _rows(self, raw: FloatArray, feed: Feeds) -> FloatArray:
         mask = feed["attention_mask"]
@@ -281,7 +264,7 @@ def _length(context: RknnContext) -> int:
 def _input_order(inputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
     """The names the file gives its inputs, or the usual order where it gives others."""
     names = tuple(t.name for t in inputs)
-    if set(names) <= {*FEED_NAMES, WORD_EMBEDDINGS}:
+    if set(names) <= {*FEED_NAMES, *NEEDS}:
         return names
     if not 2 <= len(names) <= len(FEED_NAMES):
         msg = f"The model takes inputs {names}; 2 or 3 of {FEED_NAMES} were expected. {_CONVERT}"

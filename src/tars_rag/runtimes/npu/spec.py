@@ -12,7 +12,6 @@ from typing import Any, Literal, Protocol
 from tars_rag.runtimes.base import Feeds, FloatArray, OutputKind
 
 FEED_NAMES = ("input_ids", "attention_mask", "token_type_ids")
-WORD_EMBEDDINGS = "word_embeddings"
 
 
 @dataclass(frozen=True)
