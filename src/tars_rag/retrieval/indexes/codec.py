@@ -1,11 +1,12 @@
 """Passages as Chroma can hold them, and back, without losing a character.
 
 Chroma keeps UTF-8 text and flat metadata. A string that is not valid Unicode (lone surrogates) is
-kept in base64 behind a prefix. Text and metadata are kept whole, as JSON, under one reserved key of
-Chroma's metadata; top-level scalars, and lists of one type of them, are repeated beside it so that
-`where` can filter on them. A list that Chroma cannot hold is named, so that a filter which would
-have to look into it can be refused (see filter_plan). What is in no way a value to compare with
-(None, dicts, lists without a scalar) is left out: no test but a negated one holds for it.
+kept in base64 behind a prefix. Text and metadata are kept whole, as compressed JSON, under one
+reserved key of Chroma's metadata; top-level scalars, and lists of one type of them, are repeated
+beside it so that `where` can filter on them. A list that Chroma cannot hold is named, so that a
+filter which would have to look into it can be refused (see filter_plan). What is in no way a value
+to compare with (None, dicts, lists without a scalar) is left out: no test but a negated one holds
+for it.
 The text is not a Chroma document: Chroma would index every three letters of it, which doubles the
 time of a write and adds two thirds to the disk, for a search that BM25 does here.
 """
@@ -16,7 +17,9 @@ import base64
 import json
 import math
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,8 @@ Chroma writes each kind with one SQL statement of six variables a value. From 5,
 fails, at some later time, and from then on no write and no read of the collection succeeds."""
 _MAX_UNHELD = 100
 _PREFIX = "tars-b64:"
+_COMPRESSED = "tars-zlib:"
+_SHORT = 256  # characters of JSON that are kept as they are
 
 
 def encode(text: str) -> str:
@@ -70,8 +75,15 @@ def sketch(vector: NDArray[np.float32]) -> list[float]:
     Not a checksum: Chroma scales vectors to unit length, which moves their last bits.
     """
     unit = np.asarray(vector, np.float64) / np.linalg.norm(vector)
-    steps = np.outer(np.arange(1, 5) * math.pi * (math.sqrt(5) - 1), np.arange(1, len(unit) + 1))
-    return [round(float(value), 4) for value in math.sqrt(2) * np.cos(steps) @ unit]
+    return [round(float(value), 4) for value in _waves(len(unit)) @ unit]
+
+
+@lru_cache(maxsize=8)
+def _waves(dim: int) -> NDArray[np.float64]:
+    """Four directions, [4, dim]."""
+    steps = np.outer(np.arange(1, 5) * math.pi * (math.sqrt(5) - 1), np.arange(1, dim + 1))
+    waves: NDArray[np.float64] = math.sqrt(2) * np.cos(steps)
+    return waves
 
 
 def matches(vector: NDArray[np.float32] | None, stored: Sequence[float]) -> bool:
@@ -142,7 +154,7 @@ def check_passage(passage: Any) -> Passage:
 def pack_metadata(passage: Passage, vector: NDArray[np.float32]) -> dict[str, Any]:
     """What Chroma keeps for a checked `passage`: the envelope, and what can be filtered on."""
     envelope = {"sketch": sketch(vector), **_content(passage)}
-    return {**filterable(passage), ENVELOPE: encode(_json(envelope))}
+    return {**filterable(passage), ENVELOPE: _compressed(_json(envelope))}
 
 
 def filterable(passage: Passage) -> dict[str, Any]:
@@ -234,8 +246,32 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 def _envelope(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    envelope: dict[str, Any] = json.loads(decode((metadata or {})[ENVELOPE]))
+    held = (metadata or {})[ENVELOPE]
+    envelope: dict[str, Any] = json.loads(_decompressed(held))
     return envelope
+
+
+def _compressed(text: str) -> str:
+    """JSON as a string that is shorter, where it is long.
+
+    Chroma keeps a string twice, in a table and whole in an index of it, and what does not fit into
+    a quarter of a page of that takes pages of its own: 100,000 abstracts took 415 MB as they are.
+    """
+    if len(text) < _SHORT:
+        return encode(text)
+    data = zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
+    return _COMPRESSED + base64.b64encode(data).decode("ascii")
+
+
+def _decompressed(held: str) -> str:
+    """The inverse of `_compressed`."""
+    if not held.startswith(_COMPRESSED):
+        return decode(held)
+    try:
+        data = zlib.decompress(base64.b64decode(held[len(_COMPRESSED) :]))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    return data.decode("utf-8", "surrogatepass")
 
 
 def _uniform(values: Sequence[Any]) -> bool:
