@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import copy
 import gc
+import json
 import multiprocessing
+import sqlite3
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -634,15 +639,46 @@ def test_a_damaged_manifest_is_named(store: HybridStore, tmp_path: Path, content
         HybridStore(tmp_path / "store", HashEmbedder())
 
 
-@pytest.mark.parametrize(("version", "step"), [(1, "index the sources"), (4, "Update tars-rag")])
+@pytest.mark.parametrize(("version", "step"), [(1, "index the sources"), (9, "Update tars-rag")])
 def test_a_store_of_another_version_is_refused(
     store: HybridStore, tmp_path: Path, version: int, step: str
 ) -> None:
     store.close()
     manifest = tmp_path / "store" / "store.json"
-    manifest.write_text(manifest.read_text().replace('"version": 3', f'"version": {version}'))
+    manifest.write_text(manifest.read_text().replace('"version": 4', f'"version": {version}'))
     with pytest.raises(StoreError, match=f"version {version}.*{step}"):
         HybridStore(tmp_path / "store", HashEmbedder())
+
+
+def test_a_store_of_version_3_is_read_and_becomes_one_of_today(
+    store: HybridStore, tmp_path: Path
+) -> None:
+    """Version 3 kept the JSON as it is."""
+    path = tmp_path / "store"
+    long = Passage("long", "a text that is worth being compressed " * 20, {"n": 1})
+    store.upsert([long])
+    held = {passage.id: passage for passage in store.get()}
+    store.close()
+    with contextlib.closing(sqlite3.connect(path / "chroma" / "chroma.sqlite3")) as database:
+        rows = database.execute(
+            "SELECT id, string_value FROM embedding_metadata WHERE key = '_tars'"
+        ).fetchall()
+        assert any(not value.startswith("{") for _, value in rows)
+        for key, value in rows:
+            packed = value.removeprefix("tars-zlib:")
+            data = zlib.decompress(base64.b64decode(packed)).decode() if packed != value else value
+            database.execute(
+                "UPDATE embedding_metadata SET string_value = ? WHERE id = ? AND key = '_tars'",
+                (data, key),
+            )
+        database.commit()
+    manifest = path / "store.json"
+    manifest.write_text(manifest.read_text().replace('"version": 4', '"version": 3'))
+    with HybridStore(path, HashEmbedder()) as opened:
+        assert {passage.id: passage for passage in opened.get()} == held
+        assert opened.search("worth being compressed", 1)[0].passage == long
+        assert opened.vectors(["long"]).keys() == {"long"}
+    assert json.loads(manifest.read_text())["version"] == 4
 
 
 def test_a_server_is_no_substitute_for_the_embedded_chroma(

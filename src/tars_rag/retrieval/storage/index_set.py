@@ -22,6 +22,7 @@ from tars_rag.retrieval.indexes.chroma.rows import Record, records
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
+from tars_rag.retrieval.meanwhile import meanwhile
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, JOURNAL, LEXICAL, SEAL
@@ -185,10 +186,18 @@ class IndexSet:
         replaced = set(self.vectors.matching(ids, None))
         redo = [record for key, record in zip(ids, made, strict=True) if key in replaced]
         with self._intent(ids, redo):
-            self.vectors.write(made, replaced)
-            self.exact.add(ids, vectors)
-            self.exact.commit()
-            self.lexical.apply((), passages)
+            # Chroma writes in a process of its own; in whatever order they end, or do not, the
+            # journal says which passages are to be compared.
+            with meanwhile(lambda: self._write_others(ids, passages, vectors)) as others:
+                self.vectors.write(made, replaced)
+            others.result()
+
+    def _write_others(
+        self, ids: Sequence[str], passages: Sequence[Passage], vectors: NDArray[np.float32]
+    ) -> None:
+        self.exact.add(ids, vectors)
+        self.exact.commit()
+        self.lexical.apply((), passages)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete one batch from every index; durable in all on return."""

@@ -23,6 +23,7 @@ from tars_rag.retrieval.storage.rebuild import (
     reconcile,
     reconcile_all,
 )
+from tars_rag.retrieval.storage.store_json import VERSION
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,8 @@ class Recovery:
             reconcile_all(indexes, progress)
         if not indexes.read_only:
             indexes.seal_vectors()  # Chroma may have saved what it had in its log
+            if indexes.store_json.version != VERSION:
+                indexes.update()  # what is written from now on, earlier versions cannot read
 
     def recover(self, progress: Progress | None) -> None:
         """Finish what a crash or a failed write left: redo it, and let the lexical index follow."""

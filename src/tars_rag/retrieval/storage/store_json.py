@@ -15,10 +15,10 @@ from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE
 
 NAME = "store.json"
 FORMAT = "tars-rag-store"
-VERSION = 3
+VERSION = 4
 _PRECISIONS = {"exact": "fp32", "int8": "int8"}
 PARTS = 4  # of an embedder's fingerprint, its precision class being the last
-_READABLE = (2, VERSION)
+_READABLE = (2, 3, VERSION)
 
 
 @dataclass(frozen=True, slots=True)
