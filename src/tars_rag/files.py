@@ -151,6 +151,24 @@ def is_partial(name: str, of: str) -> bool:
     return match is not None and match["of"] == of
 
 
+def widen(path: Path) -> None:
+    """Give a file of ours the permissions that the umask allows, so that a group can share it.
+
+    For libraries that make their files with less.
+    """
+    with contextlib.suppress(OSError):  # of another owner, or not there
+        path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    """The process's umask: asked of the system, because Python can only set it."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/self/status").read_text("ascii", "replace").splitlines():
+            if line.startswith("Umask:"):
+                return int(line.split()[1], 8)
+    return 0o022
+
+
 def writing_problem(directory: Path, room: int) -> str | None:
     """Why a write to a directory failed, found out by reserving space there; None: unknown.
 

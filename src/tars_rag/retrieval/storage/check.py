@@ -12,6 +12,7 @@ from pathlib import Path
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma.files import Seal
 from tars_rag.retrieval.indexes.chroma.layout import database
+from tars_rag.retrieval.indexes.chroma.requests import operation_timeout
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.codec import matches
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
@@ -103,7 +104,7 @@ def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
     lock = StoreLock(directory / layout.LOCK, read_only=True)
     try:
         store_json = layout.open_store_json(directory, None, None)
-        lock.acquire(shared=True, wait=store_json.chroma_url is not None)
+        lock.acquire(shared=True, seconds=operation_timeout() if store_json.chroma_url else None)
         report.fingerprint, report.dimension = store_json.fingerprint, store_json.dimension
         if store_json.ready:
             _inspect_indexes(directory, store_json, lock, report, progress)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import FingerprintError, StoreError
+from tars_rag.retrieval.indexes.chroma.requests import operation_timeout
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import (
@@ -80,7 +81,10 @@ class StoreDirectory:
             known = read_store_json(path)
             # With a server the lock is held for each operation, otherwise until close().
             self._url = known.chroma_url if known and owner is None else chroma_url
-            self._lock.acquire(shared=read_only and not self._shared, wait=self._shared)
+            self._lock.acquire(
+                shared=read_only and not self._shared,
+                seconds=operation_timeout() if self._shared else None,
+            )
             store_json = open_store_json(
                 path,
                 owner.fingerprint if owner else None,
@@ -171,6 +175,10 @@ class StoreDirectory:
             return
         with self._lock.closing(), self._threads.write():
             self._closed = True
+            try:
+                self._lock.check_in_place()
+            except StoreError:
+                self._indexes.abandon()  # what Chroma still had to write would go to another store
             self._parts.close()
 
     @property
@@ -185,7 +193,7 @@ class StoreDirectory:
             return
         lock = StoreLock(self.path / LOCK, read_only=self.read_only)
         try:
-            lock.acquire(shared=shared, wait=True)
+            lock.acquire(shared=shared, seconds=operation_timeout())
             self._follow_others()
             yield
         finally:
@@ -216,3 +224,4 @@ class StoreDirectory:
                 "fork. Open it in the child, started by the method spawn or forkserver."
             )
             raise StoreError(msg)
+        self._lock.check_in_place()

@@ -162,6 +162,11 @@ class IndexSet:
             self.lexical.refresh()
             self._seen = stamp
 
+    def abandon(self) -> None:
+        """Let go of Chroma before `close`, so that it writes nothing any more."""
+        if self._vectors is not None:
+            self._vectors.abandon()
+
     def close(self) -> None:
         """Close all. May be called twice."""
         with contextlib.ExitStack() as stack:  # every part is closed, whatever the others raise
@@ -213,6 +218,7 @@ class IndexSet:
         try:
             self.journal.begin(ids, redo)
             yield
+            self._lock.check_in_place()
             self.seal_vectors()
             self.journal.clear()
         except BaseException as error:

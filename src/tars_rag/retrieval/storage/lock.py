@@ -5,65 +5,115 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import random
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
 from tars_rag.errors import StoreError, StoreLockedError
+from tars_rag.retrieval.storage.holder import Holder, processes_with
 
 # How long the process of a Chroma may outlive a killed parent: one that writes may be saving a
-# large index to a slow disk, one that reads leaves at once.
-_ORPHAN_SECONDS, _READER_SECONDS = 60.0, 1.0
+# large index to a slow disk, one that reads leaves at once. Of one that is stopped, or that cannot
+# be seen from here, there is little to wait for.
+_ORPHAN_SECONDS, _READER_SECONDS, _STOPPED_SECONDS, _FAR_SECONDS = 60.0, 1.0, 5.0, 1.0
 # A store of this process may be about to be closed (the garbage collector has it), and one that is
 # being closed finishes running calls first.
 _COLLECTED_SECONDS, _CLOSING_SECONDS = 0.5, 60.0
 # The lock files (device, inode) of stores that this process is closing. A list without a lock: the
 # garbage collector closes stores too, at any moment, and appending and removing are atomic.
 _closing: list[tuple[int, int]] = []
+_SHARE = (
+    "or let several processes share one Chroma server: start `chroma run --path DIR` and "
+    "pass chroma_url='http://localhost:8000'."
+)
 
 
 class StoreLock:
     """An advisory lock on a file, shared or exclusive, released by the kernel when the holder dies.
 
-    The file holds the pid of the last writer, for the error message. Locks belong to the open
-    file, so that two stores in one process exclude each other too.
+    The file says who wrote last, for the error message. Locks belong to the open file, so that
+    two stores in one process exclude each other too; a fork's copy is closed at once, or the child
+    would hold what its parent has closed.
+
+    Args:
+        path: The file; made if missing, unless `read_only`, with what the umask allows, so that
+            a group can share a store.
+        read_only: The file is not written.
+
+    Raises:
+        StoreError: It cannot be opened.
     """
 
     def __init__(self, path: Path, *, read_only: bool = False) -> None:
         self.path = path
+        self._read_only = read_only
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
-            self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o644)
+            self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
         except OSError as error:
             msg = f"The store's lock {path} cannot be opened: {error}. Check path and permissions."
             raise StoreError(msg) from error
+        _open_locks.add(self)
 
-    def acquire(self, *, shared: bool = False, wait: bool = False) -> None:
+    def acquire(self, *, shared: bool = False, seconds: float | None = None) -> None:
         """Take the lock.
 
         A writer that was killed leaves its Chroma process, which holds the lock until it has
         finished what it was told to write: that is waited for.
 
+        Args:
+            shared: With others that share it.
+            seconds: How long to wait for whoever has it; None: no longer than for one that is
+                about to let go.
+
         Raises:
-            StoreLockedError: Another holds it (and `wait` is false); the message names its pid.
+            StoreLockedError: Another holds it; the message says who.
         """
-        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
+        operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
         began = time.monotonic()
         try:
             while not self._try(operation):
-                if time.monotonic() - began > self._patience():
+                patience = self._patience() if seconds is None else seconds
+                if time.monotonic() - began > patience:
                     if self._try(operation):  # given back while its holder was looked up
                         break
-                    raise StoreLockedError(self._locked_message())
-                time.sleep(0.02)
+                    raise StoreLockedError(self._locked_message(seconds))
+                time.sleep(random.uniform(0.001, 0.02))  # else two that take turns shut others out
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
             raise StoreError(msg) from error
-        if not shared and not wait:
-            os.ftruncate(self.descriptor, 0)
-            os.pwrite(self.descriptor, b"%d\n" % os.getpid(), 0)
+        if not shared:
+            self.name_holder()
+
+    def name_holder(self, chroma: int = 0) -> None:
+        """Write down that we hold it, and the pid of our Chroma; for error messages only."""
+        if not self._read_only:
+            with contextlib.suppress(OSError):  # a full disk
+                os.pwrite(self.descriptor, Holder.this_process(chroma).record(), 0)
+
+    def check_in_place(self) -> None:
+        """See that the store's path still leads to the store that was opened.
+
+        Raises:
+            StoreError: The directory was renamed, removed or replaced.
+        """
+        try:
+            status = self.path.stat()
+            if (status.st_dev, status.st_ino) == self._file():
+                return
+            now = "another store is there now"
+        except OSError:
+            now = "it is not there any more"
+        msg = (
+            f"The directory {self.path.parent} was renamed, removed or replaced while the store "
+            f"was open: {now}. Nothing was read or written there. Close this object, and open the "
+            "store at its present place."
+        )
+        raise StoreError(msg)
 
     def release(self) -> None:
         """Give the lock back; the file stays open."""
@@ -99,33 +149,60 @@ class StoreLock:
         """Seconds to wait for whoever holds the lock."""
         if self._only_read():
             return _READER_SECONDS
-        pid = self._writer()
-        if pid == str(os.getpid()):
+        holder = self._holder()
+        if holder is None:
+            return 0
+        if not holder.is_near:
+            return _FAR_SECONDS
+        if holder.is_this_process:
             return _CLOSING_SECONDS if self._file() in _closing else _COLLECTED_SECONDS
-        return _ORPHAN_SECONDS if pid.isdecimal() and not _exists(int(pid)) else 0
+        if holder.is_alive:
+            return 0
+        return _STOPPED_SECONDS if holder.chroma_is_stopped else _ORPHAN_SECONDS
 
     def _file(self) -> tuple[int, int]:
         status = os.fstat(self.descriptor)
         return status.st_dev, status.st_ino
 
-    def _writer(self) -> str:
-        return os.pread(self.descriptor, 32, 0).decode("ascii", "replace").strip()
+    def _holder(self) -> Holder | None:
+        return Holder.parsed(os.pread(self.descriptor, 4096, 0))
 
-    def _locked_message(self) -> str:
+    def _locked_message(self, waited: float | None) -> str:
         where = self.path.parent
-        share = (
-            "or let several processes share one Chroma server: start `chroma run --path DIR` and "
-            "pass chroma_url='http://localhost:8000'."
-        )
-        if self._only_read():
-            return f"The store {where} is being read by another process. Close it there, {share}"
-        pid = self._writer()
-        if pid == str(os.getpid()):
+        holder = self._holder()
+        if waited is not None:
+            who = holder.where() if holder else "another process"
             return (
-                f"The store {where} is already open in this process (pid {pid}). "
+                f"The store {where} was not to be had for {waited:g} s: {who} is writing, and may "
+                "wait for a Chroma server that does not answer. Try again, or end that process."
+            )
+        if self._only_read():
+            return f"The store {where} is being read by another process. Close it there, {_SHARE}"
+        if holder is None:
+            return f"The store {where} is open in another process. Close it there, {_SHARE}"
+        if holder.is_this_process:
+            return (
+                f"The store {where} is already open in this process (pid {holder.pid}). "
                 "Use that object, or close() it first."
             )
-        return f"The store {where} is open in another process (pid {pid}). Close it there, {share}"
+        if holder.is_near and not holder.is_alive:
+            return self._orphan_message(holder)
+        return f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}"
+
+    def _orphan_message(self, holder: Holder) -> str:
+        """Who holds the lock now that the process is gone that took it."""
+        pids = processes_with(self.descriptor)
+        what = "a process that it left"
+        if holder.chroma in pids:
+            pids = [holder.chroma]
+            what = "its Chroma process"
+        named = f"{what} (pid {', '.join(map(str, pids))})" if pids else what
+        stopped = ", which is stopped," if holder.chroma_is_stopped else ""
+        end = f"End it: kill -9 {' '.join(map(str, pids))}" if pids else "End it, or restart."
+        return (
+            f"The store {self.path.parent} was open in a process that is gone (pid {holder.pid}), "
+            f"and {named}{stopped} still holds it. {end}"
+        )
 
     def _only_read(self) -> bool:
         """Whether all who hold the lock share it."""
@@ -134,15 +211,31 @@ class StoreLock:
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         return True
 
+    def _forget(self) -> None:
+        """In a forked child: let go of our copy of the lock, and of tantivy's in the same store."""
+        self.close()
+        place = f"{self.path.parent}/"
+        nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        for entry in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                file = str(entry.readlink())
+                if file.startswith(place) and file.endswith(".lock"):
+                    # Its owner, native code, may yet close the number: it stays taken.
+                    os.dup2(nothing, int(entry.name), inheritable=False)
+        os.close(nothing)
 
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        pass
-    return True
+
+_open_locks: weakref.WeakSet[StoreLock] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for lock in list(_open_locks):
+        if lock.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                lock._forget()
+
+
+os.register_at_fork(after_in_child=_forked)
 
 
 class ReadWriteLock:

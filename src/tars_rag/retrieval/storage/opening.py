@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from tars_rag.errors import StoreError
+from tars_rag.files import widen
 from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client
 from tars_rag.retrieval.indexes.chroma.process import ChromaProcess
 from tars_rag.retrieval.indexes.chroma.server import ServerClient
@@ -55,6 +56,9 @@ def open_vectors(
         raise StoreError(msg)
     try:
         client = ChromaProcess(path / CHROMA, lock.descriptor, READERS + 1)
+        lock.name_holder(client.pid)
+        if not read_only:
+            widen(database)
         return _open(client, store_json, create=create)
     except (StoreError, ChromaError) as error:
         msg = (

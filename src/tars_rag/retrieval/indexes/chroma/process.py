@@ -71,6 +71,11 @@ class ChromaProcess:
             self.close()
             raise
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._child.pid
+
     def get_max_batch_size(self) -> int:
         """See Chroma."""
         return int(self._ask("get_max_batch_size"))

@@ -15,7 +15,7 @@ from tars_rag.errors import ConfigError
 from tars_rag.retrieval.indexes.chroma.client import ChromaError
 
 TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_S = "TARS_CHROMA_TIMEOUT", 20.0
-_CONNECT_S = 5.0
+_CONNECT_S = _SLACK_S = 5.0
 T = TypeVar("T")
 
 
@@ -34,6 +34,15 @@ def request_timeout() -> float:
         msg = f"{TIMEOUT_VARIABLE}={given} must be a number of seconds above 0, such as 20."
         raise ConfigError(msg)
     return seconds
+
+
+def operation_timeout() -> float:
+    """Seconds after which an operation on a store that has a Chroma server is over, or hangs.
+
+    It asks for little more than two things, one after the other, and ends with the first that
+    fails.
+    """
+    return 2 * request_timeout() + _SLACK_S
 
 
 class Asker:

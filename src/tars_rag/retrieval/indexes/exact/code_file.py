@@ -32,7 +32,7 @@ class CodeFile:
         self._rows = np.empty((0, dim), np.uint8)
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
-            self._file = os.open(path, flags, 0o644)
+            self._file = os.open(path, flags, 0o666)
         except FileNotFoundError:
             self._file = os.open(os.devnull, os.O_RDONLY)
         self._close = weakref.finalize(self, os.close, self._file)

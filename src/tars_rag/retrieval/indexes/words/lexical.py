@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import StoreError
-from tars_rag.files import sync, writing_problem
+from tars_rag.files import sync, widen, writing_problem
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
@@ -62,6 +62,8 @@ class LexicalIndex:
             name = f"tars_{ANALYSER_VERSION}_{self.language}"
             self._schema = _schema(name)
             self._index = tantivy.Index(self._schema, str(path))
+            if not read_only:
+                self._widen()
             self._index.register_tokenizer(name, _at_spaces())
             self._index.config_reader(reload_policy="manual")
             self.refresh()
@@ -153,6 +155,12 @@ class LexicalIndex:
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.wait_merging_threads()
+            self._widen()
+
+    def _widen(self) -> None:
+        """Let others read what tantivy writes for its owner only."""
+        for name in ("meta.json", ".managed.json"):
+            widen(self.path / name)
 
     def close(self) -> None:
         """Wait for merges and drop every handle. May be called twice."""
@@ -181,6 +189,7 @@ class LexicalIndex:
                 self._writer.garbage_collect_files()
             yield self._writer
             self._writer.commit()
+            self._widen()
             sync(self.path)  # tantivy renames meta.json and leaves it at that
         except BaseException as error:
             self._abandon_writer()
