@@ -141,7 +141,7 @@ def write_until_killed(
     """Announce each operation, do it, acknowledge it, for ever."""
     vectors_module._HNSW["sync_threshold"] = threshold
     if not journal:
-        Journal.begin = lambda self, ids, redo=(): None  # type: ignore[method-assign]
+        Journal.begin = lambda self, ids, redo=(), before=None: None  # type: ignore[method-assign]
     store = HybridStore(path, HashEmbedder())
     pipe.send("open")
     for kind, versions in operations(seed, ids, largest, deletes):

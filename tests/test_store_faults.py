@@ -178,8 +178,24 @@ def test_check_finds_what_counting_cannot_and_repairs_it(path: Path) -> None:
     assert "2 passages" in report.problems[0]
     assert "'p7'" in report.problems[0]
     assert "'stranger'" in report.problems[0]
+    refused = check_store(path, repair=True)  # the stranger has no vector
+    assert not refused.ok
+    assert "tars-rag store reembed" in refused.problems[-1]
+    with HybridStore(path, HashEmbedder()) as store:  # the word index was written last
+        assert store.get(["p7", "stranger"]) == [Passage("stranger", "of the same number")]
+        assert store.search("same number", 1, "naive")[0].id == "stranger"
+    assert check_store(path).ok
+
+
+def test_check_repairs_the_vectors_that_differ(path: Path) -> None:
+    with HybridStore(path, HashEmbedder()) as store:
+        exact = store._directory._indexes.exact
+        exact.add(["p7"], exact.vectors(["p8"])["p8"][None])
+        exact.commit()
+    report = check_store(path)
+    assert "1 passages" in report.problems[0]
     mended = check_store(path, repair=True)
-    assert mended.ok
+    assert mended.ok, mended.problems
     assert mended.repaired == report.problems
     assert_whole(path)
 
@@ -215,12 +231,10 @@ def test_a_journal_cut_short_means_that_everything_is_compared(
     path: Path, monkeypatch: pytest.MonkeyPatch, share: float
 ) -> None:
     with HybridStore(path, HashEmbedder()) as store:
-        store._directory._indexes.lexical.apply(
-            ["p7"], [Passage("p8", "another text")]
-        )  # out of step, same journal
-        store._directory._indexes.lexical.apply(
-            [], [Passage("stranger", "so that the number is right")]
-        )
+        exact = store._directory._indexes.exact  # out of step, and no stamp says so
+        exact.remove(["p7"])
+        exact.add(["p8", "stranger"], exact.vectors(["p9", "p10"])["p9"][None].repeat(2, 0))
+        exact.commit()
     crash_between_the_indexes(path, monkeypatch)
     cut(path / "journal", share)
     assert Journal(path / "journal").pending() is not None

@@ -115,7 +115,7 @@ def states(
 
 def check_states(pipe: Connection) -> None:
     """Answer for each state what is wrong; in a child, because some damage kills the process."""
-    seal._boot = lambda: "after the power cut"
+    seal.boot_id = lambda: "after the power cut"
     with contextlib.suppress(EOFError):
         while True:
             state = pipe.recv()

@@ -20,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 _PARTIAL: Final = re.compile(r"\.(?P<of>.+)\.[0-9a-f]{12}\.partial", re.DOTALL)
 
 
@@ -57,6 +58,14 @@ def sync_tree(directory: Path) -> None:
             if not path.is_symlink():
                 sync(path)
         sync(Path(folder))
+
+
+def boot_id() -> str:
+    """What names this start of the machine; empty: unknown."""
+    try:
+        return _BOOT_ID.read_text("ascii").strip()
+    except OSError:
+        return ""
 
 
 def write_atomically(path: Path, data: bytes) -> None:

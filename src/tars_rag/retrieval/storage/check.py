@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import sqlite3
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma.files import Seal
-from tars_rag.retrieval.indexes.chroma.layout import database
+from tars_rag.retrieval.indexes.chroma.layout import DATABASE
+from tars_rag.retrieval.indexes.chroma.layout import problem as database_problem
 from tars_rag.retrieval.indexes.chroma.requests import operation_timeout
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.codec import matches
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Progress
-from tars_rag.retrieval.storage import layout
+from tars_rag.retrieval.storage import halves, layout
 from tars_rag.retrieval.storage.directory import StoreDirectory
+from tars_rag.retrieval.storage.index_set import moments
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage, open_vectors
-from tars_rag.retrieval.storage.rebuild import differences, reconcile_all
+from tars_rag.retrieval.storage.state import Mark, read_state
 from tars_rag.retrieval.storage.store_json import StoreJson
-
-_SHOWN = 5
 
 
 @dataclass
@@ -67,7 +65,7 @@ def check_store(
     """Compare every passage of the indexes, and every vector with its sketch.
 
     Without `repair` nothing is written, save that SQLite undoes what a process that died had not
-    committed. With it the other indexes are made to follow Chroma; damaged vectors need an
+    committed. With it they are made to agree (see `halves`); damaged vectors need an
     embedder, so they are left to `reembed`.
 
     Args:
@@ -87,7 +85,7 @@ def check_store(
         opened = StoreDirectory(directory, None, progress=progress)
         try:
             with opened.writing() as indexes:
-                reconcile_all(indexes, progress)
+                halves.mend(indexes, halves.BOTH, None, progress)
         finally:
             opened.close()
     except StoreError as error:
@@ -150,11 +148,22 @@ def _inspect_indexes(
             report.lexical_passages = lexical.count()
         if vectors is None:
             return
-        wrong = list(differences(vectors, exact, lexical, progress))
-        if wrong:
+        found = halves.compare(vectors, exact, lexical, progress)
+        right = halves.BOTH
+        if exact is not None and lexical is not None:
+            state = read_state(directory)
+            now = moments(directory, store_json, vectors, lexical)
+            its = halves.right(directory, state, Mark.of(exact.stamp), now)
+            right = its or halves.BOTH
+            if its is not None and not found.ids and intent is None:
+                report.notes.append(
+                    "The indexes were not written here, or not together (a copy?), but agree: the "
+                    "next opening for writing records that."
+                )
+        if found.ids:
             say(
-                f"The indexes disagree about {len(wrong)} passages ({_some(wrong)}). The others "
-                f"are made to follow Chroma by: {_repair(directory)}"
+                f"The indexes disagree about {len(found.ids)} passages: "
+                f"{'; '.join(found.told(right))}. By: {_repair(directory)}"
             )
 
 
@@ -164,7 +173,7 @@ def _open_vectors(
     """Chroma, if opening it is safe: it does not survive truncated vector files."""
     if store_json.chroma_url is None:
         damaged = Seal(directory / layout.SEAL, directory / layout.CHROMA).damage()
-        problem = _database_problem(directory / layout.CHROMA / "chroma.sqlite3")
+        problem = database_problem(directory / layout.CHROMA / DATABASE)
         if problem:
             report.problems.append(
                 f"The texts are damaged ({problem}): restore the directory from a backup, or "
@@ -186,18 +195,6 @@ def _open_vectors(
         return None
 
 
-def _database_problem(path: Path) -> str | None:
-    """What SQLite's own check of every page says; None: nothing."""
-    if not path.is_file():
-        return f"{path.name} is missing"
-    try:
-        with database(path) as connection:
-            rows = connection.execute(f"PRAGMA integrity_check({_SHOWN})").fetchall()
-    except sqlite3.Error as error:
-        return str(error)
-    return None if rows == [("ok",)] else "; ".join(str(row[0]) for row in rows)
-
-
 def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreReport) -> bool:
     """Whether they could be read, be they right or wrong."""
     try:
@@ -213,8 +210,8 @@ def _check_vectors(vectors: VectorIndex, store_json: StoreJson, report: StoreRep
         return False
     if wrong:
         report.problems.append(
-            f"{len(wrong)} vectors are not the ones that were stored ({_some(wrong)}): make the "
-            f"vectors anew: {store_json.reembed_command(report.path)}"
+            f"{len(wrong)} vectors are not the ones that were stored ({halves.some(wrong)}): make "
+            f"the vectors anew: {store_json.reembed_command(report.path)}"
         )
     return True
 
@@ -223,7 +220,7 @@ def _open_exact(directory: Path, store_json: StoreJson, report: StoreReport) -> 
     problem = exact_damage(directory)
     if problem is None:
         exact = ExactIndex(directory / layout.EXACT, store_json.dimension, read_only=True)
-        if exact.stamp == store_json.collection:
+        if Mark.of(exact.stamp).collection == store_json.collection:
             return exact
         exact.close()
         problem = "it is not of the store's present vectors"
@@ -247,7 +244,3 @@ def _open_lexical(directory: Path, language: str, report: StoreReport) -> Lexica
 
 def _repair(directory: Path) -> str:
     return f"tars-rag store check {shlex.quote(str(directory))} --repair"
-
-
-def _some(ids: Sequence[str]) -> str:
-    return ", ".join(map(repr, ids[:_SHOWN])) + (", ..." if len(ids) > _SHOWN else "")

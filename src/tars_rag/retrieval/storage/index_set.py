@@ -2,7 +2,8 @@
 
 What holds between them: Chroma is the truth, and what searches look into (the exact index for
 vectors, the lexical one for words) follows it; the journal names what is being written from before
-the first is touched until all have it.
+the first is touched until all have it. The exact index is written last, and says with each commit
+which moments of the others it belongs to (`state`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma.files import Seal
+from tars_rag.retrieval.indexes.chroma.layout import DATABASE, last_sequence
 from tars_rag.retrieval.indexes.chroma.rows import Record, records
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
@@ -28,6 +31,15 @@ from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, JOURNAL, LEXICAL, SEAL
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.opening import open_vectors
+from tars_rag.retrieval.storage.state import (
+    UNKNOWN,
+    Mark,
+    Moment,
+    State,
+    read_session,
+    read_state,
+    write_session,
+)
 from tars_rag.retrieval.storage.store_json import StoreJson
 
 
@@ -61,6 +73,7 @@ class IndexSet:
         self.seal = None if url else Seal(path / SEAL, path / CHROMA)
         self._lock = lock
         self._seen: object = None
+        self._begun = False
         self._url = url
         self._vectors: VectorIndex | None = None
         self._exact: ExactIndex | None = None
@@ -108,8 +121,8 @@ class IndexSet:
             self.open_vectors(create=True)
             self.seal_vectors()
             self.open_exact()
-            self.exact.commit(self.store_json.collection)
             self.open_lexical()
+            self.settle()
             self.update(ready=True)
         except OSError as error:
             raise StoreError(self._unwritable(error)) from error
@@ -132,7 +145,7 @@ class IndexSet:
         )
 
     def renew_exact(self) -> None:
-        """Begin the exact index anew: empty, and not yet said to follow Chroma (its stamp)."""
+        """Begin the exact index anew: empty, and without the stamp that says what it follows."""
         if self._exact is not None:
             self._exact.close()
         shutil.rmtree(self.path / EXACT, ignore_errors=True)
@@ -152,6 +165,10 @@ class IndexSet:
     def counts(self) -> tuple[int, int, int]:
         """How many passages Chroma, the exact and the lexical index hold."""
         return self.vectors.count(), self.exact.count(), self.lexical.count()
+
+    def mark(self) -> Mark:
+        """The moments at which Chroma and the word index were written last."""
+        return moments(self.path, self.store_json, self.vectors, self.lexical)
 
     def refresh(self) -> None:
         """See what another process wrote."""
@@ -193,30 +210,51 @@ class IndexSet:
         with self._intent(ids, redo):
             # Chroma writes in a process of its own; in whatever order they end, or do not, the
             # journal says which passages are to be compared.
-            with meanwhile(lambda: self._write_others(ids, passages, vectors)) as others:
+            with meanwhile(lambda: self.lexical.apply((), passages)) as words:
                 self.vectors.write(made, replaced)
-            others.result()
-
-    def _write_others(
-        self, ids: Sequence[str], passages: Sequence[Passage], vectors: NDArray[np.float32]
-    ) -> None:
-        self.exact.add(ids, vectors)
-        self.exact.commit()
-        self.lexical.apply((), passages)
+            words.result()
+            self.exact.add(ids, vectors)
+            self.exact.commit(self.mark().stamp)
 
     def delete(self, ids: Sequence[str]) -> None:
         """Delete one batch from every index; durable in all on return."""
         with self._intent(ids):
             self.vectors.delete(ids)
-            self.exact.remove(ids)
-            self.exact.commit()
             self.lexical.apply(ids, ())
+            self.exact.remove(ids)
+            self.exact.commit(self.mark().stamp)
+
+    def begin_session(self) -> None:
+        """Name the session in all indexes, once, before the first write of it."""
+        if self._begun:
+            return
+        state = read_state(self.path) or State()
+        shared = self._url is not None and read_session(self.path / LEXICAL) in state.line[:1]
+        if not shared:
+            self._name_session(state)
+        self._begun = True
+
+    def settle(self) -> None:
+        """Record that the indexes belong together, as they are, and where they lie."""
+        state = self._name_session(read_state(self.path) or State())
+        self._begun = True
+        self.exact.commit(self.mark().stamp)
+        if state.mending:
+            replace(state, mending="").write(self.path)
+
+    def _name_session(self, state: State) -> State:
+        state = state.begun(self.path).write(self.path)
+        if self._url is None:  # what a server holds is told by its revisions
+            self.vectors.begin_session(state.line[0])
+        write_session(self.path / LEXICAL, state.line[0])
+        return state
 
     @contextlib.contextmanager
     def _intent(self, ids: Sequence[str], redo: Sequence[Record] = ()) -> Iterator[None]:
         """The journal names the ids while the block runs, and after it if it fails."""
         try:
-            self.journal.begin(ids, redo)
+            self.journal.begin(ids, redo, self.exact.stamp)
+            self.begin_session()
             yield
             self._lock.check_in_place()
             self.seal_vectors()
@@ -243,7 +281,7 @@ class IndexSet:
     def switch(self, vectors: VectorIndex, **changes: Any) -> None:
         """Make another collection the store's own, and change store.json with it.
 
-        The old collection stays in Chroma.
+        The old collection stays in Chroma. The exact index must follow, and then `settle`.
         """
         self.update(
             collection=vectors.name, dimension=vectors.dimension(), reembedding=None, **changes
@@ -258,3 +296,13 @@ class IndexSet:
             f"Writing to the store {self.path} failed: {error}. Nothing that was acknowledged is "
             "lost. Check space and permissions (df, ls -ld), then repeat what failed."
         )
+
+
+def moments(path: Path, store_json: StoreJson, vectors: VectorIndex, lexical: LexicalIndex) -> Mark:
+    """The moments at which Chroma and the word index of a store were written last."""
+    words = Moment(read_session(path / LEXICAL), lexical.opstamp)
+    if store_json.chroma_url is not None:  # what a server holds is told by its revisions
+        return Mark(store_json.collection, Moment(words.session), words)
+    count = last_sequence(path / CHROMA / DATABASE, store_json.collection)
+    chroma = Moment(vectors.session, UNKNOWN if count is None else count)
+    return Mark(store_json.collection, chroma, words)

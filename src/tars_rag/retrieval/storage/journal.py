@@ -32,10 +32,12 @@ class Intent:
     Attributes:
         ids: The passages that were being written or deleted; None where the record is torn.
         redo: Records for Chroma (see `VectorIndex.records`) that were replacing others.
+        before: The stamp of the exact index, which is written last, before it.
     """
 
     ids: tuple[str, ...] | None
     redo: tuple[dict[str, Any], ...] = ()
+    before: str | None = None
 
 
 class Journal:
@@ -44,9 +46,11 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def begin(self, ids: Sequence[str], redo: Sequence[dict[str, Any]] = ()) -> None:
-        """Record the intent; on disk (file and directory) on return."""
-        content = {"ids": [encode(key) for key in ids], "redo": list(redo)}
+    def begin(
+        self, ids: Sequence[str], redo: Sequence[dict[str, Any]] = (), before: str | None = None
+    ) -> None:
+        """Record the intent (see `Intent`); on disk (file and directory) on return."""
+        content = {"ids": [encode(key) for key in ids], "redo": list(redo), "before": before}
         body = json.dumps(content, ensure_ascii=False).encode()
         record = _MAGIC + b"%08x %d\n" % (zlib.crc32(body), len(body)) + body
         try:
@@ -76,4 +80,5 @@ class Journal:
         if not record.startswith(_MAGIC) or header != b"%08x %d" % (zlib.crc32(body), len(body)):
             return Intent(None)
         content = json.loads(body)
-        return Intent(tuple(decode(key) for key in content["ids"]), tuple(content["redo"]))
+        ids = tuple(decode(key) for key in content["ids"])
+        return Intent(ids, tuple(content["redo"]), content.get("before"))

@@ -13,6 +13,7 @@ from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.commands import index_command
 from tars_rag.retrieval.indexes.chroma.server import REVISIONS
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
+from tars_rag.retrieval.storage.state import NAME as STATE
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import (
     PARTS,
@@ -26,7 +27,7 @@ from tars_rag.settings import Settings
 CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
 _PROBE = "probe.json"
-_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STORE_JSON, REVISIONS}
+_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STATE, STORE_JSON, REVISIONS}
 
 
 def store_path(path: str | Path) -> Path:
@@ -93,7 +94,7 @@ def prepare_directory(path: Path, *, create: bool) -> None:
 
 def _unfinished(name: str) -> bool:
     """Left by a process that was killed while it wrote one of our files."""
-    return is_partial(name, STORE_JSON) or is_partial(name, SEAL)
+    return any(is_partial(name, whole) for whole in (STORE_JSON, SEAL, STATE))
 
 
 def _make_directory(path: Path) -> None:

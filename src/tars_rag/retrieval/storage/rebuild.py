@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +16,8 @@ from numpy.typing import NDArray
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.indexes.chroma.rows import records
-from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
-from tars_rag.retrieval.indexes.codec import matches, pack_content, same_content
+from tars_rag.retrieval.indexes.codec import matches, same_content
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
-from tars_rag.retrieval.indexes.words.files import digest
-from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 
@@ -87,6 +84,8 @@ def rebuild_vectors(
     else:
         indexes.switch(target, fingerprint=fingerprint, model=model_of(embedder), probe=None)
     fill_exact(indexes, None)
+    if indexes.is_open[2]:
+        indexes.settle()
     target.drop(known.collection)
     indexes.seal_vectors()
     return embedded
@@ -143,7 +142,8 @@ def _target(indexes: IndexSet, fingerprint: str) -> str:
 def fill_exact(indexes: IndexSet, progress: Progress | None) -> None:
     """Make the exact index anew from Chroma's vectors.
 
-    Killed meanwhile it begins again: only the last commit says that it follows Chroma.
+    Killed meanwhile it begins again: only the last commit names the collection. `settle` says
+    which moment of the others it belongs to.
     """
     indexes.renew_exact()
     done, total = 0, indexes.vectors.count()
@@ -172,52 +172,20 @@ def fill_lexical(indexes: IndexSet, progress: Progress | None) -> None:
 
 def reconcile(indexes: IndexSet, ids: Sequence[str]) -> None:
     """Make the other indexes hold of these ids what Chroma holds of them."""
+    indexes.begin_session()
     for start in range(0, len(ids), _READ_BATCH):
         batch = ids[start : start + _READ_BATCH]
         held = indexes.vectors.get(batch)
         gone = [passage_id for passage_id in batch if passage_id not in held]
         vectors = indexes.vectors.vectors(list(held))
+        indexes.lexical.apply(gone, held.values())
         indexes.exact.remove(gone)
         indexes.exact.add(list(vectors), np.array(list(vectors.values())))
         indexes.exact.commit()
-        indexes.lexical.apply(gone, held.values())
+    indexes.exact.commit(indexes.mark().stamp)
 
 
-def differences(
-    vectors: VectorIndex,
-    exact: ExactIndex | None,
-    lexical: LexicalIndex | None,
-    progress: Progress | None = None,
-) -> Iterator[str]:
-    """Ids that another index lacks, or of which it holds something else than Chroma, or twice.
-
-    Args:
-        vectors: Chroma.
-        exact: None: not compared.
-        lexical: None: not compared.
-        progress: Called with (done, total).
-    """
-    strangers = set(exact.ids()) if exact else set()
-    digests: dict[str, list[str]] = {}
-    for passage_id, found in lexical.digests() if lexical else ():
-        digests.setdefault(passage_id, []).append(found)
-    done, total = 0, vectors.count()
-    for batch in vectors.scan():
-        held = exact.vectors([passage.id for passage, _, _ in batch]) if exact else {}
-        for passage, _, sketch in batch:
-            strangers.discard(passage.id)
-            words = digests.pop(passage.id, None)
-            if (lexical and words != [digest(pack_content(passage))]) or (
-                exact and not matches(held.get(passage.id), sketch)
-            ):
-                yield passage.id
-        done += len(batch)
-        if progress is not None:
-            progress(done, total)
-    yield from strangers | digests.keys()
-
-
-def _restore_lost(indexes: IndexSet) -> None:
+def restore_lost(indexes: IndexSet) -> None:
     """Give a Chroma server again what it has lost, from the other indexes, which hold it all."""
     lost = indexes.vectors.lost()
     for start in range(0, len(lost), _BATCH):
@@ -230,11 +198,3 @@ def _restore_lost(indexes: IndexSet) -> None:
         if gone:
             _log.warning("%s: lost, and in no other index: %s", indexes.path, gone)
             indexes.vectors.delete(gone)
-
-
-def reconcile_all(indexes: IndexSet, progress: Progress | None) -> int:
-    """Compare every passage and mend the other indexes; the number of ids mended."""
-    _restore_lost(indexes)
-    wrong = list(differences(indexes.vectors, indexes.exact, indexes.lexical, progress))
-    reconcile(indexes, wrong)
-    return len(wrong)

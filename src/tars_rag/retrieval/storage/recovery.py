@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import shutil
+from pathlib import Path
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.chroma.files import Damage
+from tars_rag.retrieval.indexes.chroma.layout import DATABASE, problem
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.exact.rows import DamageError
 from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage import halves
 from tars_rag.retrieval.storage.index_set import IndexSet
-from tars_rag.retrieval.storage.layout import EXACT, LEXICAL
+from tars_rag.retrieval.storage.journal import Intent
+from tars_rag.retrieval.storage.layout import CHROMA, EXACT, LEXICAL
 from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage
 from tars_rag.retrieval.storage.rebuild import (
     fill_exact,
     fill_lexical,
     rebuild_vectors,
     reconcile,
-    reconcile_all,
 )
+from tars_rag.retrieval.storage.state import Mark, read_state
 from tars_rag.retrieval.storage.store_json import VERSION
 
 _log = logging.getLogger(__name__)
@@ -44,6 +49,8 @@ class Recovery:
         self.embedded = 0
         self._indexes = indexes
         self._embedder = embedder
+        state = read_state(indexes.path)
+        self._copied = state is None or state.moved(indexes.path)
 
     def open(self, progress: Progress | None) -> None:
         """Open what is not open, and mend what is not whole.
@@ -57,6 +64,8 @@ class Recovery:
                 msg = f"The store {indexes.path} is not complete yet. Open it for writing first."
                 raise StoreError(msg)
             indexes.create()
+            self._copied = False
+        self._refuse_torn()
         has_vectors, has_exact, has_lexical = indexes.is_open
         if not has_vectors:
             self._open_vectors(progress)
@@ -64,20 +73,22 @@ class Recovery:
             self._open_exact(progress)
         if not has_lexical:
             self._open_lexical(progress)
+        right = self._right(indexes.journal.pending())
         self.recover(progress)
         if not indexes.read_only:
             indexes.vectors.sweep()
-            indexes.vectors.upgrade(progress)
-        if len(set(indexes.counts())) > 1:
-            self._refuse_if_read_only("its indexes do not hold the same number of passages")
-            reconcile_all(indexes, progress)
+            indexes.vectors.upgrade(progress, again=self._copied)
+        if right is None and len(set(indexes.counts())) > 1:
+            right = halves.BOTH
+        if right is not None:
+            self._mend(right, progress)
         if not indexes.read_only:
             indexes.seal_vectors()  # Chroma may have saved what it had in its log
             if indexes.store_json.version != VERSION:
                 indexes.update()  # what is written from now on, earlier versions cannot read
 
     def recover(self, progress: Progress | None) -> None:
-        """Finish what a crash or a failed write left: redo it, and let the lexical index follow."""
+        """Finish what a crash or a failed write left: redo it, and let the others follow Chroma."""
         indexes = self._indexes
         if not indexes.vectors.alive:
             indexes.vectors.close()
@@ -87,18 +98,65 @@ class Recovery:
             return
         self._refuse_if_read_only("a write was interrupted")
         if intent.ids is None:
-            reconcile_all(indexes, progress)
+            self._mend(self._right(None) or halves.BOTH, progress)
         else:
             indexes.vectors.write(intent.redo, [decode(record["id"]) for record in intent.redo])
             reconcile(indexes, intent.ids)
         indexes.seal_vectors()
         indexes.journal.clear()
 
+    def _right(self, intent: Intent | None) -> str | None:
+        """Which index is right where they differ (see `halves`); None: they belong together.
+
+        Args:
+            intent: A write that was in flight; its ids alone may differ.
+        """
+        indexes = self._indexes
+        state, stamp, now = read_state(indexes.path), indexes.exact.stamp, indexes.mark()
+        mark = Mark.of(stamp)
+        right = halves.right(indexes.path, state, mark, now)
+        if self._copied or (state is not None and state.mending):
+            return right
+        if right is not None and state is not None and intent is not None:
+            # The exact index is written last: it is as it was before the write.
+            orders = state.order(now.chroma, mark.chroma), state.order(now.words, mark.words)
+            if intent.before == stamp and all(order in (0, 1) for order in orders):
+                return None
+        return None if intent is not None and intent.ids is None else right
+
+    def _mend(self, right: str, progress: Progress | None) -> None:
+        """Compare every passage, and make the indexes agree."""
+        indexes = self._indexes
+        if indexes.read_only:
+            parts = indexes.vectors, indexes.exact, indexes.lexical
+            found = halves.compare(*parts, progress, deep=self._copied)
+            if found.ids:
+                self._refuse_if_read_only(
+                    f"its indexes are not of one moment, and disagree about {len(found.ids)} "
+                    f"passages ({halves.some(found.ids)})"
+                )
+            return
+        known = indexes.store_json.fingerprint
+        own = self._embedder if getattr(self._embedder, "fingerprint", None) == known else None
+        halves.mend(indexes, right, own, progress, deep=self._copied)
+        self._copied = False
+
+    def _refuse_torn(self) -> None:
+        """Refuse a copy whose database was written while it was copied.
+
+        Raises:
+            StoreError: SQLite finds it damaged.
+        """
+        if self._copied and self._indexes.seal is not None:
+            found = problem(self._indexes.path / CHROMA / DATABASE)
+            if found:
+                raise StoreError(torn_database(self._indexes.path, found))
+
     def _open_vectors(self, progress: Progress | None) -> None:
         """Open Chroma, whose files are compared with their seal before it may load them."""
         indexes = self._indexes
         with contextlib.ExitStack() as stack:
-            damage = indexes.seal.damage() if indexes.seal else None
+            damage = indexes.seal.damage(in_place=not self._copied) if indexes.seal else None
             copy = self._copy() if damage else None
             if copy is not None:
                 stack.callback(copy.close)
@@ -118,7 +176,7 @@ class Recovery:
         if other or exact_damage(path) is not None:
             return None
         copy = ExactIndex(path / EXACT, known.dimension, read_only=True)
-        if copy.stamp != known.collection:
+        if Mark.of(copy.stamp).collection != known.collection:
             copy.close()
             return None
         return copy
@@ -160,7 +218,7 @@ class Recovery:
             except DamageError as error:
                 damaged = str(error)
             else:
-                if indexes.exact.stamp == indexes.store_json.collection:
+                if Mark.of(indexes.exact.stamp).collection == indexes.store_json.collection:
                     return
                 damaged = "it is not of the store's present vectors"
         self._refuse_if_read_only(f"its vector index must be made anew: {damaged}")
@@ -185,3 +243,12 @@ class Recovery:
                 f"writing, or run: {check_command(path, repair=True)}"
             )
             raise StoreError(msg)
+
+
+def torn_database(path: Path, problem: str) -> str:
+    """What to say of texts that SQLite finds damaged."""
+    return (
+        f"The texts of the store {path} are damaged ({problem}). If it was copied while it was in "
+        "use, copy it again while nothing has it open; otherwise restore a backup, into another "
+        f"directory: tars-rag store restore FILE {shlex.quote(str(path) + '-restored')}"
+    )

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tars_rag.files import sync, write_atomically
+from tars_rag.files import boot_id, sync, write_atomically
 from tars_rag.retrieval.indexes.chroma.layout import (
     DATABASE,
     SAVED,
@@ -33,7 +33,6 @@ from tars_rag.retrieval.indexes.chroma.layout import (
 
 _PIECE = 1 << 20
 _ASIDE = "damaged-"
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _Marks = dict[str, tuple[int, int]]
 
 
@@ -54,8 +53,11 @@ class Seal:
         self._database = chroma / DATABASE
         self._seen: _Marks | None = None  # the state that the file is of, where that is known
 
-    def damage(self) -> Damage | None:
+    def damage(self, *, in_place: bool = True) -> Damage | None:
         """What is not as it was sealed, or must be more than was; None: nothing.
+
+        Args:
+            in_place: The files lie where they were written. In a copy nothing follows from times.
 
         Raises:
             UnknownLayoutError: No tested version of Chroma wrote the files.
@@ -78,7 +80,7 @@ class Seal:
         for directory in {Path(name).parent.name for name in wrong}:
             require_known_files(self._chroma / directory)
         lost: set[str] = set()
-        if boot and boot == _boot():
+        if in_place and boot and boot == boot_id():
             wrong -= self._saved_since(wrong, stamps, saves)
         else:
             lost = self._lost_saves(saves)
@@ -122,7 +124,7 @@ class Seal:
         for directory in {(self._chroma / name).parent for name in stamps}:
             sync(directory)
         files = {name: _measure(self._chroma / name) for name in stamps}
-        content = {"boot": _boot(), "saves": saves, "files": files}
+        content = {"boot": boot_id(), "saves": saves, "files": files}
         write_atomically(self.path, json.dumps(content).encode("ascii"))
         self._seen = stamps
 
@@ -208,13 +210,6 @@ class Seal:
                 return connection.execute(query, values).fetchall()
         except (sqlite3.Error, ValueError):
             return []  # the database is damaged: assume the worst
-
-
-def _boot() -> str:
-    try:
-        return _BOOT_ID.read_text("ascii").strip()
-    except OSError:
-        return ""
 
 
 def _measure(path: Path) -> tuple[int, int]:

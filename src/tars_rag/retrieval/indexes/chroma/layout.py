@@ -43,6 +43,7 @@ HEADER: Final = struct.Struct("<iQQQQQQiiQQQdQ")
 offset of the vector, highest level, entry point, maxM, maxM0, M, 1 / ln M, ef_construction."""
 
 _HEADER_VERSION = 1
+_SHOWN = 5
 
 
 @contextlib.contextmanager
@@ -57,6 +58,33 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
     uri = f"file:{quote(str(path))}?mode=rw"
     with contextlib.closing(sqlite3.connect(uri, uri=True)) as connection:
         yield connection
+
+
+def last_sequence(path: Path, collection: str) -> int | None:
+    """The number of the last write to a collection in Chroma's log; None: it cannot be read."""
+    try:
+        with database(path) as connection:
+            row = connection.execute(
+                "SELECT m.seq_id FROM max_seq_id m JOIN segments s ON m.segment_id = s.id "
+                "JOIN collections c ON s.collection = c.id "
+                "WHERE s.scope = 'METADATA' AND c.name = ?",
+                (collection,),
+            ).fetchone()
+    except (sqlite3.Error, ValueError):
+        return None
+    return int(row[0]) if row else 0
+
+
+def problem(path: Path) -> str | None:
+    """What SQLite's own check of every page of the database says; None: nothing."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    try:
+        with database(path) as connection:
+            rows = connection.execute(f"PRAGMA integrity_check({_SHOWN})").fetchall()
+    except sqlite3.Error as error:
+        return str(error)
+    return None if rows == [("ok",)] else "; ".join(str(row[0]) for row in rows)
 
 
 def require_known_tables(path: Path) -> None:

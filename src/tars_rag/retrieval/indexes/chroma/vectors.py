@@ -33,6 +33,7 @@ _WRITE_BATCH = 256
 _MOST = (1 << 32) - 1
 # In a collection's own metadata: which codec wrote what can be filtered on. 2: lists too.
 _MARK, _CURRENT = "tars_filters", 2
+_SESSION = "tars_session"  # there too: which session of the store wrote last
 
 
 class VectorIndex:
@@ -42,6 +43,9 @@ class VectorIndex:
         client: A Chroma; shared by its collections.
         name: The collection's name.
         create: Make the collection if it is missing.
+
+    Attributes:
+        session: Which session of the store wrote last; empty: none said so.
 
     Raises:
         StoreError: Chroma cannot be reached, or the collection is missing.
@@ -58,11 +62,13 @@ class VectorIndex:
                 )
             else:
                 self._collection = client.get_collection(name)
+        known = self._collection.metadata or {}
+        self.session = str(known.get(_SESSION, ""))
         self._passing = Passing(
             self._ids,
             client.place,
             remembers=client.exclusive,
-            holds_lists=(self._collection.metadata or {}).get(_MARK) == _CURRENT,
+            holds_lists=known.get(_MARK) == _CURRENT,
         )
 
     @property
@@ -187,18 +193,19 @@ class VectorIndex:
         with translated(self._client, "swept"):
             self._collection.sweep()
 
-    def upgrade(self, progress: Progress | None = None) -> int:
+    def upgrade(self, progress: Progress | None = None, *, again: bool = False) -> int:
         """Give Chroma what today's filters need, where an earlier version wrote the passages.
 
         Texts and vectors stay as they are. Cut short, it starts again the next time.
 
         Args:
             progress: Called with (done, total).
+            again: Compare every passage even if that was done.
 
         Returns:
             How many passages were changed.
         """
-        if self._passing.holds_lists:
+        if self._passing.holds_lists and not again:
             return 0
         changed = done = 0
         total = self.count()
@@ -213,9 +220,15 @@ class VectorIndex:
             done += len(rows["ids"])
             if progress is not None:
                 progress(done, total)
-        self._do("written", "modify", metadata={_MARK: _CURRENT})
+        if not self._passing.holds_lists:
+            self._describe({_MARK: _CURRENT})
         self._passing.holds_lists = True
         return changed
+
+    def begin_session(self, session: str) -> None:
+        """Name the session that writes from now on; durable on return."""
+        self._describe({_SESSION: session})
+        self.session = session
 
     def drop(self, name: str) -> None:
         """Delete a collection; one that is not there is no error."""
@@ -279,6 +292,13 @@ class VectorIndex:
             keys = [codec.encode(key) for key in ids[start : start + _READ_BATCH]]
             rows = self._do("read", "get", ids=keys, include=there)
             yield rows if passes is None else selected(rows, passes)
+
+    def _describe(self, changes: dict[str, Any]) -> None:
+        """Change the collection's own metadata."""
+        known: dict[str, Any] = {_MARK: _CURRENT} if self._passing.holds_lists else {}
+        if self.session:
+            known[_SESSION] = self.session
+        self._do("written", "modify", metadata=known | changes)
 
     def _ids(self, where: dict[str, Any] | None, limit: int | None) -> list[str]:
         """The ids that Chroma finds for a filter that it can take."""

@@ -40,10 +40,13 @@ def digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
-def documents(path: Path) -> int:
-    """How many documents BM25 reckons with: those that are deleted count until they are merged."""
+def committed(path: Path) -> tuple[int, int]:
+    """How many documents BM25 reckons with, and the number of the last operation (opstamp).
+
+    Documents that are deleted count until they are merged.
+    """
     meta = json.loads((path / _META).read_bytes())
-    return sum(int(segment["max_doc"]) for segment in meta["segments"])
+    return sum(int(segment["max_doc"]) for segment in meta["segments"]), int(meta["opstamp"])
 
 
 def damage(path: Path) -> str | None:

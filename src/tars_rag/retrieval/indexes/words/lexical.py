@@ -19,7 +19,7 @@ from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
 from tars_rag.retrieval.indexes.words.bm25 import K1, NOTHING, Beside, Term, idf
-from tars_rag.retrieval.indexes.words.files import documents
+from tars_rag.retrieval.indexes.words.files import committed
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.indexes.words.snapshot import Snapshot
 from tars_rag.retrieval.passage import Passage, Ranking
@@ -37,6 +37,9 @@ class LexicalIndex:
         path: The directory; made if missing, unless `read_only`.
         language: Whose words they are: a code, an English name or a locale (`languages`).
         read_only: Only search.
+
+    Attributes:
+        opstamp: Counts what was written, in the whole life of the index.
 
     Raises:
         InvalidInputError: There is no such language; the message names those that there are.
@@ -92,7 +95,8 @@ class LexicalIndex:
     def refresh(self) -> None:
         """See what was committed since, here or in another process."""
         self._index.reload()
-        self._snapshot = Snapshot(self._schema, self._index.searcher(), documents(self.path))
+        documents, self.opstamp = committed(self.path)
+        self._snapshot = Snapshot(self._schema, self._index.searcher(), documents)
 
     def stamp(self) -> object:
         """Something that differs after a commit by any process."""
