@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from multiprocessing import spawn
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -28,6 +29,15 @@ from numpy.typing import NDArray
 
 _BOOT: Final = (
     "import json, sys; entry, fds, sys.path[:] = json.loads(sys.argv[1]);"
+    "from tars_rag.child import live; live(entry, fds)"
+)
+# Of another Python only this package is to be seen, not what is installed beside it for ours.
+_BOOT_FOREIGN: Final = (
+    "import sys; sys.path[:] = [p for p in sys.path if p];"
+    "import json, importlib.util as u; entry, fds, home = json.loads(sys.argv[1]);"
+    "s = u.spec_from_file_location('tars_rag', home + '/__init__.py',"
+    " submodule_search_locations=[home]); m = u.module_from_spec(s);"
+    "sys.modules['tars_rag'] = m; s.loader.exec_module(m);"
     "from tars_rag.child import live; live(entry, fds)"
 )
 _LOG_LIMIT = 1 << 20
@@ -112,28 +122,36 @@ class Child:
     Args:
         entry: ``module:function``; called in the child with the list of its links.
         links: How many connections to make.
+        python: Another interpreter to run it; it must have what the function imports, and gets
+            this package's own modules. None: the one that runs this.
 
     Attributes:
         links: The parent's ends.
     """
 
-    def __init__(self, entry: str, links: int = 1) -> None:
+    def __init__(self, entry: str, links: int = 1, python: Path | None = None) -> None:
         # The child appends its output; the file has no name and vanishes with us.
         self._log = tempfile.TemporaryFile(mode="a+b")  # noqa: SIM115
         with contextlib.ExitStack() as stack:
             pairs = [socket.socketpair() for _ in range(links)]
             theirs = [stack.enter_context(end).fileno() for _, end in pairs]
             self.links = [Link(end.detach()) for end, _ in pairs]
-            argument = json.dumps([entry, theirs, sys.path])
+            if python is None:
+                command = [os.fsdecode(spawn.get_executable() or sys.executable), "-c", _BOOT]
+                argument, environment = json.dumps([entry, theirs, sys.path]), dict(os.environ)
+            else:
+                here = str(Path(__file__).resolve().parent)
+                command = [str(python), "-c", _BOOT_FOREIGN]
+                argument, environment = json.dumps([entry, theirs, here]), foreign_environment()
             try:
                 self._process = subprocess.Popen(
-                    [os.fsdecode(spawn.get_executable() or sys.executable), "-c", _BOOT, argument],
+                    [*command, argument],
                     stdin=subprocess.DEVNULL,
                     stdout=self._log,
                     stderr=self._log,
                     pass_fds=theirs,
                     # It computes next to nothing in numpy; more threads cost memory.
-                    env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
+                    env=environment | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"},
                 )
             except BaseException:
                 self._release()
@@ -209,6 +227,12 @@ def live(entry: str, descriptors: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     module, function = entry.split(":")
     getattr(import_module(module), function)([Link(descriptor) for descriptor in descriptors])
+
+
+def foreign_environment() -> dict[str, str]:
+    """The environment without what tells a Python where its modules are: that was meant for us."""
+    ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV")
+    return {name: value for name, value in os.environ.items() if name not in ours}
 
 
 def trim_log() -> None:

@@ -45,6 +45,9 @@ class Placement:
         fallback_cpu: With ``npu``: go on on the CPU, with one warning, where the NPU cannot be
             used or fails.
         cache_dir: The model cache. None: MODEL_CACHE_DIR, or the user's cache directory.
+        npu_python: Another Python for the NPU's processes, which has rknn-toolkit-lite2 and numpy.
+            None: NPU_PYTHON, or what `tars-rag npu install` made, or this one.
+        npu_lock: A file that programs lock while they use the NPU, to take turns. None: no turns.
 
     Raises:
         ConfigError: A value is not allowed; the message names the field, the value and what is.
@@ -58,6 +61,8 @@ class Placement:
     core_mask: CoreMask = "auto"
     fallback_cpu: bool = False
     cache_dir: str | Path | None = None
+    npu_python: str | Path | None = None
+    npu_lock: str | Path | None = None
 
     def __post_init__(self) -> None:
         _require_choice("device", self.device, get_args(Device))
@@ -66,7 +71,7 @@ class Placement:
         _require_choice("fallback_cpu", self.fallback_cpu, (True, False))
         _require_threads(self.threads)
         object.__setattr__(self, "fallback_cpu", bool(self.fallback_cpu))
-        for name in ("rknn_path", "cache_dir"):
+        for name in ("rknn_path", "cache_dir", "npu_python", "npu_lock"):
             object.__setattr__(self, name, _path(name, getattr(self, name)))
 
     @property
@@ -190,6 +195,15 @@ class Settings(BaseSettings):
     npu_fallback_cpu: _Switch = Field(
         False, description="1: run on the CPU, with one warning, where the NPU cannot be used."
     )
+    npu_python: _OptionalPath = Field(
+        None,
+        description="Another Python for the NPU, with rknn-toolkit-lite2 and numpy. Unset: the one "
+        "of tars-rag npu install, or this one.",
+    )
+    npu_lock: _OptionalPath = Field(
+        None,
+        description="A file to lock while the NPU is used, so that programs take turns. Unset: no.",
+    )
     model_cache_dir: _OptionalPath = Field(
         None, description="Where models are kept. Unset: the user's cache directory."
     )
@@ -240,6 +254,8 @@ class Settings(BaseSettings):
             core_mask=self.npu_core_mask,
             fallback_cpu=self.npu_fallback_cpu,
             cache_dir=self.model_cache_dir,
+            npu_python=self.npu_python,
+            npu_lock=self.npu_lock,
         )
 
     @classmethod

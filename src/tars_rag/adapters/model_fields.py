@@ -54,6 +54,8 @@ class ModelArguments(TypedDict, total=False):
     rknn_path: str | Path | None
     core_mask: CoreMask
     fallback_cpu: bool
+    npu_python: str | Path | None
+    npu_lock: str | Path | None
 
 
 class EmbedderArguments(ModelArguments, total=False):
@@ -76,6 +78,10 @@ class ModelFields(BaseModel):
     core_mask: CoreMask = Field("auto", description="NPU cores to use.")
     fallback_cpu: bool = Field(
         False, description="Run on the CPU, with one warning, where the NPU cannot be used."
+    )
+    npu_python: PathText = Field(None, description="Another Python for the NPU's processes.")
+    npu_lock: PathText = Field(
+        None, description="A file to lock while the NPU is used, so that programs take turns."
     )
 
     _handle: Handle = PrivateAttr(default_factory=Handle)

@@ -29,6 +29,7 @@ _COMMANDS: dict[str, str] = {
     "eval": "tars_rag.cli.eval:evaluate",
     "convert": "tars_rag.cli.convert:convert",
     "doctor": "tars_rag.cli.doctor:doctor",
+    "npu": "tars_rag.cli.npu:app",
     "bench": "tars_rag.cli.bench:bench",
 }
 

@@ -37,13 +37,14 @@ def doctor(as_json: JsonOption = False, clear_npu_notes: ClearOption = False) ->
     With --json: everything that a bug report needs, without secrets.
     """
     from tars_rag.cli import surroundings
-    from tars_rag.runtimes.npu import faults, gate
+    from tars_rag.runtimes.npu import faults, gate, interpreter
     from tars_rag.runtimes.npu.probe import probe
 
     if clear_npu_notes:
         gate.clear()
-    machine = probe()
     settings, problems = _settings()
+    named = settings.npu_python if settings else None
+    machine = probe(other=interpreter.find(named)) if named else probe()
     problems += [asdict(f) for f in (*machine.findings, *_untested())]
     models = _models(settings) if settings else []
     problems += [*_model_findings(models, machine), *map(_freeze, gate.freezes())]
@@ -143,6 +144,7 @@ def _rows(machine: Machine, models: list[dict[str, Any]]) -> list[tuple[str, str
             ("Device nodes", ", ".join(machine.device_nodes) or unknown),
             ("librknnrt", f"{library} {machine.library_version or ''}".strip()),
             ("rknn-toolkit-lite2", machine.wheel or "not installed"),
+            *([("NPU's Python", machine.npu_python)] if machine.npu_python else []),
             ("Container", "yes" if machine.container else "no"),
             *rows,
         ]

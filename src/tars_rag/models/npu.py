@@ -26,6 +26,7 @@ from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.npu.measured import Measured
 from tars_rag.runtimes.npu.pool import NpuPool
 from tars_rag.runtimes.npu.probe import Machine
+from tars_rag.runtimes.npu.turns import find_turns
 from tars_rag.settings import Placement
 
 logger = logging.getLogger("tars_rag")
@@ -83,7 +84,10 @@ def open_pool(
 
     def open_session(mask: int) -> IsolatedSession:
         known = measured is not None and measured.of(mask) is not None
-        return IsolatedSession(dataclasses.replace(npu.spec, lazy=known), mask)
+        spec = dataclasses.replace(npu.spec, lazy=known)
+        if machine.npu_python:
+            return IsolatedSession(spec, mask, python=Path(machine.npu_python))
+        return IsolatedSession(spec, mask)
 
     def fault(mask: int, reason: str) -> None:
         faults.record(model.name, mask, reason)
@@ -100,6 +104,7 @@ def open_pool(
                 chosen=placement.core_mask != "auto",
                 driver=machine.driver,
             ),
+            turns=find_turns(Path(placement.npu_lock) if placement.npu_lock else None),
         )
     except DeviceError as error:
         if odd is None:

@@ -125,9 +125,11 @@ def _open_npu(
     cpu: Callable[[Precision], Opened],
 ) -> Opened | None:
     """Open the model on the NPU; None where the device is ``auto`` and there is none."""
+    from tars_rag.runtimes.npu.interpreter import find
     from tars_rag.runtimes.npu.probe import probe
 
-    machine = probe()
+    named = placement.npu_python
+    machine = probe(other=find(Path(named))) if named else probe()
     if placement.device == "auto" and not machine.has_npu:
         return None
     from tars_rag.models import npu

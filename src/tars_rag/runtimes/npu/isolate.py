@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class IsolatedSession:
         core_mask: See `rknn.RknnContext`.
         backend: ``module:callable`` that the child calls with `spec` and `core_mask`.
         open_timeout: Seconds for the child to load the model and pass the self-test.
+        python: Another interpreter to run the child, see `interpreter`; None: this one.
 
     Raises:
         DeviceError: The child could not open the model; the message has its reason.
@@ -53,8 +55,13 @@ class IsolatedSession:
         *,
         backend: str = "tars_rag.runtimes.npu.session:NpuSession",
         open_timeout: float = 120.0,
+        python: Path | None = None,
     ) -> None:
-        self._child = Child("tars_rag.runtimes.npu.isolate:serve")
+        try:
+            self._child = Child("tars_rag.runtimes.npu.isolate:serve", python=python)
+        except OSError as error:
+            msg = f"The NPU worker could not be started: {error}. Run: tars-rag doctor"
+            raise DeviceError(msg) from error
         self._link = self._child.links[0]
         try:
             self._send({"spec": spec.to_json(), "core_mask": core_mask, "backend": backend}, {})

@@ -5,20 +5,26 @@ Which core runs what, and what happens when one fails: `scheduler`. How work wai
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import DeviceError, InvalidInputError
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu.core import CoreStatus, Recovery
 from tars_rag.runtimes.npu.gate import CoreGate
 from tars_rag.runtimes.npu.scheduler import Scheduler
 from tars_rag.runtimes.npu.spec import Session
+from tars_rag.runtimes.npu.turns import Turns
+
+logger = logging.getLogger("tars_rag")
 
 _RECOVERY = Recovery()
+_FEEDS_A_TURN = 12
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class NpuPool:
         fallback: Makes a CPU runtime that gives the same rows; None: no fall-back.
         on_fault: Told the core mask and the reason when a core is retired.
         recovery: When a core that failed is opened again, and when it is given up.
+        turns: Taken with other programs; None: none are.
         gate: Opens cores that have not worked here before one after the other, or leaves them out;
             None: all are opened at once.
 
@@ -60,24 +67,28 @@ class NpuPool:
         on_fault: Callable[[int, str], None] | None = None,
         recovery: Recovery = _RECOVERY,
         gate: CoreGate | None = None,
+        turns: Turns | None = None,
     ) -> None:
-        self._scheduler = Scheduler(
-            open_session,
-            core_masks,
-            timeout=timeout,
-            queue_limit=queue_limit,
-            fallback=fallback,
-            on_fault=on_fault,
-            recovery=recovery,
-            gate=gate,
-        )
-        # The workers hold the scheduler, not the pool: a forgotten pool closes itself.
-        self._finalizer = weakref.finalize(self, self._scheduler.close)
-        try:
-            info = self._scheduler.wait_until_open()
-        except BaseException:
-            self.close()
-            raise
+        self._turns = turns
+        self._has_fallback = fallback is not None
+        with turns.turn() if turns else nullcontext():
+            self._scheduler = Scheduler(
+                open_session,
+                core_masks,
+                timeout=timeout,
+                queue_limit=queue_limit,
+                fallback=fallback,
+                on_fault=on_fault,
+                recovery=recovery,
+                gate=gate,
+            )
+            # The workers hold the scheduler, not the pool: a forgotten pool closes itself.
+            self._finalizer = weakref.finalize(self, self._scheduler.close)
+            try:
+                info = self._scheduler.wait_until_open()
+            except BaseException:
+                self.close()
+                raise
         self._input_names, self._lengths, self._versions = (
             info.input_names,
             tuple(sorted({*info.lengths, *info.missing})),
@@ -128,7 +139,30 @@ class NpuPool:
             shape = feeds[min(without)]["attention_mask"].shape
             msg = f"A feed must be [1, n] with n one of {self._lengths}, not {shape}."
             raise InvalidInputError(msg)
-        return self._scheduler.run(feeds, urgent, without)
+        if self._turns is None:
+            return self._scheduler.run(feeds, urgent, without)
+        return self._in_turn(self._turns, feeds, urgent, without)
+
+    def _in_turn(
+        self, turns: Turns, feeds: Sequence[Feeds], urgent: bool, without: set[int]
+    ) -> list[FloatArray]:
+        """A few feeds at a time, so that the others do not wait for all of them."""
+        rows: list[FloatArray] = []
+        while self._scheduler.alive and (part := feeds[len(rows) : len(rows) + _FEEDS_A_TURN]):
+            done = len(rows)
+            try:
+                turns.take()
+            except DeviceError as error:
+                if not self._has_fallback:
+                    raise
+                logger.warning("The CPU runs %d texts: %s", len(feeds) - done, error)
+                break
+            try:
+                rows += self._scheduler.run(part, urgent, {i - done for i in without if i >= done})
+            finally:
+                turns.leave()
+        rest = feeds[len(rows) :]
+        return rows + self._scheduler.run(rest, urgent, range(len(rest)))
 
     def close(self) -> None:
         """Release the cores once they are done with what they run. May be called twice.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from pathlib import Path
 
 from tars_rag.errors import ConfigError
 from tars_rag.guests import RKNN, Guest
+from tars_rag.runtimes.npu import interpreter
 from tars_rag.runtimes.npu.gate import MIN_DRIVER
+from tars_rag.runtimes.npu.interpreter import Interpreter
 from tars_rag.runtimes.npu.kernel import Finding, findings, look
 from tars_rag.runtimes.npu.library import GET, PUBLIC_VERSION, Library, find_library, numbers
 from tars_rag.runtimes.onnx import big_cores
@@ -46,6 +49,7 @@ class Machine:
     memory_mb: int | None
     memory_available_mb: int | None
     findings: tuple[Finding, ...]
+    npu_python: str | None = None
 
     @property
     def has_npu(self) -> bool:
@@ -88,6 +92,7 @@ def probe(
     wheel: str | None = None,
     python: tuple[int, ...] = sys.version_info[:2],
     may_use: Callable[[Path], bool] | None = None,
+    other: Interpreter | None = None,
 ) -> Machine:
     """Look at the machine. Reads a few files; opens no device.
 
@@ -96,9 +101,13 @@ def probe(
         wheel: The wheel's version; None: ask the installed packages.
         python: The interpreter's version.
         may_use: Whether a device node may be read and written.
+        other: Another Python that runs the NPU; None: what `interpreter.find` finds.
     """
-    if wheel is None and root == Path("/"):
-        wheel = RKNN.installed
+    if root == Path("/"):
+        wheel = wheel or RKNN.installed
+        other = other or interpreter.find()
+    if other:
+        wheel = other.wheel
     may_use = may_use or (lambda path: os.access(path, os.R_OK | os.W_OK))
     kernel = look(root)
     library = find_library(root)
@@ -114,7 +123,7 @@ def probe(
             *findings(kernel, may_use, root),
             *_driver(driver),
             *_runtime(library, wheel),
-            *_wheel(wheel, python),
+            *(_other(other) if other else _wheel(wheel, python)),
         ]
     return Machine(
         model=_text(root / "proc/device-tree/model") or None,
@@ -135,6 +144,7 @@ def probe(
         memory_mb=memory.get("MemTotal"),
         memory_available_mb=memory.get("MemAvailable"),
         findings=tuple(problems),
+        npu_python=str(other.path) if other else None,
     )
 
 
@@ -177,11 +187,33 @@ def _wheel(wheel: str | None, python: tuple[int, ...]) -> list[Finding]:
         if python >= (3, 13):
             why += f"; there is none for Python {python[0]}.{python[1]}"
             fix = (
+                f"{interpreter.INSTALL}  (a Python of its own for the NPU; or for all: "
                 "uv venv --python 3.12 .venv && uv pip install --python .venv 'tars-rag[npu]'  "
-                "(or python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]')"
+                "or python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]')"
             )
         return [Finding("error", f"{RKNN.name} is not installed", why, fix)]
     return untested(RKNN, wheel)
+
+
+def _other(other: Interpreter) -> list[Finding]:
+    """Of another Python that is to run the NPU."""
+    whose = f"{interpreter.VARIABLE} ({other.path})"
+    if other.path == interpreter.python_of(interpreter.home()):
+        whose = f"the NPU's Python ({other.path})"
+    fix = f"{interpreter.INSTALL} --again && unset {interpreter.VARIABLE}"
+    if other.problem:
+        why = "the NPU's processes are run by it"
+        return [Finding("error", f"{whose} cannot be run: {other.problem}", why, fix)]
+    lacks = [name for name, v in ((RKNN.name, other.wheel), ("numpy", other.numpy)) if not v]
+    if not lacks:
+        return untested(RKNN, other.wheel or "")
+    version = ".".join(map(str, other.version))
+    why = "the NPU's processes are run by it, and need both"
+    if other.version not in interpreter.VERSIONS:
+        why = f"it is Python {version}, for which there is no wheel"
+    else:
+        fix = f"{shlex.quote(str(other.path))} -m pip install '{RKNN.pin}' numpy  (or {fix})"
+    return [Finding("error", f"{whose} lacks {' and '.join(lacks)}", why, fix)]
 
 
 def untested(guest: Guest, version: str) -> list[Finding]:
