@@ -80,7 +80,7 @@ def test_another_python_drives_the_npu(
 
 @pytest.mark.parametrize("version", ["2.3.2", "2.5.0"])
 @pytest.mark.parametrize(
-    ("board", "at_least"), [("rk3588", 50), ("nolib", 1), ("junk", 1), ("laptop", 1)]
+    ("board", "at_least"), [("rk3588", 50), ("nolib", 1), ("junk", 1), ("laptop", 1), ("docker", 1)]
 )
 def test_contract(
     device_dir: Path, tmp_path: Path, version: str, board: str, at_least: int

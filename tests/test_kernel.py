@@ -6,6 +6,7 @@ combinations were put together here and not copied from boards.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from tars_rag.runtimes.npu import kernel, probe
+from tars_rag.runtimes.npu.interpreter import Interpreter
 
+_look = probe.probe  # others put a double in its place
 LIBRARY = b"\x7fELF..librknnrt version: 2.3.2 (429f97ae6b@2025-04-09T09:09:27).."
 RK3588 = b"xunlong,orangepi-5-max\0rockchip,rk3588\0"
 UEVENT = (
@@ -37,6 +40,7 @@ class Image:
     library: bytes | None = LIBRARY
     wheel: str | None = "2.3.2"
     python: tuple[int, int] = (3, 11)
+    other: Interpreter | None = None
 
     def probe(self, root: Path) -> probe.Machine:
         tree = {
@@ -60,15 +64,17 @@ class Image:
         for name, target in self.links.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).symlink_to(target)
-        return probe.probe(
+        return _look(
             root,
             wheel=self.wheel,
             python=self.python,
+            other=self.other,
             may_use=lambda node: node.name not in self.denied,
         )
 
 
 DOCKERENV = {".dockerenv": b""}
+OTHER = Path("/opt/npu/bin/python")
 READY = {
     "Orange Pi OS 6.1, RK3588": Image(),
     "Armbian vendor 6.1, RK3588S": Image(b"radxa,rock-5a\0rockchip,rk3588s\0"),
@@ -82,6 +88,18 @@ READY = {
     "Orange Pi OS 5.10, misc device": Image(nodes=(), files={"dev/rknpu": b""}),
     "Docker with all options": Image(files=DOCKERENV),
     "Docker privileged": Image(files=DOCKERENV),
+    "Docker, other numbers and the name that the wheel wants": Image(
+        nodes=("card0", "renderD130"), files=DOCKERENV | {"dev/dri/renderD129": b""}
+    ),
+    "Orange Pi OS 5.10 in Docker": Image(
+        nodes=(),
+        files=DOCKERENV
+        | {"dev/rknpu": b"", "dev/dri/renderD129": b"", "sys/class/misc/rknpu/dev": b"10:58\n"},
+    ),
+    "LXC with both nodes": Image(files={"run/systemd/container": b"lxc\n"}),
+    "Podman, other numbers": Image(nodes=("card2", "renderD130"), files={"run/.containerenv": b""}),
+    "Armbian vendor 6.1, RK3576": Image(b"armsom,sige5\0rockchip,rk3576\0", "rk3576"),
+    "Ubuntu Rockchip, RK3588S": Image(b"khadas,edge2\0rockchip,rk3588s\0"),
 }
 
 
@@ -111,7 +129,48 @@ NOT = {
     "Home Assistant OS, no driver": (
         Image(nodes=(), files=DOCKERENV),
         "no device node",
+        "boot the vendor's kernel on the host.*Home Assistant OS",
+    ),
+    "Home Assistant OS, rocket": (
+        Image(
+            nodes=(),
+            files=DOCKERENV | {"sys/class/accel/accel0/device/uevent": b"DRIVER=rocket\n"},
+        ),
+        "drives the NPU by rocket",
+        "vendor",
+    ),
+    "Docker, other numbers": (
+        Image(nodes=("card2", "renderD130"), files=DOCKERENV),
+        "no file /dev/dri/renderD129 in this container",
+        "touch /dev/dri/renderD129",
+    ),
+    "Orange Pi OS 5.10 in Docker, --device /dev/rknpu only": (
+        Image(
+            nodes=(),
+            files=DOCKERENV | {"dev/rknpu": b"", "sys/class/misc/rknpu/dev": b"10:58\n"},
+        ),
+        "no file /dev/dri/renderD129 in this container",
+        "mkdir -p /dev/dri && touch /dev/dri/renderD129",
+    ),
+    "Orange Pi OS 5.10 in Docker, no options": (
+        Image(nodes=(), files=DOCKERENV | {"sys/class/misc/rknpu/dev": b"10:58\n"}),
+        "no device node",
         "docker run --device /dev/dri",
+    ),
+    "RK3576, mainline": (
+        Image(b"friendlyelec,nanopi-m5\0rockchip,rk3576\0", nodes=()),
+        "no device node",
+        "vendor's kernel",
+    ),
+    "RK3566, the user in no group": (
+        Image(b"radxa,zero3\0rockchip,rk3566\0", "rk3568", denied=("card1", "renderD129")),
+        "no permission for /dev/dri/card1, /dev/dri/renderD129",
+        "usermod -aG render,video",
+    ),
+    "RK3582, library of a browser's error page": (
+        Image(b"radxa,rock-5c-lite\0rockchip,rk3582\0rockchip,rk3588s\0", library=b"<html>"),
+        "librknnrt.so is not a library",
+        "curl -fLo",
     ),
     "Docker, no options": (
         Image(compatible=None, in_dev=(), files=DOCKERENV),
@@ -168,7 +227,22 @@ NOT = {
     "Armbian trixie, Python 3.13": (
         Image(wheel=None, python=(3, 13)),
         "rknn-toolkit-lite2 is not installed",
-        "uv venv --python 3.12",
+        r"tars-rag npu install.*uv venv --python 3.12",
+    ),
+    "Armbian trixie, the NPU's own Python gone": (
+        Image(wheel=None, python=(3, 13), other=Interpreter(OTHER, problem="No such file")),
+        r"NPU_PYTHON \(/opt/npu/bin/python\) cannot be run: No such file",
+        "tars-rag npu install --again",
+    ),
+    "NPU_PYTHON of a version without a wheel": (
+        Image(wheel=None, python=(3, 13), other=Interpreter(OTHER, (3, 13), None, "2.2.0")),
+        "lacks rknn-toolkit-lite2",
+        "tars-rag npu install",
+    ),
+    "NPU_PYTHON without wheel and numpy": (
+        Image(wheel=None, python=(3, 13), other=Interpreter(OTHER, (3, 12))),
+        "lacks rknn-toolkit-lite2 and numpy",
+        r"/opt/npu/bin/python -m pip install 'rknn-toolkit-lite2>=.*' numpy",
     ),
     "no library": (Image(library=None), "librknnrt.so is not in /usr/lib", "curl -fLo"),
 }
@@ -219,11 +293,25 @@ def test_the_driver_names_the_soc_where_the_device_tree_is_hidden(tmp_path: Path
 
 
 def test_the_docker_command_is_one(tmp_path: Path) -> None:
-    """Whatever is missing in a container, the same command has all of it."""
+    """Whatever a container was not given, the same command gives all of it."""
     fixes = {
         finding.fix
-        for image, _, _ in NOT.values()
-        if ".dockerenv" in image.files
+        for name, (image, _, _) in NOT.items()
+        if name.startswith("Docker, ") and name != "Docker, other numbers"
         for finding in image.probe(tmp_path / str(id(image))).findings
     }
     assert fixes == {kernel.DOCKER}
+
+
+def test_another_python_is_told_with_what_it_has(tmp_path: Path) -> None:
+    other = Interpreter(OTHER, (3, 12), "2.3.2", "2.2.0")
+    found = Image(wheel=None, python=(3, 13), other=other).probe(tmp_path)
+    assert found.findings == ()
+    assert (found.python, found.wheel, found.npu_python) == ("3.13", "2.3.2", str(OTHER))
+    odd = dataclasses.replace(other, wheel="2.6.0")
+    [finding] = [
+        finding
+        for finding in Image(wheel=None, other=odd).probe(tmp_path / "odd").findings
+        if "tested" in finding.what
+    ]
+    assert finding.level == "warning"

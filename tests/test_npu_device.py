@@ -21,6 +21,7 @@ from tars_rag.runtimes.npu import faults, probe
 from tars_rag.runtimes.npu.manifest import Manifest
 from tars_rag.runtimes.npu.spec import NpuSpec, SessionInfo
 from tars_rag.runtimes.onnx import OnnxRuntime
+from test_kernel import LAPTOPS, NOT, READY
 from tiny_models import write_model
 
 TEXTS = ["the cat", "a dog in the garden and the river", "fan", "piano " * 50, "heat of the npu"]
@@ -229,6 +230,34 @@ def test_without_a_usable_npu(
         assert found.device == "cpu"
     assert len(caplog.records) == 1
     assert reason in caplog.text
+
+
+@pytest.mark.parametrize("name", [*READY, *NOT, *LAPTOPS])
+def test_auto_does_what_doctor_says(
+    name: str,
+    cores: Cores,
+    models: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    image = READY.get(name) or LAPTOPS.get(name) or NOT[name][0]
+    machine = image.probe(tmp_path / "root")
+    monkeypatch.setattr(probe, "probe", lambda: machine)
+    bundle = write_bundle(
+        tmp_path / "bundle", models / "tiny", target=machine.soc or "rk3588", toolkit="2.3.2"
+    )
+    with embedder(models, tmp_path, rknn_path=bundle) as auto:
+        assert auto.device == ("npu" if name in READY else "cpu")
+        assert np.linalg.norm(auto.embed(["the cat"])) == pytest.approx(1, abs=1e-5)
+    told = [record.getMessage() for record in caplog.records if record.name == "tars_rag"]
+    if name in NOT:
+        [warning] = told
+        assert machine.reason in warning
+    else:
+        assert told == []
+    used = sorted(cores.opened)
+    assert used == (sorted(machine.core_masks("auto")) if name in READY else [])
 
 
 def test_when_all_cores_fail_the_cpu_goes_on(

@@ -320,6 +320,28 @@ def test_whoever_is_told_of_faults_may_fail(fault: Exception | str) -> None:
     assert sessions[2].closed
 
 
+def test_two_cores_that_take_long_to_fail_each_job_leave_the_third() -> None:
+    """As cores 1 and 2 with an old driver: submit fails, after the driver's own time-out."""
+
+    class LateFailure(FakeSession):
+        def run(self, feed: Feeds) -> FloatArray:
+            time.sleep(0.15)
+            raise DeviceError("failed to submit")
+
+    pool = pool_of({1: FakeSession(), 2: LateFailure(), 4: LateFailure()}, timeout=0.6)
+    feeds = [feed(20 + i) for i in range(40)]
+    end = time.monotonic() + 20
+    while time.monotonic() < end and len([c for c in pool.status().cores if c.reason]) < 2:
+        check(pool.run(feeds), feeds)
+        time.sleep(0.02)
+    reasons = [core.reason for core in pool.status().cores]
+    assert reasons == ["", "failed to submit", "failed to submit"]
+    began = time.monotonic()
+    check(pool.run(feeds), feeds)
+    assert time.monotonic() - began < 0.6, "nobody waits for cores that are out of use"
+    pool.close()
+
+
 def test_a_hanging_core_is_retired_after_the_second_time_out() -> None:
     sessions = {1: FakeSession(fault=lambda t: "hang"), 2: FakeSession(lambda n: 0.005)}
     pool = pool_of(sessions, timeout=0.2)

@@ -9,6 +9,7 @@
 #   board-rk3588/   arm64 root file system with a device tree and the stand-in library
 #   board-nolib/    the same without the library      board-junk/   with a library that is not one
 #   board-laptop/   no device tree, no library
+#   board-docker/   a container whose render node has another number
 #   site-VERSION/   Python packages with that version of the wheel
 #   python-BOARD    runs that board's python3.11
 set -eu
@@ -63,6 +64,12 @@ for name in rk3588 nolib junk laptop; do
 done
 aarch64-linux-gnu-gcc -O1 -Wall -Wextra -Werror -fPIC -shared \
     -o "$dir/board-rk3588/usr/lib/librknnrt.so" "$here/standin.c" -lm
+cp -al "$dir/board-rk3588" "$dir/board-docker"
+: >"$dir/board-docker/.dockerenv"
+rm "$dir/board-docker/dev/dri/renderD129"
+: >"$dir/board-docker/dev/dri/renderD130"
+sed s/rk3588/docker/g "$dir/python-rk3588" >"$dir/python-docker"
+chmod +x "$dir/python-docker"
 echo "not a library" >"$dir/board-junk/usr/lib/librknnrt.so"
 rm -rf "$dir/root"
 echo "$stamp" >"$dir/stamp"

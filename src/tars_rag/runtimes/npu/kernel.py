@@ -25,8 +25,23 @@ DOCKER: Final = (
 )
 """What a container needs: both device files, their groups, the device tree and the library."""
 
+HOST_KERNEL: Final = (
+    "boot the vendor's kernel on the host (Home Assistant OS and other mainline kernels have no "
+    "driver for this NPU); until then: NPU_EMBEDDER_ENABLED=0"
+)
+
 _COMPATIBLE: Final = "proc/device-tree/compatible"
-_CONTAINERS: Final = (".dockerenv", "run/.containerenv", "run/systemd/container")
+_DOCKER_MARK: Final = ".dockerenv"
+# In a container of Docker the wheel refuses to start unless there is a file of this very name.
+_WHEEL_ASKS: Final = "dev/dri/renderD129"
+# Any of them: the vendor's driver is there, whatever its device files are called.
+_DRIVER: Final = (
+    "sys/bus/platform/drivers/RKNPU",
+    "sys/bus/platform/drivers/rknpu",
+    "sys/class/misc/rknpu",
+    "sys/module/rknpu",
+)
+_CONTAINERS: Final = (_DOCKER_MARK, "run/.containerenv", "run/systemd/container")
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,7 @@ class Kernel:
         rocket: The mainline driver, which librknnrt cannot use.
         device_tree: The device tree can be read.
         container: This is a container.
+        no_driver: Nothing in /sys is the vendor's driver.
     """
 
     soc: str | None
@@ -69,6 +85,7 @@ class Kernel:
     rocket: bool
     device_tree: bool
     container: bool
+    no_driver: bool
 
     @property
     def npu_cores(self) -> int:
@@ -102,6 +119,9 @@ def look(root: Path) -> Kernel:
         rocket=rocket,
         device_tree=bool(compatible),
         container=any(_exists(root / name) for name in _CONTAINERS),
+        no_driver=not ours
+        and _exists(root / "sys/class/drm")
+        and not any(_exists(root / name) for name in _DRIVER),
     )
 
 
@@ -122,6 +142,11 @@ def findings(kernel: Kernel, may_use: Callable[[Path], bool], root: Path) -> lis
         why = "librknnrt opens both device files of the NPU"
         fix = DOCKER if kernel.container else "sudo udevadm trigger --subsystem-match=drm"
         found.append(Finding("error", f"no device node {names(kernel.missing)}", why, fix))
+    elif _exists(root / _DOCKER_MARK) and not _exists(root / _WHEEL_ASKS):
+        what = f"no file /{_WHEEL_ASKS} in this container"
+        why = f"the wheel wants one of that name in Docker, though the NPU is {names(kernel.nodes)}"
+        fix = f"mkdir -p /dev/dri && touch /{_WHEEL_ASKS}  (in the container, as root)"
+        found.append(Finding("error", what, why, fix))
     if not kernel.device_tree:
         what = "the device tree is hidden" + (" from this container" if kernel.container else "")
         why = "the wheel reads from /proc/device-tree/compatible which SoC this is"
@@ -141,9 +166,12 @@ def _no_node(kernel: Kernel) -> Finding:
         what = "this kernel drives the NPU by rocket, the mainline driver"
         why = "librknnrt works with the vendor's driver only"
         fix = "sudo apt-get install linux-image-vendor-rk35xx  (Armbian; or the vendor's image)"
-        return Finding("error", what, why, fix)
+        return Finding("error", what, why, HOST_KERNEL if kernel.container else fix)
     what = "no device node /dev/dri/renderD129 or /dev/rknpu"
     if kernel.container:
+        if kernel.no_driver:
+            why = "the host's kernel has no driver for the NPU"
+            return Finding("error", what, why, HOST_KERNEL)
         return Finding("error", what, "the kernel offers no NPU to this container", DOCKER)
     fix = "sudo modprobe rknpu  (or boot the vendor's kernel: mainline has no rknpu driver)"
     return Finding("error", what, "the kernel offers no NPU", fix)
