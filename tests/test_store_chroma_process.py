@@ -59,6 +59,7 @@ def write_until_it_fails(store: HybridStore, acknowledged: list[int], ids: int =
     while True:
         version = acknowledged[-1] + 1
         store.upsert([passage(f"p{n}", version) for n in range(ids)])
+        store.flush()  # into Chroma, too
         acknowledged.append(version)
 
 

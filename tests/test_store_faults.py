@@ -208,8 +208,8 @@ def crash_between_the_indexes(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     store = HybridStore(path, HashEmbedder())
     monkeypatch.setattr(store._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
     same = [passage(f"p{n}", 1) for n in range(10, 20)]
-    with pytest.raises(ZeroDivisionError):  # given vectors are written whether or not they are new
-        store.upsert(same, vectors=HashEmbedder().embed([p.text for p in same]))
+    with pytest.raises(ZeroDivisionError), store._directory.writing() as indexes:
+        indexes.upsert(same, HashEmbedder().embed([p.text for p in same]))
     monkeypatch.setattr(store._directory._recovery, "recover", lambda _: None)
     store.close()
 
@@ -263,8 +263,9 @@ def test_a_replacement_is_redone_where_only_its_deletion_got_through(
         store._directory._indexes.vectors, "write", lambda _, ids: delete(list(ids))
     )
     monkeypatch.setattr(store._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        store.upsert([passage(f"p{n}", 3) for n in range(10)] + [passage("fresh", 3)])
+    written = [passage(f"p{n}", 3) for n in range(10)] + [passage("fresh", 3)]
+    with pytest.raises(ZeroDivisionError), store._directory.writing() as indexes:
+        indexes.upsert(written, HashEmbedder().embed([p.text for p in written]))
     assert store._directory._indexes.vectors.get(["p1"]) == {}
     monkeypatch.setattr(store._directory._recovery, "recover", lambda _: None)
     store.close()
@@ -282,8 +283,9 @@ def test_a_failed_write_is_mended_before_the_next_call_of_the_same_object(
     store = HybridStore(path, HashEmbedder())
     with monkeypatch.context() as patch:
         patch.setattr(store._directory._indexes.lexical, "apply", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            store.upsert([passage("new", 1), passage("p9", 1)])
+        written = [passage("new", 1), passage("p9", 1)]
+        with pytest.raises(ZeroDivisionError), store._directory.writing() as indexes:
+            indexes.upsert(written, HashEmbedder().embed([p.text for p in written]))
     assert [hit.id for hit in store.search(word("new", 1), 5, "lexical")] == ["new"]
     assert not (path / "journal").exists()
     store.delete(["new"])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +15,8 @@ from tars_rag.errors import InvalidInputError, StoreError, shown
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.fusion import check_weight, convex
 from tars_rag.retrieval.indexes.chroma.filters import Where
-from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
-from tars_rag.retrieval.indexes.exact.index import ExactIndex
-from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.meanwhile import meanwhile
-from tars_rag.retrieval.passage import Ranking, ScoredPassage, ranked
+from tars_rag.retrieval.passage import Passage, Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy
 
@@ -110,6 +108,48 @@ def above(hits: Sequence[ScoredPassage], min_score: float | None) -> list[Scored
     return [hit for hit in hits if min_score is None or hit.relevance >= min_score]
 
 
+class Records(Protocol):
+    """What a search asks of Chroma."""
+
+    def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
+        """Which passages pass a filter."""
+
+
+class Vectors(Protocol):
+    """What a search asks of the exact index."""
+
+    def nearest(
+        self, vector: NDArray[np.floating], k: int, among: Iterable[str] | None = None
+    ) -> Ranking:
+        """The nearest passages, with their cosines."""
+
+    def scores(self, vector: NDArray[np.floating], ids: Sequence[str]) -> dict[str, float]:
+        """The cosines of some."""
+
+    def count(self) -> int:
+        """How many passages there are."""
+
+
+class Words(Protocol):
+    """What a search asks of the lexical index."""
+
+    @property
+    def path(self) -> Path:
+        """Where it is."""
+
+    def search(self, query: str, limit: int) -> Ranking:
+        """The best passages by BM25."""
+
+    def scores(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """BM25 of some."""
+
+    def reach(self, query: str) -> float:
+        """What BM25 could come to at most."""
+
+    def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
+        """The passages themselves."""
+
+
 @dataclass(frozen=True, slots=True)
 class Sides:
     """What a search looks into.
@@ -120,9 +160,9 @@ class Sides:
         lexical: Words, and the passages that are returned.
     """
 
-    chroma: VectorIndex
-    exact: ExactIndex
-    lexical: LexicalIndex
+    chroma: Records
+    exact: Vectors
+    lexical: Words
 
 
 def search(
@@ -193,9 +233,7 @@ def _shares(bm25: Mapping[str, float], reach: float) -> dict[str, float]:
     return {key: min(score / reach, 1.0) if reach else 0.0 for key, score in bm25.items()}
 
 
-def _lexical_hits(
-    lexical: LexicalIndex, request: Request, allowed: Sequence[str] | None
-) -> Ranking:
+def _lexical_hits(lexical: Words, request: Request, allowed: Sequence[str] | None) -> Ranking:
     """The best hits that pass the filter.
 
     Few of the best hits may pass; then all that pass are scored.
@@ -212,7 +250,7 @@ def _lexical_hits(
 
 
 def _scored(
-    lexical: LexicalIndex,
+    lexical: Words,
     ranking: Ranking,
     cosine: Mapping[str, float] = _NO_SCORES,
     bm25: Mapping[str, float] = _NO_SCORES,

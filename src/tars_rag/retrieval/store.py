@@ -25,6 +25,7 @@ from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
+from tars_rag.retrieval.storage import passages as written
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
@@ -122,8 +123,8 @@ class HybridStore:
         """Store passages; one with a known id replaces the old one whole.
 
         Anything iterable is taken, and read in batches of 256, so that memory does not grow with
-        it. Each batch is in both indexes, on disk, before the next is read. A list or tuple is
-        checked whole before anything is written. Passages that are there already, the same in text
+        it. Each batch is durable before the next is read. A list or tuple is checked whole before
+        anything is written. Passages that are there already, the same in text
         and metadata, are not embedded again, so that a long upsert that was killed can simply be
         repeated.
 
@@ -155,8 +156,7 @@ class HybridStore:
             changed = batch if rows is not None else self._changed(batch)
             if changed:
                 made = self._vectors_of(changed, rows)
-                with self._directory.writing() as indexes:
-                    indexes.upsert(changed, made)
+                written.upsert(self._directory, changed, made)
             done += len(batch)
             if progress is not None:
                 progress(done, total)
@@ -191,17 +191,13 @@ class HybridStore:
         return self._delete(None, None)
 
     def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
-        with self._directory.writing() as indexes:
-            found = indexes.vectors.matching(wanted, where)
-        deleted = 0
-        for start in range(0, len(found), _BATCH):
-            with self._directory.writing() as indexes:
-                # Someone may have written since the ids were looked up.
-                batch = indexes.vectors.matching(found[start : start + _BATCH], where)
-                if batch:
-                    indexes.delete(batch)
-                deleted += len(batch)
-        return deleted
+        self._directory.check_writable()
+        found = written.ask(
+            self._directory, where, lambda view: view.vectors.matching(wanted, where)
+        )
+        # Someone may write meanwhile, so the filter holds for each batch anew.
+        batches = (found[start : start + _BATCH] for start in range(0, len(found), _BATCH))
+        return sum(written.delete(self._directory, batch, where) for batch in batches)
 
     def get(
         self,
@@ -219,13 +215,12 @@ class HybridStore:
             msg = f"limit must be a whole number or None, got {shown(limit)}."
             raise InvalidInputError(msg)
         if ids is None:
-            with self._directory.reading() as indexes:
-                if limit == 0:
-                    return []
-                return list(indexes.vectors.get(None, where, limit).values())
+            held = written.ask(
+                self._directory, where, lambda view: view.vectors.get(None, where, limit)
+            )
+            return list(held.values())[:limit]
         wanted = distinct_ids(ids)
-        with self._directory.reading() as indexes:
-            found = indexes.vectors.get(wanted, where)
+        found = written.ask(self._directory, where, lambda view: view.vectors.get(wanted, where))
         return [found[key] for key in wanted if key in found][:limit]
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
@@ -279,17 +274,27 @@ class HybridStore:
             if request.strategy == "hybrid":
                 floor = getattr(self.embedder, "unrelated_cosine", 0.0)
                 request = replace(request, floor=floor)
-        with self._directory.reading() as indexes:
-            sides = Sides(indexes.vectors, indexes.exact, indexes.lexical)
-            return search(sides, request, row, watch)
+        return written.ask(
+            self._directory,
+            request.where,
+            lambda view: search(Sides(view.vectors, view.exact, view.lexical), request, row, watch),
+        )
 
     def count(self) -> int:
         """Number of passages."""
         with self._directory.reading() as indexes:
             return indexes.vectors.count()
 
+    def flush(self) -> None:
+        """Bring small writes into the indexes now; they are durable and found without it, too."""
+        self._directory.flush()
+
     def close(self) -> None:
-        """Wait for running calls and release files, threads and the lock. May be called twice."""
+        """Wait for running calls and release files, threads and the lock. May be called twice.
+
+        Raises:
+            StoreError: Small writes could not be brought into the indexes; they are kept.
+        """
         self._directory.close()
 
     def __enter__(self) -> HybridStore:
@@ -305,7 +310,7 @@ class HybridStore:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # a constructor that failed, interpreter shutdown
-            self.close()
+            self._directory.close(flush=False)
 
     def __repr__(self) -> str:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"

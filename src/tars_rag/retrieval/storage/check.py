@@ -23,8 +23,10 @@ from tars_rag.retrieval.storage.index_set import moments
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage, open_vectors
+from tars_rag.retrieval.storage.recent import read_tail
 from tars_rag.retrieval.storage.state import Mark, read_state
 from tars_rag.retrieval.storage.store_json import StoreJson
+from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 
 
 @dataclass
@@ -82,7 +84,7 @@ def check_store(
     if not repair or report.ok:
         return report
     try:
-        opened = StoreDirectory(directory, None, progress=progress)
+        opened = StoreDirectory(directory, None, progress=progress, salvage=True)
         try:
             with opened.writing() as indexes:
                 halves.mend(indexes, halves.BOTH, None, progress)
@@ -104,6 +106,7 @@ def _inspect(directory: Path, progress: Progress | None) -> StoreReport:
         store_json = layout.open_store_json(directory, None, None)
         lock.acquire(shared=True, seconds=operation_timeout() if store_json.chroma_url else None)
         report.fingerprint, report.dimension = store_json.fingerprint, store_json.dimension
+        _inspect_log(directory, store_json, report)
         if store_json.ready:
             _inspect_indexes(directory, store_json, lock, report, progress)
         else:
@@ -165,6 +168,26 @@ def _inspect_indexes(
                 f"The indexes disagree about {len(found.ids)} passages: "
                 f"{'; '.join(found.told(right))}. By: {_repair(directory)}"
             )
+
+
+def _inspect_log(directory: Path, store_json: StoreJson, report: StoreReport) -> None:
+    try:
+        tail, damage = read_tail(
+            WriteAheadLog(directory / layout.LOG, store_json.fingerprint), store_json.dimension
+        )
+    except OSError as error:
+        report.problems.append(f"The log of small writes cannot be read: {error}. Check the disk.")
+        return
+    if damage:
+        report.problems.append(
+            f"The log of small writes is damaged ({damage}). To go on with what can be read of it: "
+            f"{_repair(directory)}"
+        )
+    elif len(tail):
+        report.notes.append(
+            f"{len(tail)} passages were written or deleted last, and are in the log as yet: the "
+            "store has them, and its next opening brings them into the indexes."
+        )
 
 
 def _open_vectors(

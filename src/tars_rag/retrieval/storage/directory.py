@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import (
     LOCK,
+    LOG,
     discard_probe_file,
     open_store_json,
     prepare_directory,
@@ -28,15 +29,18 @@ from tars_rag.retrieval.storage.layout import (
 )
 from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
+from tars_rag.retrieval.storage.recent import RecentWrites
 from tars_rag.retrieval.storage.recovery import Recovery
 from tars_rag.retrieval.storage.store_json import StoreJson, read_store_json
+from tars_rag.retrieval.storage.views import View, view_of
+from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 
 
 class StoreDirectory:
     """An open store: its indexes, and the locks around them.
 
     `HybridStore` is the way in for users. Reads and writes go through `reading` and `writing`,
-    which hand out the indexes.
+    which hand out the indexes; small writes go through `recent` (see `passages`).
 
     Args:
         path: The directory; made if missing, unless `read_only`.
@@ -48,6 +52,10 @@ class StoreDirectory:
         language: How its words are read; None: as they are, or the default in a new store.
         relex: Change the language, if it is another, instead of refusing it.
         progress: Told how the rebuild of a damaged index goes on.
+        salvage: Go on with what can be read of a damaged log of small writes.
+
+    Attributes:
+        recent: Small writes; None where Chroma is a server, which several processes write to.
 
     Raises:
         StoreLockedError: Another process has it open; the message names its pid.
@@ -67,6 +75,7 @@ class StoreDirectory:
         language: str | None = None,
         relex: bool = False,
         progress: Progress | None = None,
+        salvage: bool = False,
     ) -> None:
         self.path = path
         self.read_only = read_only
@@ -99,6 +108,16 @@ class StoreDirectory:
             opened.callback(self._indexes.close)
             self._recovery = Recovery(self._indexes, embedder)
             self._recovery.open(progress)
+            self.recent: RecentWrites | None = None
+            if not self._shared:
+                self.recent = RecentWrites(
+                    WriteAheadLog(path / LOG, store_json.fingerprint),
+                    self._into_indexes,
+                    dimension=self._indexes.store_json.dimension,
+                    read_only=read_only,
+                    salvage=salvage,
+                )
+                opened.callback(self.recent.close)
             if self._shared:
                 self._indexes.lexical.release_writer()
                 self._lock.release()
@@ -115,33 +134,49 @@ class StoreDirectory:
         return self._recovery.embedded
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[IndexSet]:
-        """Hold while reading: all indexes are of one state, whatever is being written."""
-        self._check_usable()
+    def reading(self) -> Iterator[View]:
+        """Hold while reading: what is seen is of one state, whatever is being written."""
+        self.check_usable()
         while True:
             with self._threads.read(), self._between_processes(shared=True):
-                self._check_usable()
-                if self._indexes.whole:
-                    yield self._indexes
+                self.check_usable()
+                if self._readable():
+                    yield view_of(self._indexes, self.recent.tail if self.recent else None)
                     return
             # A write failed half-way, here or in another process, or Chroma's process died: mend
             # before anyone looks.
             with self._threads.write(), self._between_processes(shared=self.read_only):
-                self._check_usable()
+                self.check_usable()
                 self._recovery.recover(None)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[IndexSet]:
-        """Hold while writing; what an earlier write left undone is repaired first."""
-        self._check_usable()
+        """Hold while writing to the indexes; they have all of the log then.
+
+        What an earlier write left undone is repaired first.
+        """
         self.check_writable()
-        with self._threads.write(), self._between_processes(shared=False):
-            self._check_usable()
-            self._recovery.recover(None)
-            yield self._indexes
+        with self.alone():
+            if self.recent is not None:
+                self.recent.flush()
+            with self._threads.write(), self._between_processes(shared=False):
+                self.check_usable()
+                self._recovery.recover(None)
+                yield self._indexes
+
+    def flush(self) -> None:
+        """Bring what is only in the log into the indexes.
+
+        Raises:
+            StoreError: They cannot be written; the log keeps it.
+        """
+        self.check_usable()
+        if self.recent is not None and not self.read_only:
+            self.recent.flush()
 
     def check_writable(self) -> None:
-        """Raise a `StoreError` if the store was opened read-only."""
+        """Raise a `StoreError` if the store was opened read-only, or cannot be used any more."""
+        self.check_usable()
         if self.read_only:
             msg = f"The store {self.path} is open read-only. Open it without read_only=True."
             raise StoreError(msg)
@@ -151,7 +186,10 @@ class StoreDirectory:
         with self.writing() as indexes:
             if indexes.store_json.fingerprint == embedder.fingerprint:
                 return self.embedded
-            return rebuild_vectors(indexes, embedder, progress)
+            embedded = rebuild_vectors(indexes, embedder, progress)
+            if self.recent is not None:
+                self.recent.renew(indexes.store_json.fingerprint)
+            return embedded
 
     def probe(self) -> NDArray[np.float32] | None:
         """What store.json has of the embedder's probe, float32 [dim]; None: nothing usable."""
@@ -169,17 +207,67 @@ class StoreDirectory:
                 discard_probe_file(self.path)
         return known
 
-    def close(self) -> None:
-        """Wait for running operations, then release everything. May be called twice."""
+    def close(self, *, flush: bool = True) -> None:
+        """Wait for running operations, then release everything. May be called twice.
+
+        Args:
+            flush: Bring what is in the log into the indexes before; it is kept either way.
+
+        Raises:
+            StoreError: That could not be; everything is released all the same.
+        """
         if self._closed or os.getpid() != self._pid:
             return
-        with self._lock.closing(), self._threads.write():
-            self._closed = True
+        if self.recent is not None:
+            if self.recent.flusher.takes_over(self.close):
+                return
+            self.recent.flusher.stop()  # it may wait for a lock that is taken below
+        with self._lock.closing(), self.alone():
             try:
-                self._lock.check_in_place()
-            except StoreError:
-                self._indexes.abandon()  # what Chroma still had to write would go to another store
-            self._parts.close()
+                if flush and self.recent is not None and not self.read_only and not self._closed:
+                    self.recent.flush()
+            except StoreError as error:
+                msg = (
+                    f"The last small writes to the store {self.path} are not in its indexes: "
+                    f"{error} They are kept in its log, and the next opening has them."
+                )
+                raise StoreError(msg) from error
+            finally:
+                with self._threads.write():
+                    if not self._closed:
+                        self._closed = True
+                        self._let_go()
+
+    def _let_go(self) -> None:
+        try:
+            self._lock.check_in_place()
+        except StoreError:
+            self._indexes.abandon()  # what Chroma still had to write would go to another store
+        self._parts.close()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """No write is given a place in the log while the block runs; those that had are durable."""
+        if self.recent is None:
+            yield
+            return
+        with self.recent.order:
+            self.recent.settle()
+            yield
+
+    def _into_indexes(self, write: Callable[[IndexSet], None]) -> None:
+        with self._threads.write():
+            if self._closed:
+                return
+            self._recovery.recover(None)
+            write(self._indexes)
+
+    def _readable(self) -> bool:
+        """Whether nothing that a read needs was cut short."""
+        if self._indexes.whole or self.recent is None or not self._indexes.vectors.alive:
+            return self._indexes.whole
+        intent = self._indexes.journal.pending()  # of a flush that failed: the log has all of it
+        return intent is None or self.recent.covers(intent.ids)
 
     @property
     def _shared(self) -> bool:
@@ -214,7 +302,8 @@ class StoreDirectory:
         indexes.store_json = found
         indexes.refresh()
 
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
+        """Raise a `StoreError` if the store is closed, or was opened by another process."""
         if self._closed:
             msg = f"The store {self.path} is closed. Open it again."
             raise StoreError(msg)

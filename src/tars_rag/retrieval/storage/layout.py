@@ -26,8 +26,9 @@ from tars_rag.settings import Settings
 
 CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
+LOG = "write-ahead.log"
 _PROBE = "probe.json"
-_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, SEAL, STATE, STORE_JSON, REVISIONS}
+_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, LOG, SEAL, STATE, STORE_JSON, REVISIONS}
 
 
 def store_path(path: str | Path) -> Path:
@@ -94,7 +95,7 @@ def prepare_directory(path: Path, *, create: bool) -> None:
 
 def _unfinished(name: str) -> bool:
     """Left by a process that was killed while it wrote one of our files."""
-    return any(is_partial(name, whole) for whole in (STORE_JSON, SEAL, STATE))
+    return any(is_partial(name, whole) for whole in (STORE_JSON, SEAL, STATE, LOG))
 
 
 def _make_directory(path: Path) -> None:

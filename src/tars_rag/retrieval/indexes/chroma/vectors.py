@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -143,6 +143,28 @@ class VectorIndex:
                 return list(self._passing.ids(condition))
         pieces = self._read(ids, where, None, [])
         return [key for rows in pieces for key in codec.decode_all(rows["ids"])]
+
+    def decided(
+        self, where: Where | None, others: Mapping[str, Mapping[str, Any]]
+    ) -> Callable[[Mapping[str, Any]], bool]:
+        """The filter, to be decided on metadata that Chroma does not hold yet.
+
+        Args:
+            where: As for `matching`.
+            others: By id, all metadata (see `codec.filterable`) that it will be asked of.
+
+        Raises:
+            InvalidInputError: The filter cannot be answered, here or of these.
+        """
+        condition = self._passing.condition(where)
+        if condition is None:
+            return lambda _: True
+        for doubt in filter_plan.doubts(condition):
+            doubtful = predicate(doubt.condition)
+            for passage_id, metadata in others.items():
+                if doubtful(metadata):
+                    raise doubt.error(passage_id)
+        return predicate(condition)
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id."""
