@@ -216,15 +216,17 @@ class StoreDirectory:
         Raises:
             StoreError: That could not be; everything is released all the same.
         """
-        if self._closed or os.getpid() != self._pid:
+        if os.getpid() != self._pid:
             return
         if self.recent is not None:
             if self.recent.flusher.takes_over(self.close):
                 return
             self.recent.flusher.stop()  # it may wait for a lock that is taken below
         with self._lock.closing(), self.alone():
+            if self._closed:
+                return
             try:
-                if flush and self.recent is not None and not self.read_only and not self._closed:
+                if flush and self.recent is not None and not self.read_only and self._in_place():
                     self.recent.flush()
             except StoreError as error:
                 msg = (
@@ -234,16 +236,18 @@ class StoreDirectory:
                 raise StoreError(msg) from error
             finally:
                 with self._threads.write():
-                    if not self._closed:
-                        self._closed = True
-                        self._let_go()
+                    if not self._in_place():
+                        self._indexes.abandon()  # what it had to write would go to another store
+                    self._closed = True
+                    self._parts.close()
 
-    def _let_go(self) -> None:
+    def _in_place(self) -> bool:
+        """Whether the path still leads to this store."""
         try:
             self._lock.check_in_place()
         except StoreError:
-            self._indexes.abandon()  # what Chroma still had to write would go to another store
-        self._parts.close()
+            return False
+        return True
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
@@ -257,8 +261,7 @@ class StoreDirectory:
 
     def _into_indexes(self, write: Callable[[IndexSet], None]) -> None:
         with self._threads.write():
-            if self._closed:
-                return
+            self.check_usable()
             self._recovery.recover(None)
             write(self._indexes)
 
