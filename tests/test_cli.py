@@ -27,8 +27,8 @@ import typer.testing
 from tars_rag.cli import app, console
 from tars_rag.cli.console import say_again, say_once
 from tars_rag.errors import StoreError
-from tars_rag.ingest.ledger import NAME
 from tars_rag.models.local import write_record
+from tars_rag.retrieval.storage.layout import SOURCES as NAME
 from tars_rag.retrieval.storage.store_json import VERSION
 from tiny_models import *  # noqa: F403  (fixtures)
 

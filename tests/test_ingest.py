@@ -20,8 +20,8 @@ from tars_rag.errors import ConfigError, InvalidInputError, StoreError
 from tars_rag.ingest import run
 from tars_rag.ingest.chunks import Splitter, pieces
 from tars_rag.ingest.files import find, read_text
-from tars_rag.ingest.ledger import NAME
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
+from tars_rag.retrieval.storage.layout import SOURCES as NAME
 from tars_rag.retrieval.store import HybridStore
 from tiny_models import write_model
 

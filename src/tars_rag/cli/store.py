@@ -15,7 +15,7 @@ from tars_rag.errors import InvalidInputError
 
 app = typer.Typer(
     name="store",
-    help="Stores: check, repair, change embedder or language, import from py-tars or Chroma.",
+    help="Stores: check, repair, back up, change embedder or language, import.",
     no_args_is_help=True,
     add_completion=False,
 )
@@ -109,6 +109,51 @@ def relex(
         print_json({"path": str(directory), "language": code, "passages": count})
         return
     show(f"{directory}: the words of {count} passages are read as {code}")
+
+
+@app.command()
+def backup(
+    directory: _Directory,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup: made, or updated.")],
+    json: resources.JsonOption = False,
+) -> None:
+    """Write everything in a store to one file.
+
+    Only what is new since the last backup in that file is written. If interrupted, run it again: it
+    continues where it stopped, and FILE is the last backup until then.
+    """
+    from tars_rag.retrieval.maintenance import backup as back_up
+
+    directory = resources.require_store(directory)
+    with progress_bar("count") as progress:
+        done = back_up(directory, file, partial(progress, "back up"))
+    if json:
+        print_json({**asdict(done), "path": str(done.path)})
+        return
+    show(
+        f"{done.path}: {done.passages} passages ({done.written} new or changed, {done.removed} "
+        f"removed), {done.size / 1e6:.1f} MB, read back and found right"
+    )
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new store's directory.")],
+    json: resources.JsonOption = False,
+) -> None:
+    """Make a store of a backup, in a directory that is empty or is to be made.
+
+    Nothing is embedded. If interrupted, run it again: DIR appears when everything is in it.
+    """
+    from tars_rag.retrieval.maintenance import restore as restore_store
+
+    with progress_bar("count") as progress:
+        count = restore_store(file, directory, partial(progress, "restore"))
+    if json:
+        print_json({"path": str(directory), "passages": count})
+        return
+    show(f"{directory}: {count} passages restored")
 
 
 @app.command("import-hyperdb")

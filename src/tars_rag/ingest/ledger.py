@@ -15,8 +15,8 @@ from pathlib import Path
 from types import TracebackType
 
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.storage.layout import SOURCES
 
-NAME = "sources.sqlite3"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sources(source TEXT PRIMARY KEY, version TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS passages(id TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID;
@@ -32,7 +32,7 @@ class Ledger:
     """
 
     def __init__(self, store: Path) -> None:
-        path = store / NAME
+        path = store / SOURCES
         try:
             # Autocommit: every statement is durable when it returns.
             self._db = sqlite3.connect(path, isolation_level=None)

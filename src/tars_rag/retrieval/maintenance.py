@@ -1,4 +1,4 @@
-"""What is done to a whole store at once: another embedder, another language."""
+"""What is done to a whole store at once: another embedder or language, backup and restore."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from pathlib import Path
 
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage.backup import Backup, back_up
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
+from tars_rag.retrieval.storage.restore import restore_store
 
 
 def reembed(
@@ -83,3 +85,48 @@ def relex(
             return indexes.vectors.count()
     finally:
         directory.close()
+
+
+def backup(path: str | Path, file: str | Path, progress: Progress | None = None) -> Backup:
+    """Back up a store that nobody has open; `HybridStore.backup` does it for one that is.
+
+    Args:
+        path: The store's directory.
+        file: The backup; brought up to date if it is one of this store.
+        progress: Called with (done, total) passages.
+
+    Returns:
+        How many passages it holds, how many were new, how large it is.
+
+    Raises:
+        InvalidInputError: `file` is something else than a backup of this store.
+        StoreLockedError: Another process has the store open.
+        StoreError: There is no store, or the backup cannot be written or read back.
+    """
+    directory = StoreDirectory(store_path(path), None)
+    try:
+        return back_up(directory, store_path(file), progress)
+    finally:
+        directory.close()
+
+
+def restore(file: str | Path, path: str | Path, progress: Progress | None = None) -> int:
+    """Make a store of a backup, in a directory that is empty or is to be made.
+
+    The backup is verified first. The directory appears when everything is in it: a restore that was
+    killed is done again. Nothing is embedded; fingerprint, language and the record of indexed files
+    are the old store's. One whose Chroma was a server becomes one that has it in its directory.
+
+    Args:
+        file: The backup.
+        path: The new store's directory.
+        progress: Called with (done, total) passages.
+
+    Returns:
+        How many passages the store holds.
+
+    Raises:
+        InvalidInputError: There is something at `path` already.
+        StoreError: The backup is not whole, or the store cannot be written.
+    """
+    return restore_store(store_path(file), store_path(path), progress)

@@ -25,6 +25,7 @@ from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
+from tars_rag.retrieval.storage.backup import Backup, back_up
 from tars_rag.retrieval.storage import passages as written
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
@@ -288,6 +289,10 @@ class HybridStore:
     def flush(self) -> None:
         """Bring small writes into the indexes now; they are durable and found without it, too."""
         self._directory.flush()
+
+    def backup(self, path: str | Path, progress: Progress | None = None) -> Backup:
+        """Write everything to one file while reads and writes go on; see `maintenance.backup`."""
+        return back_up(self._directory, store_path(path), progress)
 
     def close(self) -> None:
         """Wait for running calls and release files, threads and the lock. May be called twice.

@@ -27,6 +27,7 @@ from tars_rag.settings import Settings
 CHROMA, EXACT, LEXICAL = "chroma", "exact", "lexical"
 JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
 LOG = "write-ahead.log"
+SOURCES = "sources.sqlite3"  # which file gave which passages (see ingest)
 _PROBE = "probe.json"
 _OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, LOG, SEAL, STATE, STORE_JSON, REVISIONS}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,14 +119,22 @@ class ExactIndex:
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors [dim] as they were added, of each id that is there."""
-        snapshot = self._snapshot()
-        known, slots = self._known(snapshot, ids)
-        with self._translated("read"):
-            return dict(zip(known, snapshot.reader.vectors(slots), strict=True))
+        return self.vectors_of_now()(ids)
 
     def held(self, ids: Sequence[str]) -> list[str]:
         """Those of the ids that are there, each once."""
         return self._known(self._snapshot(), ids)[0] if ids else []
+
+    def vectors_of_now(self) -> Callable[[Sequence[str]], dict[str, NDArray[np.float32]]]:
+        """What `vectors` gives of this state, whatever is committed later."""
+        snapshot = self._snapshot()
+
+        def vectors(ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+            known, slots = self._known(snapshot, ids)
+            with self._translated("read"):
+                return dict(zip(known, snapshot.reader.vectors(slots), strict=True))
+
+        return vectors
 
     def ids(self) -> list[str]:
         """All ids, in the order in which they were added last."""

@@ -150,6 +150,11 @@ class LexicalIndex:
         """Number of passages."""
         return self._snapshot.count
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """The index as it is now, whatever is committed later."""
+        return self._snapshot
+
     def digests(self) -> Iterator[tuple[str, str]]:
         """Every (id, digest of the content), in batches underneath, in no particular order."""
         return self._snapshot.digests()

@@ -94,13 +94,18 @@ class Snapshot:
         return {passage.id: passage for passage in passages}
 
     def digests(self) -> Iterator[tuple[str, str]]:
-        """Every (id, digest of the content), in batches underneath, in no particular order."""
+        """Every (id, digest of the content), in no particular order."""
+        for key, content in self.contents():
+            yield decode(key), digest(content)
+
+    def contents(self) -> Iterator[tuple[str, bytes]]:
+        """Every encoded id and packed content (see `codec`), in batches underneath."""
         everything, step = self._make.all_query(), 10_000
         for offset in range(0, self.count, step):
             found = self._searcher.search(everything, step, count=False, offset=offset)
             for _, address in found.hits:
                 document = self._searcher.doc(address)
-                yield decode(document["id"][0]), digest(document["content"][0])
+                yield document["id"][0], bytes(document["content"][0])
 
     def mean_length(self, terms_of: Callable[[str], Sequence[str]]) -> float:
         """How many terms a passage has on average, as BM25 reckons; 0 where there is none.
