@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,8 @@ from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
-from tars_rag.retrieval.storage.backup import Backup, back_up
 from tars_rag.retrieval.storage import passages as written
+from tars_rag.retrieval.storage.backup import Backup, back_up
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
@@ -305,12 +304,7 @@ class HybridStore:
     def __enter__(self) -> HybridStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:

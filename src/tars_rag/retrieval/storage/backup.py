@@ -1,8 +1,8 @@
 """A backup of a store that goes on working, in one file, made new beside the last and then renamed.
 
 All that holds writers up is to take hold of the state of two indexes that never change it (the word
-index has the passages, the exact index the vectors) and to copy the record of indexed files. What
-was written by then is in the backup, what comes later is not.
+index has the passages, the exact index the vectors) and of what is only in the log, and to copy the
+record of indexed files. What was written by then is in the backup, what comes later is not.
 
 Only passages that are new, or differ from the last backup in that file, are written. A backup that
 was killed goes on from what it had; until it is complete, and has been read back, the file is the
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sync
-from tars_rag.retrieval.indexes.codec import decode
+from tars_rag.retrieval.indexes.codec import decode, encode, pack_content
 from tars_rag.retrieval.indexes.words.snapshot import Snapshot
 from tars_rag.retrieval.passage import Progress
 from tars_rag.retrieval.storage.backup_file import (
@@ -43,6 +43,7 @@ from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import SOURCES
 from tars_rag.retrieval.storage.state import read_state
 from tars_rag.retrieval.storage.store_json import StoreJson
+from tars_rag.retrieval.storage.tail import Tail
 
 _BATCH = 1000
 
@@ -55,10 +56,11 @@ class Moment:
     line: tuple[str, ...]
     words: Snapshot
     vectors: Callable[[Sequence[str]], dict[str, NDArray[np.float32]]]
+    tail: Tail
     records: dict[str, bytes]
 
     @classmethod
-    def of(cls, indexes: IndexSet) -> Moment:
+    def of(cls, indexes: IndexSet, tail: Tail) -> Moment:
         """The present one. Nobody may write meanwhile."""
         state = read_state(indexes.path)
         return cls(
@@ -66,16 +68,30 @@ class Moment:
             state.line if state else (),
             indexes.lexical.snapshot,
             indexes.exact.vectors_of_now(),
+            tail,
             _records(indexes.path),
         )
 
     def rows(self) -> Iterator[tuple[str, bytes, bytes]]:
-        """Encoded id, packed content and vector (float32) of every passage."""
+        """Encoded id, packed content and vector (float32) of every passage.
+
+        Raises:
+            StoreError: One has no vector: the indexes disagree.
+        """
+        newer = self.tail.held
         contents = self.words.contents()
         while batch := list(islice(contents, _BATCH)):
-            held = self.vectors([decode(key) for key, _ in batch])
-            for key, content in batch:
-                yield key, content, held[decode(key)].astype("<f4").tobytes()
+            kept = [(key, decode(key), content) for key, content in batch]
+            kept = [row for row in kept if row[1] not in newer]
+            held = self.vectors([passage_id for _, passage_id, _ in kept])
+            for key, passage_id, content in kept:
+                if passage_id not in held:
+                    msg = f"Passage {passage_id!r} has no vector. See: tars-rag store check DIR"
+                    raise StoreError(msg)
+                yield key, content, held[passage_id].astype("<f4").tobytes()
+        for passage_id, entry in self.tail.stored.items():
+            vector = entry.vector.astype("<f4").tobytes()
+            yield encode(passage_id), pack_content(entry.passage), vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +130,8 @@ def back_up(directory: StoreDirectory, path: Path, progress: Progress | None = N
     """
 
     def take() -> Moment:
-        with directory.reading() if directory.read_only else directory.writing() as indexes:
-            return Moment.of(indexes)
+        with directory.still() as (indexes, tail):
+            return Moment.of(indexes, tail)
 
     if path.is_relative_to(directory.path):
         msg = f"{path} lies in the store that it is to be a backup of. Give a file elsewhere."

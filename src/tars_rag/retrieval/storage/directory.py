@@ -32,6 +32,7 @@ from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
 from tars_rag.retrieval.storage.recovery import Recovery
 from tars_rag.retrieval.storage.store_json import StoreJson, read_store_json
+from tars_rag.retrieval.storage.tail import Tail
 from tars_rag.retrieval.storage.views import View, view_of
 from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 
@@ -163,6 +164,12 @@ class StoreDirectory:
                 self.check_usable()
                 self._recovery.recover(None)
                 yield self._indexes
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[tuple[IndexSet, Tail]]:
+        """Hold while nothing is written: the indexes, and what is only in the log."""
+        with self.alone(), self.reading():
+            yield self._indexes, self.recent.tail if self.recent else Tail({})
 
     def flush(self) -> None:
         """Bring what is only in the log into the indexes.
