@@ -1,0 +1,88 @@
+"""A store that is used for years: what is replaced and deleted costs nothing for ever."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import HashEmbedder
+from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.store import HybridStore
+
+_VALUES: list[Any] = ["a", "b", 1, 2, 1.5, True, False, None]
+_VALUES += [["a", "b"], ["b", "c"], [1, 2], [0.5, 1.5], [True], [], {"deep": 1}]
+_OPERANDS: list[Any] = ["a", "b", 1, 2, 1.5, 0.5, True, False]
+
+
+def size_of(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+
+
+def found(store: HybridStore, where: dict[str, Any]) -> set[str] | str:
+    """The ids that pass a filter, or why it is refused."""
+    try:
+        return {passage.id for passage in store.get(where=where)}
+    except InvalidInputError as error:
+        return str(error)[:100]
+
+
+def test_what_was_replaced_answers_as_if_it_had_never_been_otherwise(tmp_path: Path) -> None:
+    pairs = list(itertools.product(range(len(_VALUES)), range(len(_VALUES) + 1)))
+
+    def passages(values: list[dict[str, Any]]) -> list[Passage]:
+        return [Passage(f"p{n}", f"text {n}", value) for n, value in enumerate(values)]
+
+    before = passages([{"k": _VALUES[old], "gone": old} for old, _ in pairs])
+    after = passages([{"k": _VALUES[n]} if n < len(_VALUES) else {"new": 1} for _, n in pairs])
+    with (
+        HybridStore(tmp_path / "replaced", HashEmbedder()) as replaced,
+        HybridStore(tmp_path / "fresh", HashEmbedder()) as fresh,
+    ):
+        replaced.upsert(before)
+        replaced.upsert(after)
+        fresh.upsert(after)
+        assert {p.id: p for p in replaced.get()} == {p.id: p for p in after}
+        for operator, value in itertools.product(("$eq", "$ne", "$contains"), _OPERANDS):
+            where = {"k": {operator: value}}
+            assert found(replaced, where) == found(fresh, where), where
+        assert not replaced.get(where={"gone": {"$gte": 0}})
+
+
+def test_replacing_makes_no_file_larger(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "store"
+    chroma = path / "chroma"
+    sizes = []
+    with HybridStore(path, HashEmbedder()) as store:
+        for number in range(14):
+            rows = rng.standard_normal((250, store.embedder.dimension)).astype(np.float32)
+            store.upsert(
+                [Passage(f"p{n}", f"text {n} of {number}", {"n": number}) for n in range(250)],
+                vectors=rows,
+            )
+            sizes.append((size_of(chroma), size_of(path / "exact"), size_of(path / "lexical")))
+        assert store.count() == 250
+        held = store.vectors([f"p{n}" for n in range(250)])
+        assert all(np.allclose(held[f"p{n}"], rows[n]) for n in range(250))
+    assert max(size for size, _, _ in sizes[7:]) <= 1.2 * max(size for size, _, _ in sizes[:7])
+    for last, first in zip(sizes[-1], sizes[1], strict=True):
+        assert last <= 4 * first
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_chroma_survives_what_is_deleted_and_added(tmp_path: Path, seed: int) -> None:
+    """With two neighbours a node its process died after 600 such writes."""
+    rng = np.random.default_rng(seed)
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        for start in range(0, 3000, 250):
+            added = [Passage(f"p{start + n}", f"text {start + n}") for n in range(250)]
+            rows = rng.standard_normal((250, store.embedder.dimension)).astype(np.float32)
+            store.upsert(added, vectors=rows)
+            if start >= 500:
+                store.delete([f"p{start - 500 + n}" for n in range(250)])
+        assert store.count() == 500
