@@ -18,14 +18,19 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError, shown
-from tars_rag.retrieval.indexes.checks import check_passages, check_vectors, distinct_ids
+from tars_rag.retrieval.indexes.checks import (
+    check_passages,
+    check_vectors,
+    distinct_ids,
+    given_vectors,
+)
 from tars_rag.retrieval.indexes.chroma.filters import Where
-from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Sides, check_request, search
 from tars_rag.retrieval.storage import passages as written
 from tars_rag.retrieval.storage.backup import Backup, back_up
+from tars_rag.retrieval.storage.compaction import compact
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
@@ -124,9 +129,8 @@ class HybridStore:
 
         Anything iterable is taken, and read in batches of 256, so that memory does not grow with
         it. Each batch is durable before the next is read. A list or tuple is checked whole before
-        anything is written. Passages that are there already, the same in text
-        and metadata, are not embedded again, so that a long upsert that was killed can simply be
-        repeated.
+        anything is written. Passages that are there already, the same in text and metadata, are not
+        embedded again, so that a long upsert that was killed can simply be repeated.
 
         Args:
             passages: What to store; left as it is.
@@ -153,7 +157,7 @@ class HybridStore:
         source = iter(passages)
         while batch := list(islice(source, _BATCH)):
             check_passages(batch, seen)
-            changed = batch if rows is not None else self._changed(batch)
+            changed = batch if rows is not None else written.changed(self._directory, batch)
             if changed:
                 made = self._vectors_of(changed, rows)
                 written.upsert(self._directory, changed, made)
@@ -280,6 +284,14 @@ class HybridStore:
             lambda view: search(Sides(view.vectors, view.exact, view.lexical), request, row, watch),
         )
 
+    def compact(self, progress: Progress | None = None) -> None:
+        """Free what deleted passages hold, as is done by itself where they outnumber the others.
+
+        Raises:
+            StoreError: There is no room for a copy of the vectors, or Chroma is a server.
+        """
+        compact(self._directory, progress)
+
     def count(self) -> int:
         """Number of passages."""
         with self._directory.reading() as indexes:
@@ -314,11 +326,6 @@ class HybridStore:
     def __repr__(self) -> str:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
 
-    def _changed(self, batch: Sequence[Passage]) -> list[Passage]:
-        with self._directory.reading() as indexes:
-            held = indexes.vectors.get([passage.id for passage in batch])
-        return [p for p in batch if p.id not in held or not same_content(p, held[p.id])]
-
     def _vectors_of(
         self, batch: Sequence[Passage], rows: Iterator[ArrayLike] | None
     ) -> NDArray[np.float32]:
@@ -326,11 +333,7 @@ class HybridStore:
         if rows is None:
             made = np.asarray(self.embedder.embed([passage.text for passage in batch]), np.float32)
         else:
-            given = list(islice(rows, len(batch)))
-            if len(given) < len(batch):
-                msg = f"There is no vector for {names[len(given)]}. Give one for each passage."
-                raise InvalidInputError(msg)
-            made = np.stack([np.asarray(row, np.float32).ravel() for row in given])
+            made = given_vectors(rows, names)
         return self._comparable(made, names)
 
     def _embed_query(self, query: str) -> NDArray[np.float32]:

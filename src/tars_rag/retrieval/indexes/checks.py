@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.codec import check_id, check_passage
@@ -47,6 +48,19 @@ def distinct_ids(ids: Iterable[str]) -> list[str]:
         msg = f"ids must be a list of ids, got {shown(ids)}."
         raise InvalidInputError(msg)
     return list(dict.fromkeys(check_id(key) for key in ids))
+
+
+def given_vectors(rows: Iterator[ArrayLike], names: Sequence[str]) -> NDArray[np.float32]:
+    """The next vectors that a caller gave, one for each of `names`, [n, dim].
+
+    Raises:
+        InvalidInputError: There are too few.
+    """
+    given = list(islice(rows, len(names)))
+    if len(given) < len(names):
+        msg = f"There is no vector for {names[len(given)]}. Give one for each passage."
+        raise InvalidInputError(msg)
+    return np.stack([np.asarray(row, np.float32).ravel() for row in given])
 
 
 def check_vectors(

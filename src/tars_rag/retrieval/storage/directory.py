@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval.indexes.chroma.requests import operation_timeout
 from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.storage.compaction import tidy
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.layout import (
     LOCK,
@@ -83,6 +86,7 @@ class StoreDirectory:
         self._pid = os.getpid()
         self._closed = False
         self._threads = ReadWriteLock(max(2, os.cpu_count() or 2))
+        self._changing = threading.RLock()  # taken before `_threads` by all who write to indexes
         owner = None if any_embedder else embedder
         prepare_directory(path, create=not read_only and owner is not None)
         with contextlib.ExitStack() as opened:
@@ -92,8 +96,8 @@ class StoreDirectory:
             # With a server the lock is held for each operation, otherwise until close().
             self._url = known.chroma_url if known and owner is None else chroma_url
             self._lock.acquire(
-                shared=read_only and not self._shared,
-                seconds=operation_timeout() if self._shared else None,
+                shared=read_only and not self.shared,
+                seconds=operation_timeout() if self.shared else None,
             )
             store_json = open_store_json(
                 path,
@@ -110,16 +114,17 @@ class StoreDirectory:
             self._recovery = Recovery(self._indexes, embedder)
             self._recovery.open(progress)
             self.recent: RecentWrites | None = None
-            if not self._shared:
+            if not self.shared:
                 self.recent = RecentWrites(
                     WriteAheadLog(path / LOG, store_json.fingerprint),
                     self._into_indexes,
+                    partial(tidy, self),
                     dimension=self._indexes.store_json.dimension,
                     read_only=read_only,
                     salvage=salvage,
                 )
                 opened.callback(self.recent.close)
-            if self._shared:
+            if self.shared:
                 self._indexes.lexical.release_writer()
                 self._lock.release()
             self._parts = opened.pop_all()
@@ -160,15 +165,28 @@ class StoreDirectory:
         with self.alone():
             if self.recent is not None:
                 self.recent.flush()
-            with self._threads.write(), self._between_processes(shared=False):
-                self.check_usable()
-                self._recovery.recover(None)
-                yield self._indexes
+            with self.exclusive() as indexes:
+                yield indexes
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[IndexSet]:
+        """Hold while nobody else reads or writes the indexes; the log may be ahead of them."""
+        with self._changing, self._threads.write(), self._between_processes(shared=False):
+            self.check_usable()
+            self._recovery.recover(None)
+            yield self._indexes
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[IndexSet]:
+        """Hold as the only one who writes to the indexes; others read, and write to the log."""
+        with self._changing:
+            self.check_usable()
+            yield self._indexes
 
     @contextlib.contextmanager
     def still(self) -> Iterator[tuple[IndexSet, Tail]]:
         """Hold while nothing is written: the indexes, and what is only in the log."""
-        with self.alone(), self.reading():
+        with self.alone(), self._changing, self.reading():
             yield self._indexes, self.recent.tail if self.recent else Tail({})
 
     def flush(self) -> None:
@@ -267,10 +285,8 @@ class StoreDirectory:
             yield
 
     def _into_indexes(self, write: Callable[[IndexSet], None]) -> None:
-        with self._threads.write():
-            self.check_usable()
-            self._recovery.recover(None)
-            write(self._indexes)
+        with self.exclusive() as indexes:
+            write(indexes)
 
     def _readable(self) -> bool:
         """Whether nothing that a read needs was cut short."""
@@ -280,13 +296,13 @@ class StoreDirectory:
         return intent is None or self.recent.covers(intent.ids)
 
     @property
-    def _shared(self) -> bool:
+    def shared(self) -> bool:
         """Whether several processes may write: Chroma is a server."""
         return self._url is not None
 
     @contextlib.contextmanager
     def _between_processes(self, *, shared: bool) -> Iterator[None]:
-        if not self._shared:
+        if not self.shared:
             yield
             return
         lock = StoreLock(self.path / LOCK, read_only=self.read_only)

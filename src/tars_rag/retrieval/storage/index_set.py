@@ -42,6 +42,9 @@ from tars_rag.retrieval.storage.state import (
 )
 from tars_rag.retrieval.storage.store_json import StoreJson
 
+LEAST_WASTE = 4096
+"""Deleted vectors that are not worth the work of getting rid of them."""
+
 
 class IndexSet:
     """The indexes of a store's directory, written as one.
@@ -73,6 +76,7 @@ class IndexSet:
         self.seal = None if url else Seal(path / SEAL, path / CHROMA)
         self._lock = lock
         self._seen: object = None
+        self._weighed: object = None
         self._begun = False
         self._url = url
         self._vectors: VectorIndex | None = None
@@ -273,6 +277,18 @@ class IndexSet:
             except OSError as error:
                 self.vectors.abandon()  # what it wrote is checked again before it is loaded
                 raise StoreError(self._unwritable(error)) from error
+
+    @property
+    def wasteful(self) -> bool:
+        """Whether Chroma's vector files hold more that was deleted than what there is.
+
+        That can change only when Chroma has saved them.
+        """
+        if self.seal is None or self.seal.state is self._weighed:
+            return False
+        self._weighed = self.seal.state
+        living = self.vectors.count()
+        return self.seal.elements(self.store_json.collection) - living > max(living, LEAST_WASTE)
 
     def update(self, **changes: Any) -> None:
         """Change store.json, atomically and durably."""

@@ -10,14 +10,23 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.indexes.chroma.filters import Where
+from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.change import Change
+from tars_rag.retrieval.storage.compaction import tidy
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.views import View
 
 _SMALL = 64
 """Passages: a write of more goes to the indexes, so that its content is not written twice."""
 _Answer = TypeVar("_Answer")
+
+
+def changed(directory: StoreDirectory, batch: Sequence[Passage]) -> list[Passage]:
+    """Those of the passages that the store does not hold as they are."""
+    with directory.reading() as view:
+        held = view.vectors.get([passage.id for passage in batch])
+    return [p for p in batch if p.id not in held or not same_content(p, held[p.id])]
 
 
 def upsert(
@@ -37,6 +46,7 @@ def upsert(
         return
     with directory.writing() as indexes:
         indexes.upsert(passages, vectors)
+    tidy(directory)
 
 
 def delete(directory: StoreDirectory, ids: Sequence[str], where: Where | None) -> int:
@@ -54,6 +64,7 @@ def delete(directory: StoreDirectory, ids: Sequence[str], where: Where | None) -
             found = indexes.vectors.matching(ids, where)
             if found:
                 indexes.delete(found)
+        tidy(directory)
         return len(found)
     recent.make_room()
     with directory.alone():  # what is looked up is what is deleted

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.indexes.chroma.rows import records
+from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.codec import matches, same_content
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
@@ -49,8 +50,35 @@ def rebuild_vectors(
     Raises:
         StoreError: The embedder's vectors cannot be compared, or writing failed.
     """
-    source, known = indexes.vectors, indexes.store_json
-    fingerprint = embedder.fingerprint if embedder else known.fingerprint
+    known = indexes.store_json
+    target, embedded = fill_sibling(indexes, embedder, progress, copy)
+    if embedder is None or embedder.fingerprint == known.fingerprint:
+        indexes.switch(target)
+    else:
+        changes = {"fingerprint": embedder.fingerprint, "model": model_of(embedder)}
+        indexes.switch(target, **changes, probe=None)
+    fill_exact(indexes, None)
+    if indexes.is_open[2]:
+        indexes.settle()
+    _drop(indexes, known.collection)
+    return embedded
+
+
+def fill_sibling(
+    indexes: IndexSet,
+    embedder: TextEmbedder | None,
+    progress: Progress | None = None,
+    copy: ExactIndex | None = None,
+) -> tuple[VectorIndex, int]:
+    """Every passage, with new vectors, in a second collection; call while nobody writes.
+
+    See `rebuild_vectors`.
+
+    Returns:
+        The collection, and how many passages were embedded.
+    """
+    source = indexes.vectors
+    fingerprint = embedder.fingerprint if embedder else indexes.store_json.fingerprint
     target = source.open_sibling(_target(indexes, fingerprint), create=True)
     embedded = done = 0
     total = source.count()
@@ -79,16 +107,27 @@ def rebuild_vectors(
     # What was deleted since an earlier attempt.
     target.delete([key for key in target.matching(None, None) if key not in kept])
     indexes.seal_vectors()
-    if fingerprint == known.fingerprint:
-        indexes.switch(target)
-    else:
-        indexes.switch(target, fingerprint=fingerprint, model=model_of(embedder), probe=None)
-    fill_exact(indexes, None)
-    if indexes.is_open[2]:
-        indexes.settle()
-    target.drop(known.collection)
+    return target, embedded
+
+
+def adopt(indexes: IndexSet, sibling: VectorIndex) -> None:
+    """Make the sibling that holds the same vectors the store's own, and the old one go.
+
+    Call while nobody reads or writes. Cut short after the switch, the next opening makes the exact
+    index anew.
+    """
+    old = indexes.store_json.collection
+    indexes.switch(sibling)
+    indexes.settle()
+    _drop(indexes, old)
+
+
+def _drop(indexes: IndexSet, collection: str) -> None:
+    """Let a collection go, with the files of its vectors, which Chroma leaves."""
+    indexes.vectors.drop(collection)
+    if indexes.seal is not None:
+        indexes.seal.sweep()
     indexes.seal_vectors()
-    return embedded
 
 
 def model_of(embedder: TextEmbedder | None) -> str | None:

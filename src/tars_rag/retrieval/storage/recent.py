@@ -55,6 +55,7 @@ class RecentWrites:
     Args:
         log: Of the store, not yet read.
         into_indexes: Calls what it is given with the indexes, while nobody else uses them.
+        tidy: Called after a flush in the background.
         dimension: Of the store's vectors.
         read_only: Nothing may be written.
         salvage: Take what can be read of a damaged log, instead of refusing it.
@@ -67,6 +68,7 @@ class RecentWrites:
         self,
         log: WriteAheadLog,
         into_indexes: Callable[[Callable[[IndexSet], None]], None],
+        tidy: Callable[[], None],
         *,
         dimension: int | None,
         read_only: bool,
@@ -77,7 +79,7 @@ class RecentWrites:
         self.problem: str | None = None
         self._damaged = False
         self._log = log
-        self._into_indexes = into_indexes
+        self._into_indexes, self._tidy = into_indexes, tidy
         self._flushing, self._leading = threading.RLock(), threading.Lock()
         self._mutex = threading.Lock()
         self._queue: list[_Ticket] = []
@@ -231,10 +233,11 @@ class RecentWrites:
         try:
             if self._log.size < _LONGEST_LOG:
                 self.flush(whole=False)
-                return
-            with self.order:  # nothing is added meanwhile, so that the log can begin anew
-                self.settle()
-                self.flush(whole=False)
+            else:
+                with self.order:  # nothing is added meanwhile, so that the log can begin anew
+                    self.settle()
+                    self.flush(whole=False)
+            self._tidy()
         except Exception as error:
             _log.warning(
                 "%s: small writes stay in the log, where they are safe, and are not yet in the "

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import shutil
 import sqlite3
 import zlib
@@ -29,10 +30,12 @@ from tars_rag.retrieval.indexes.chroma.layout import (
     require_known_files,
     require_known_names,
     require_known_tables,
+    saved_elements,
 )
 
 _PIECE = 1 << 20
 _ASIDE = "damaged-"
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _Marks = dict[str, tuple[int, int]]
 
 
@@ -97,6 +100,11 @@ class Seal:
             problem = "an earlier repair was cut short"
         return Damage(directories, problem)
 
+    @property
+    def state(self) -> object:
+        """Another object after each save of Chroma's that was sealed."""
+        return self._seen
+
     def renew(self) -> None:
         """Seal the files as they are, if Chroma wrote to them since; durable on return.
 
@@ -136,6 +144,18 @@ class Seal:
             collection,
         )
         return str(rows[0][0]) if rows else None
+
+    def elements(self, collection: str) -> int:
+        """How many vectors the files of a collection hold, deleted ones included."""
+        directory = self.directory_of(collection)
+        return saved_elements(self._chroma / directory) if directory else 0
+
+    def sweep(self) -> None:
+        """Delete directories of vectors that no collection has any more: Chroma leaves them."""
+        segments = {str(name) for (name,) in self._ask("SELECT id FROM segments")}
+        for entry in self._chroma.iterdir() if segments else ():
+            if _UUID.fullmatch(entry.name) and entry.name not in segments and entry.is_dir():
+                shutil.rmtree(entry)
 
     def set_aside(self, directories: Iterable[str]) -> None:
         """Rename directories of vectors, so that Chroma does not load them."""

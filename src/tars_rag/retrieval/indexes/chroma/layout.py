@@ -172,6 +172,19 @@ def cut_short(directory: Path) -> bool:
     return at > len(links) or level0 < count * record or lengths < 4 * count
 
 
+def saved_elements(directory: Path) -> int:
+    """How many vectors the files in a directory hold, deleted ones included; 0: none is saved.
+
+    Raises:
+        UnknownLayoutError: No tested version of Chroma wrote them.
+    """
+    try:
+        fields = _header(directory, (directory / "header.bin").read_bytes())
+    except FileNotFoundError:
+        return 0
+    return int(fields[3]) if fields is not None else 0
+
+
 def _header(directory: Path, header: bytes) -> tuple[Any, ...] | None:
     """The fields of header.bin; None: it was cut off, or its blocks were never written."""
     if not any(header):

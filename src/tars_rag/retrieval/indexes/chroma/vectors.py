@@ -95,21 +95,17 @@ class VectorIndex:
         Args:
             records: From `records`.
             replaced: Ids among them that exist already. Chroma merges their old metadata into the
-                new, so what is not in the new is taken out by name. (Their vectors are overwritten
-                in place, which adds nothing to the files; now and then no search of Chroma's own
-                would find one again, and none is made.)
+                new, so what is not in the new is taken out by name. Their vectors are overwritten
+                in place, where no search of Chroma's own might find them, but none is made.
 
         Raises:
             StoreError: Chroma failed.
         """
         self._passing.written()
         held = {} if self._collection.replaces else self._keys(replaced)
-        crowded = [
-            codec.decode(record["id"])
-            for record in records
-            if len(held.get(record["id"], ())) + len(record["metadata"]) > codec.MAX_KEYS
-        ]
-        self.delete(crowded)  # more than Chroma can name at once
+        sizes = {r["id"]: len(held.get(r["id"], ())) + len(r["metadata"]) for r in records}
+        # More than Chroma can name at once.
+        self.delete([codec.decode(key) for key, size in sizes.items() if size > codec.MAX_KEYS])
         for start in range(0, len(records), self._piece):
             piece = records[start : start + self._piece]
             self._do(
@@ -117,10 +113,7 @@ class VectorIndex:
                 "upsert",
                 ids=[record["id"] for record in piece],
                 embeddings=np.stack([vector_of(record) for record in piece]),
-                metadatas=[
-                    dict.fromkeys(held.get(record["id"], ())) | record["metadata"]
-                    for record in piece
-                ],
+                metadatas=[dict.fromkeys(held.get(r["id"], ())) | r["metadata"] for r in piece],
             )
 
     def _keys(self, ids: Collection[str]) -> dict[str, list[str]]:
