@@ -112,6 +112,23 @@ def relex(
 
 
 @app.command()
+def compact(directory: _Directory, json: resources.JsonOption = False) -> None:
+    """Free what deleted passages hold on the disk, as a store does by itself now and then.
+
+    If interrupted, run it again: it continues where it stopped.
+    """
+    from tars_rag.retrieval.maintenance import compact as make_smaller
+
+    directory = resources.require_store(directory)
+    with progress_bar("count") as progress:
+        freed = make_smaller(directory, partial(progress, "copy"))
+    if json:
+        print_json({"path": str(directory), "freed_bytes": freed})
+        return
+    show(f"{directory}: smaller by {freed / 1e6:.1f} MB")
+
+
+@app.command()
 def backup(
     directory: _Directory,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup: made, or updated.")],

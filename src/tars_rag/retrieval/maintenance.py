@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.backup import Backup, back_up
+from tars_rag.retrieval.storage.compaction import compact as compact_open
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.storage.restore import restore_store
@@ -85,6 +87,36 @@ def relex(
             return indexes.vectors.count()
     finally:
         directory.close()
+
+
+def compact(path: str | Path, progress: Progress | None = None) -> int:
+    """Free what deleted passages hold in a store that nobody has open.
+
+    A store does it by itself where more was deleted than there is; `HybridStore.compact` does it in
+    one that is open.
+
+    Args:
+        path: The store's directory.
+        progress: Called with (done, total) passages.
+
+    Returns:
+        By how many bytes its files are smaller. Space within Chroma's database is used again, and
+        not given back.
+
+    Raises:
+        StoreLockedError: Another process has the store open.
+        StoreError: There is no store, there is no room for a copy of the vectors, or its Chroma is
+            a server.
+    """
+    place = store_path(path)
+    with contextlib.closing(StoreDirectory(place, None)) as directory:
+        before = _size(place)
+        compact_open(directory, progress)
+    return before - _size(place)
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def backup(path: str | Path, file: str | Path, progress: Progress | None = None) -> Backup:
