@@ -100,15 +100,23 @@ def lowest(session: nox.Session) -> None:
 
 
 @nox.session(python=False)
+def slow(session: nox.Session) -> None:
+    """Tests that take seconds each and do not depend on the interpreter."""
+    measured(session, "-n", "2", "-m", "slow")
+
+
+@nox.session(python=False)
 def weights(session: nox.Session) -> None:
     """Tests that need the published weights (`tars-rag models pull`) and ../shared."""
-    measured(session, "-m", "weights or data", "--force-enable-socket")
+    measured(session, "-n", "2", "-m", "weights or data", "--force-enable-socket")
 
 
 @nox.session(python=False)
 def crash(session: nox.Session) -> None:
     """Kills and power cuts; needs strace. TARS_RAG_KILLS sets the count (25 here, 200 at most)."""
-    measured(session, "-m", "crash", TARS_RAG_KILLS=os.environ.get("TARS_RAG_KILLS", "25"))
+    measured(
+        session, "-n", "2", "-m", "crash", TARS_RAG_KILLS=os.environ.get("TARS_RAG_KILLS", "25")
+    )
 
 
 @nox.session(python=False)

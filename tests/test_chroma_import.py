@@ -21,6 +21,8 @@ from tars_rag.errors import InvalidInputError
 from tars_rag.ingest.chroma_import import import_chroma
 from tars_rag.langchain import TarsEmbeddings
 
+pytestmark = pytest.mark.slow
+
 pytest_plugins = ["tiny_models"]
 
 TEXTS = {

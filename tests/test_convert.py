@@ -29,6 +29,8 @@ from tars_rag.models.embedder import Embedder
 from tars_rag.runtimes.npu.bundle import read_model
 from tars_rag.runtimes.npu.manifest import load_manifest, verify_bundle
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from convert_double import FakeToolkit
 

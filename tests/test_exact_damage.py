@@ -15,6 +15,8 @@ from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.exact import code_directory, rows
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 
+pytestmark = pytest.mark.slow
+
 DIM = 10
 
 

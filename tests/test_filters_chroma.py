@@ -22,6 +22,8 @@ from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.settings import Strategy
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 OPERATORS = (
     *("$eq", "$ne", "$gt", "$gte", "$lt", "$lte"),
