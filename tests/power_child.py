@@ -14,8 +14,9 @@ import sys
 from pathlib import Path
 
 from conftest import HashEmbedder
-from store_child import operations, passage
+from store_child import SMALL, operations, passage
 from tars_rag.retrieval.indexes.chroma import vectors as vectors_module
+from tars_rag.retrieval.storage import passages as passages_module
 from tars_rag.retrieval.store import HybridStore
 
 
@@ -26,6 +27,7 @@ def main(path: str, log: str, seed: int, threshold: int, number: int) -> None:
         os.write(descriptor, json.dumps(message).encode())
 
     vectors_module._HNSW["sync_threshold"] = threshold
+    passages_module._SMALL = SMALL
     for opening in range(2):
         with HybridStore(Path(path), HashEmbedder()) as store:
             say("open")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import resource
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -17,6 +18,8 @@ from conftest import HashEmbedder
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma import vectors as vectors_module
 from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.storage import passages as passages_module
+from tars_rag.retrieval.storage import recent as recent_module
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.store import HybridStore
 
@@ -32,6 +35,8 @@ def passage(passage_id: str, version: int) -> Passage:
     return Passage(passage_id, text, {"version": version, f"only{version % 3}": True})
 
 
+SMALL = 10
+"""In crash tests, writes of so many passages go through the log, the others to the indexes."""
 _LETTERS = str.maketrans("0123456789", "bcdfghjklm")
 
 
@@ -140,6 +145,7 @@ def write_until_killed(
 ) -> None:
     """Announce each operation, do it, acknowledge it, for ever."""
     vectors_module._HNSW["sync_threshold"] = threshold
+    passages_module._SMALL = SMALL if journal else 0
     if not journal:
         Journal.begin = lambda self, ids, redo=(), before=None: None  # type: ignore[method-assign]
     store = HybridStore(path, HashEmbedder())
@@ -151,6 +157,39 @@ def write_until_killed(
         else:
             store.delete(list(versions))
         pipe.send("done")
+
+
+def write_singly_until_killed(
+    path: Path, seed: int, pipe: Connection, threads: int, full: int
+) -> None:
+    """Single writes of several threads, each with ids of its own; flushed at `full` passages."""
+    recent_module._FULL = full
+    store = HybridStore(path, HashEmbedder())
+    pipe.send(("open", None, None))
+    speaking = threading.Lock()
+
+    def say(number: int, what: Any, version: int | None) -> None:
+        with speaking:
+            pipe.send((number, what, version))
+
+    def write(number: int) -> None:
+        rng = random.Random(seed * 1000 + number)
+        version = seed * 1_000_000
+        while True:
+            version += 1
+            passage_id = f"p{number}{rng.randint(0, 9)}"
+            gone = rng.random() < 0.2
+            say(number, passage_id, None if gone else version)
+            if gone:
+                store.delete([passage_id])
+            else:
+                store.upsert([passage(passage_id, version)])
+            say(number, "done", None)
+
+    others = [threading.Thread(target=write, args=(n,), daemon=True) for n in range(threads)]
+    for other in others:
+        other.start()
+    others[0].join()
 
 
 def open_and_report(path: Path, pipe: Connection, read_only: bool) -> None:

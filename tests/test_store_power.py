@@ -202,11 +202,13 @@ def test_a_power_cut_loses_nothing_acknowledged(
     assert not wrong, f"{len(wrong)} of {CUTS}\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize("ignored", ["/new/store", "/chroma.sqlite3", "/journal"])
+@pytest.mark.parametrize(
+    "ignored", ["/new/store", "/chroma.sqlite3", "/journal", "/write-ahead.log"]
+)
 def test_where_a_disk_ignores_an_fsync_the_same_test_fails(
     recording: Recording, ignored: str, tmp_path: Path
 ) -> None:
-    """The store's directory, Chroma's database and the journal must each be durable in time."""
+    """The store's directory, Chroma's database, journal and log must be durable in time."""
     number = 160 if ignored == "/journal" else 40  # few states need what the journal says
     source = states(recording, "posix", number, 1, tmp_path, lambda path: path.endswith(ignored))
     assert losses(source)[0]

@@ -96,6 +96,15 @@ class StoreMachine(RuleBasedStateMachine):
         self.store = HybridStore(self.path / "store", EMBEDDER)
 
     @rule()
+    def flush(self) -> None:
+        self.store.flush()
+
+    @rule()
+    def reopen_as_after_a_kill(self) -> None:
+        self.store._directory.close(flush=False)  # small writes stay in the log
+        self.store = HybridStore(self.path / "store", EMBEDDER)
+
+    @rule()
     def read_only(self) -> None:
         self.store.close()
         with HybridStore(self.path / "store", EMBEDDER, read_only=True) as store:

@@ -1,21 +1,22 @@
 """Small writes: durable in the log at once, in the indexes later, in the background.
 
-A write is appended to the log, with whatever else waits to be (`_Group`), and acknowledged when the
+A write is appended to the log, with whatever else waits for it, and acknowledged when the
 log is durable: one fdatasync for all of them. From then on every read sees it in the tail. A flush
 brings the oldest of the tail into the indexes; when nothing is left, the log begins anew.
 
 Locks, in the order in which they are taken: `order` (whose writes come first), `_flushing` (one
-flush at a time), the store's own lock around the indexes, `_leading` (who appends to the log),
-`_mutex` (a moment).
+flush at a time), the store's own lock around the indexes, `_turn` (who uses the log), `_mutex` (a
+moment).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -80,7 +81,8 @@ class RecentWrites:
         self._damaged = False
         self._log = log
         self._into_indexes, self._tidy = into_indexes, tidy
-        self._flushing, self._leading = threading.RLock(), threading.Lock()
+        self._flushing = threading.RLock()
+        self._turns, self._used = threading.Condition(), False
         self._mutex = threading.Lock()
         self._queue: list[_Ticket] = []
         self._began: float | None = None
@@ -128,8 +130,8 @@ class RecentWrites:
 
     def finish(self, ticket: _Ticket) -> None:
         """Wait until it is durable: whoever comes first appends what all the others wait for."""
-        with self._leading:
-            if not ticket.done:
+        with self._turn(lambda: ticket.done) as mine:
+            if mine:
                 self._append()
         if ticket.error is not None:
             msg = (
@@ -144,8 +146,24 @@ class RecentWrites:
 
     def settle(self) -> None:
         """Wait until all that has its place is durable. Call with `order`."""
-        with self._leading:
+        with self._turn():
             self._append()
+
+    @contextlib.contextmanager
+    def _turn(self, unless: Callable[[], bool] = lambda: False) -> Iterator[bool]:
+        """Be the one that uses the log, unless something has come about meanwhile: then False."""
+        with self._turns:
+            while not (given_up := unless()) and self._used:
+                self._turns.wait()
+            if not given_up:
+                self._used = True
+        try:
+            yield not given_up
+        finally:
+            if not given_up:
+                with self._turns:
+                    self._used = False
+                    self._turns.notify_all()
 
     def _append(self) -> None:
         batch: list[_Ticket] = []
@@ -204,7 +222,7 @@ class RecentWrites:
             self.tail = self.tail.without(batch)
 
     def _reset(self, identity: str | None = None) -> None:
-        with self._leading:
+        with self._turn():
             if not len(self.tail) and (self._log.size or self._damaged or identity is not None):
                 try:
                     self._log.reset(identity)

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tars_rag.files import write_atomically
+from tars_rag.files import replacing
 
 _MAGIC = b"tars-rag wal 1\r\n"
 _HEADER = struct.Struct("<16sQQ16s")  # magic, epoch, number of the first record, whose vectors
@@ -34,6 +34,7 @@ _CRC = struct.Struct("<I")
 _MARKER = b"\xf4wal"
 _SLOT = 512
 _START = 2 * _SLOT
+_PAGE = 4096
 _CHUNK = 256 << 10
 _KEPT = 4 << 20  # bytes of the file that are kept to be used again
 
@@ -101,9 +102,11 @@ class WriteAheadLog:
             OSError: It cannot be read.
         """
         try:
-            data = self.path.read_bytes()
+            descriptor = self._opened(os.O_RDONLY)
         except FileNotFoundError:
             return Contents()
+        with os.fdopen(descriptor, "rb") as stream:
+            data = stream.read()
         head, damage = _newest(data), None
         newer = list(_frames(data, head.epoch + 1)) if head else []
         if newer:  # there is none before its header is durable
@@ -128,12 +131,12 @@ class WriteAheadLog:
         """
         if not self._head.epoch:
             return  # there is no file yet
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        self._descriptor = self._opened(os.O_RDWR)
         self._room = os.fstat(self._descriptor).st_size
         rest = os.pread(self._descriptor, self._room - self._end, self._end)
         if rest.strip(b"\0"):
             # A record that was never acknowledged must not come back behind the next one.
-            self._write(bytes(len(rest)), self._end)
+            self._clear(self._end, self._room)
             os.fdatasync(self._descriptor)
         if self._head.identity != self._identity:
             self.reset()
@@ -192,18 +195,40 @@ class WriteAheadLog:
 
     def _create(self) -> None:
         head = _Head(1, self._next, self._identity)
-        empty = b"".join([bytes(_SLOT), head.packed(), bytes(_CHUNK - _START)])
-        write_atomically(self.path, empty)
-        self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
-        self._head, self._end, self._room = head, _START, len(empty)
+        try:
+            with replacing(self.path) as part:
+                self._descriptor = os.open(part, os.O_RDWR | os.O_CLOEXEC)
+                self._clear(0, _CHUNK)
+                self._write(head.packed(), _SLOT * (head.epoch % 2))
+        except BaseException:
+            self.close()
+            raise
+        self._head, self._end, self._room = head, _START, _CHUNK
+
+    def _opened(self, flags: int) -> int:
+        descriptor = os.open(self.path, flags | os.O_CLOEXEC)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)  # see _clear
+        return descriptor
+
+    def _clear(self, start: int, end: int) -> None:
+        """Write zeros, one page at a time.
+
+        What is written or read at once the kernel may keep in memory as one piece, and count as
+        written whole whenever a record changes a part of it.
+        """
+        while start < end:
+            stop = min(end, (start // _PAGE + 1) * _PAGE)
+            self._write(bytes(stop - start), start)
+            start = stop
 
     def _extended(self, data: bytes) -> None:
-        """Write at the end, with zeros for the records to come where there is no room left."""
+        """Write at the end; where there is no room left, also zeros for the records to come."""
         missing = self._end + len(data) - self._room
         if missing > 0:
-            data += bytes(-(-missing // _CHUNK) * _CHUNK - missing)
+            room = self._room + -(-missing // _CHUNK) * _CHUNK
+            self._clear(self._room, room)
+            self._room = room
         self._write(data, self._end)
-        self._room = max(self._room, self._end + len(data))
 
     def _settle(self) -> None:
         """Say behind the last record that it is durable; if it fails, the next one says it."""
@@ -218,7 +243,7 @@ class WriteAheadLog:
     def _unspoil(self) -> None:
         """Wipe out what a failed write may have left: it was not acknowledged."""
         self._room = os.fstat(self._descriptor).st_size
-        self._write(bytes(max(self._room - self._end, 0)), self._end)
+        self._clear(self._end, self._room)
         os.fdatasync(self._descriptor)
         self._spoiled = False
 

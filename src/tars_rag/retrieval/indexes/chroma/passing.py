@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tars_rag.errors import StoreError
@@ -12,6 +12,7 @@ from tars_rag.retrieval.indexes.chroma import filter_plan, filters
 from tars_rag.retrieval.indexes.chroma.errors import check_of
 from tars_rag.retrieval.indexes.chroma.filter_plan import Doubt
 from tars_rag.retrieval.indexes.chroma.filters import Condition, Where
+from tars_rag.retrieval.indexes.chroma.predicates import Predicate, predicate
 
 Ask: TypeAlias = Callable[["dict[str, Any] | None", "int | None"], "list[str]"]
 """The ids that Chroma finds for an encoded filter (None: all), at most so many (None: all)."""
@@ -64,6 +65,27 @@ class Passing:
         if doubts:
             self._settle(filter_plan.any_of([doubt.condition for doubt in doubts]), doubts)
         return condition
+
+    def decided(self, where: Where | None, others: Mapping[str, Mapping[str, Any]]) -> Predicate:
+        """The filter, to be decided on metadata that Chroma does not hold.
+
+        Args:
+            where: The filter; None: everything passes.
+            others: By id, all metadata (see `codec.filterable`) that it will be asked of.
+
+        Raises:
+            InvalidInputError: The filter cannot be answered, by Chroma or of these.
+            StoreError: As for `condition`.
+        """
+        condition = self.condition(where)
+        if condition is None:
+            return lambda _: True
+        for doubt in filter_plan.doubts(condition):
+            doubtful = predicate(doubt.condition)
+            for passage_id, metadata in others.items():
+                if doubtful(metadata):
+                    raise doubt.error(passage_id)
+        return predicate(condition)
 
     def ids(self, condition: Condition) -> dict[str, None]:
         """The ids that pass, as the keys of a dict that is not to be changed."""

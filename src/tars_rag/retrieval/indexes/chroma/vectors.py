@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client
 from tars_rag.retrieval.indexes.chroma.errors import asking, translated
 from tars_rag.retrieval.indexes.chroma.filters import Condition, Where
 from tars_rag.retrieval.indexes.chroma.passing import Passing
-from tars_rag.retrieval.indexes.chroma.predicates import predicate
+from tars_rag.retrieval.indexes.chroma.predicates import Predicate, predicate
 from tars_rag.retrieval.indexes.chroma.rows import (
     Record,
     passages_of,
@@ -156,27 +156,9 @@ class VectorIndex:
         pieces = self._read(ids, where, None, [])
         return [key for rows in pieces for key in codec.decode_all(rows["ids"])]
 
-    def decided(
-        self, where: Where | None, others: Mapping[str, Mapping[str, Any]]
-    ) -> Callable[[Mapping[str, Any]], bool]:
-        """The filter, to be decided on metadata that Chroma does not hold yet.
-
-        Args:
-            where: As for `matching`.
-            others: By id, all metadata (see `codec.filterable`) that it will be asked of.
-
-        Raises:
-            InvalidInputError: The filter cannot be answered, here or of these.
-        """
-        condition = self._passing.condition(where)
-        if condition is None:
-            return lambda _: True
-        for doubt in filter_plan.doubts(condition):
-            doubtful = predicate(doubt.condition)
-            for passage_id, metadata in others.items():
-                if doubtful(metadata):
-                    raise doubt.error(passage_id)
-        return predicate(condition)
+    def decided(self, where: Where | None, others: Mapping[str, Mapping[str, Any]]) -> Predicate:
+        """The filter, to be decided on metadata that Chroma does not hold yet (see `Passing`)."""
+        return self._passing.decided(where, others)
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id."""
