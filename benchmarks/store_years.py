@@ -29,19 +29,6 @@ from tars_rag import HybridStore, Passage
 DIMENSION = 384
 LIVING = 1000
 _WORDS = ["river", "fan", "clock", "memory", "board", "invoice", "engine", "paper", "green"]
-    "river",
-    "fan",
-    "clock",
-    "memory",
-    "board",
-    "invoice",
-    "engine",
-    "paper",
-    "green",
-    "letter",
-    "signal",
-    "winter",
-]
 
 
 class NoEmbedder:
