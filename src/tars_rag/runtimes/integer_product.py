@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from tars_rag.errors import DeviceError
 from tars_rag.runtimes.onnx import affinities, big_cores
 
+GRAPH = Path(__file__).with_suffix(".onnx")
+"""The operators, with what `OFFSET` and `PLANES` say in it: importing onnx to build them takes a
+tenth of the time to a first answer. tests/test_integer_product.py builds and compares it."""
 OFFSET = 128
 """Rows hold their numbers plus this, as bytes."""
 LIMIT = 63
@@ -80,7 +84,9 @@ def _session(pid: int) -> Any:  # a fork has none of its threads
         options.add_session_config_entry(
             "session.intra_op_thread_affinities", affinities(cores, len(cores))
         )
-    session = onnxruntime.InferenceSession(_graph(), options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        GRAPH.read_bytes(), options, providers=["CPUExecutionProvider"]
+    )
     _prove(session)
     return session
 
@@ -102,28 +108,3 @@ def _prove(session: Any) -> None:
                     "search could be trusted. Install another version: pip install -U onnxruntime"
                 )
                 raise DeviceError(msg)
-
-
-def _graph() -> bytes:
-    from onnx import TensorProto, helper
-
-    tensor = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [
-            helper.make_node("MatMulInteger", ["rows", "planes", "offset"], ["integers"]),
-            helper.make_node("Cast", ["integers"], ["numbers"], to=TensorProto.FLOAT),
-            helper.make_node("MatMul", ["numbers", "steps"], ["product"]),
-        ],
-        "integer_product",
-        [
-            tensor("rows", TensorProto.UINT8, ["n", "dim"]),
-            tensor("planes", TensorProto.INT8, ["dim", PLANES]),
-            tensor("steps", TensorProto.FLOAT, [PLANES, 1]),
-        ],
-        [tensor("product", TensorProto.FLOAT, ["n", 1])],
-        [helper.make_tensor("offset", TensorProto.UINT8, [], [OFFSET])],
-    )
-    opset = helper.make_opsetid("", 13)
-    model = helper.make_model(graph, opset_imports=[opset], ir_version=8)
-    content: bytes = model.SerializeToString()
-    return content
