@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tars_rag.errors import ConfigError, InvalidInputError
 from tars_rag.ingest.files import MARKDOWN, RECORDS, read_lines, read_text
+from tars_rag.ingest.markdown_file import front_matter
+from tars_rag.ingest.markdown_file import headings as _headings
 from tars_rag.retrieval.indexes.codec import check_passage
 from tars_rag.retrieval.passage import Passage
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
     from tokenizers import Tokenizer
 
-_HEADING = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
-_FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 
 
@@ -105,8 +104,9 @@ def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
     """The passages of a file in their order, and its problems.
 
     Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk`` and, in
-    Markdown, ``heading``. A JSONL row keeps its id, unless it is too long for the embedder:
-    then its chunks are ``<id>#<number>``.
+    Markdown, ``heading`` and what its front matter says. A JSONL row keeps its id (``id``, or
+    ``_id`` as in BEIR's files), unless it is too long for the embedder: then its chunks are
+    ``<id>#<number>``.
     """
     suffix = path.suffix.lower()
     try:
@@ -118,35 +118,17 @@ def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
 def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
     text = read_text(path)
     markdown = suffix in MARKDOWN
+    about, begin = front_matter(text) if markdown else ({}, 0)
     headings = _headings(text) if markdown else []
     trail = ""
-    for number, (start, chunk) in enumerate(splitter.split(text, markdown=markdown)):
+    for number, (place, chunk) in enumerate(splitter.split(text[begin:], markdown=markdown)):
+        start = begin + place
         while headings and headings[0][0] <= start:
             trail = headings.pop(0)[1]
-        metadata: dict[str, Any] = {"source": str(path), "chunk": number}
+        metadata: dict[str, Any] = {**about, "source": str(path), "chunk": number}
         if trail:
             metadata["heading"] = trail
         yield Piece(start, check_passage(Passage(f"{path}#{number}", chunk, metadata)))
-
-
-def _headings(text: str) -> list[tuple[int, str]]:
-    """The start of each ATX heading, and its path, for example ``Boards > Cooling``."""
-    found: list[tuple[int, str]] = []
-    trail: dict[int, str] = {}
-    start, fence = 0, ""
-    for line in text.splitlines(keepends=True):
-        mark = _FENCE.match(line)
-        if fence:
-            if mark and mark[1].startswith(fence):
-                fence = ""
-        elif mark:
-            fence = mark[1]
-        elif (heading := _HEADING.match(line.rstrip("\r\n"))) and heading[2]:
-            level = len(heading[1])
-            trail = {n: title for n, title in trail.items() if n < level} | {level: heading[2]}
-            found.append((start, " > ".join(trail.values())))
-        start += len(line)
-    return found
 
 
 def _rows(path: Path, splitter: Splitter) -> Iterator[Piece]:
@@ -174,7 +156,7 @@ def _cut(row: Passage, splitter: Splitter) -> list[Passage]:
     if len(chunks) <= 1:
         return [row]
     return [
-        Passage(f"{row.id}#{n}", chunk, {**row.metadata, "chunk": n})
+        Passage(f"{row.id}#{n}", chunk, {"chunk": n, **row.metadata})
         for n, (_, chunk) in enumerate(chunks)
     ]
 
@@ -184,7 +166,8 @@ def _row(path: Path, number: int, raw: bytes) -> Passage:
     if not isinstance(row, dict):
         msg = f"a row is an object with id, text and metadata, not {type(row).__name__}"
         raise InvalidInputError(msg)
-    key = row.pop("id", f"{path}:{number}")
+    other = row.pop("_id", f"{path}:{number}") if "id" not in row else ""  # as BEIR names it
+    key = row.pop("id", other)
     text, metadata = row.pop("text", None), row.pop("metadata", None) or {}
     if isinstance(key, int) and not isinstance(key, bool):
         key = str(key)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,11 @@ MARKDOWN = (".md", ".markdown")
 RECORDS = (".jsonl", ".ndjson")
 TEXT = (".txt", ".text", ".rst")
 _KNOWN = {*MARKDOWN, *RECORDS, *TEXT}
+_PANDOC = "pandoc -t gfm -o text.md {}"
+_TOOLS = {
+    ".pdf": "pdftotext -layout {} text.txt",
+    **dict.fromkeys((".docx", ".odt", ".epub", ".html", ".htm", ".xhtml", ".rtf"), _PANDOC),
+}
 # UTF-32 before UTF-16: the first two bytes of its little-endian mark are UTF-16's.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -55,7 +61,10 @@ def find(paths: Sequence[Path]) -> Found:
     for path in paths:
         try:
             top = path.expanduser().resolve()
-            files = _walk(top, found) if stat.S_ISDIR(top.stat().st_mode) else [top]
+            files = _walk(top, found) if stat.S_ISDIR(top.stat().st_mode) else [_regular(top)]
+        except InvalidInputError as error:
+            found.failures[str(path)] = str(error)
+            continue
         except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, an unknown ~user
             found.failures[str(path)] = getattr(error, "strerror", None) or str(error)
             continue
@@ -72,14 +81,43 @@ def _walk(top: Path, found: Found) -> Iterator[Path]:
 
     for directory, folders, names in os.walk(top, onerror=blocked):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        linked = sum(Path(directory, name).is_symlink() for name in folders)
+        if linked:  # they may lead back to where they are
+            found.ignored["linked folder"] += linked
         for name in sorted(names):
             suffix = Path(name).suffix.lower()
             if name.startswith("."):
                 continue
             if suffix in _KNOWN:
-                yield Path(directory, name)
+                file = Path(directory, name)
+                try:
+                    _regular(file)
+                except InvalidInputError as error:
+                    found.failures[str(file)] = str(error)
+                    continue
+                except OSError:
+                    pass  # told when it is read
+                yield file
             else:
                 found.ignored[suffix or "no suffix"] += 1
+
+
+def _regular(path: Path) -> Path:
+    """The path, if it leads to a file that has an end.
+
+    Raises:
+        InvalidInputError: It is a pipe, a device or a socket, which may never end; or of a kind
+            that is no text.
+        OSError: It leads nowhere.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        msg = f"{path} is not a regular file, so it was not read."
+        raise InvalidInputError(msg)
+    tool = _TOOLS.get(path.suffix.lower())
+    if tool is not None:
+        msg = f"{path} is no text. Convert it first: {tool.format(shlex.quote(str(path)))}"
+        raise InvalidInputError(msg)
+    return path
 
 
 def read_text(path: Path) -> str:
@@ -114,6 +152,13 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """
     position = 0
     try:
+        encoding = _marked(path)
+        if encoding is not None:
+            for number, line in enumerate(read_text(path).split("\n"), 1):
+                raw = line.encode("utf-8", "surrogatepass")
+                position += 2 * len(raw)
+                yield number, position, raw
+            return
         with path.open("rb") as stream:
             for number, raw in enumerate(stream, 1):
                 position += len(raw)
@@ -123,6 +168,14 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 yield number, position, raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
     except OSError as error:
         raise InvalidInputError(_unreadable(path, error)) from error
+
+
+def _marked(path: Path) -> str | None:
+    """UTF-16 or UTF-32, if a file begins with the mark of one; it is then read whole."""
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    found = next((name for mark, name in _MARKS if start.startswith(mark)), None)
+    return None if found == "utf-8-sig" else found
 
 
 def _unreadable(path: Path, error: OSError) -> str:
