@@ -258,3 +258,64 @@ def write_some(path: Path, url: str, name: str) -> None:
         for number in range(10):
             store.upsert([passage(f"{name}{number}", 1), passage("common", 100 + number)])
             assert store.search(word(f"{name}{number}", 1), 1)[0].id == f"{name}{number}"
+
+
+def write_on(path: Path, pipe: Connection, stop: threading.Event | None = None) -> None:
+    """Small writes and large ones, deletions and flushes, announced and acknowledged, for ever."""
+    rng = random.Random(7)
+    with HybridStore(path, HashEmbedder()) as store:
+        version = 1
+        _announced(pipe, store, "upsert", {f"p{n}": version for n in range(300)})
+        pipe.send("open")
+        while stop is None or not stop.is_set():
+            version += 1
+            size = rng.choice([1, 1, 1, 1, 3, 30, 300])
+            chosen = rng.sample([f"p{n}" for n in range(400)], size)
+            kind = "delete" if size < 30 and rng.random() < 0.3 else "upsert"
+            _announced(pipe, store, kind, dict.fromkeys(chosen, version))
+            if rng.random() < 0.05:
+                store.flush()
+
+
+def write_and_back_up(path: Path, pipe: Connection, file: Path, number: int) -> None:
+    """The same in a thread, with a backup whenever the parent says so."""
+    stop = threading.Event()
+    notes = _Notes(pipe)
+    thread = threading.Thread(target=write_on, args=(path, notes, stop), daemon=True)
+    thread.start()
+    notes.opened.wait()
+    for _ in range(number):
+        notes.send("backup")
+        pipe.recv()
+        notes.store.backup(file)
+        notes.send("taken")
+    stop.set()
+    thread.join()
+
+
+class _Notes:
+    """A pipe that two threads write to; the store that one of them has is for both."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+        self.opened = threading.Event()
+        self.store: Any = None
+
+    def send(self, message: Any) -> None:
+        with self._lock:
+            if message != "open":
+                self._pipe.send(message)
+        if message == "open":
+            self.opened.set()
+
+
+def _announced(pipe: Any, store: HybridStore, kind: str, versions: dict[str, int]) -> None:
+    if isinstance(pipe, _Notes):
+        pipe.store = store
+    pipe.send((kind, versions))
+    if kind == "upsert":
+        store.upsert([passage(*item) for item in versions.items()])
+    else:
+        store.delete(list(versions))
+    pipe.send("done")

@@ -192,6 +192,32 @@ def test_a_store_of_before_there_were_states_opens_whole(moments: Path, tmp_path
     assert_holds(path, NEW, Refusing())
 
 
+@pytest.mark.parametrize("newer", ["", "lexical", "chroma"])
+def test_a_log_that_is_newer_than_the_indexes_is_no_whole_store(tmp_path: Path, newer: str) -> None:
+    """Copied last: by then the indexes had what it held when the copying began."""
+    path, copy = tmp_path / "store", tmp_path / "copy"
+    with HybridStore(path, HashEmbedder()) as store:
+        store.upsert([passage(f"p{n}", 1) for n in range(COUNT)])
+        store.flush()
+        store.upsert([passage("small", 1)])
+        shutil.copytree(path, copy, ignore=shutil.ignore_patterns("write-ahead.log"))
+        store.flush()
+        shutil.copy(path / "write-ahead.log", copy)
+        if newer:
+            shutil.rmtree(copy / newer)
+            shutil.copytree(path / newer, copy / newer)
+            shutil.copy(path / "seal.json", copy)
+    expected = {f"p{n}": passage(f"p{n}", 1) for n in range(COUNT)}
+    if newer:
+        assert_holds(copy, expected | {"small": passage("small", 1)}, HashEmbedder())
+        return
+    with pytest.raises(StoreError, match="newer than its indexes"):
+        HybridStore(copy, HashEmbedder())
+    assert not check_store(copy).ok
+    assert check_store(copy, repair=True).ok
+    assert_holds(copy, expected, HashEmbedder())
+
+
 def test_moments_are_ordered_by_session_and_then_by_number() -> None:
     state = State(line=("new", "old"))
     assert state.order(Moment("old", 9), Moment("new", 3)) == -1

@@ -156,6 +156,9 @@ def _inspect_indexes(
         if exact is not None and lexical is not None:
             state = read_state(directory)
             now = moments(directory, store_json, vectors, lexical)
+            behind = halves.behind(directory, state, now)
+            if behind:
+                say(f"{behind} To go on without them: {_repair(directory)}")
             its = halves.right(directory, state, Mark.of(exact.stamp), now)
             right = its or halves.BOTH
             if its is not None and not found.ids and intent is None:

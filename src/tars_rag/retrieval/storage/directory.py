@@ -56,7 +56,7 @@ class StoreDirectory:
         language: How its words are read; None: as they are, or the default in a new store.
         relex: Change the language, if it is another, instead of refusing it.
         progress: Told how the rebuild of a damaged index goes on.
-        salvage: Go on with what can be read of a damaged log of small writes.
+        salvage: Go on with what can be read of a damaged log of small writes, or without it.
 
     Attributes:
         recent: Small writes; None where Chroma is a server, which several processes write to.
@@ -111,7 +111,7 @@ class StoreDirectory:
                 store_json = store_json.write(path, language=language)
             self._indexes = IndexSet(path, store_json, self._lock, self._url, read_only=read_only)
             opened.callback(self._indexes.close)
-            self._recovery = Recovery(self._indexes, embedder)
+            self._recovery = Recovery(self._indexes, embedder, salvage=salvage)
             self._recovery.open(progress)
             self.recent: RecentWrites | None = None
             if not self.shared:

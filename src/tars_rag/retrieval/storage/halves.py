@@ -34,8 +34,10 @@ from tars_rag.retrieval.indexes.words.files import digest
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage, Progress, TextEmbedder
 from tars_rag.retrieval.storage.index_set import IndexSet
+from tars_rag.retrieval.storage.layout import LOG
 from tars_rag.retrieval.storage.rebuild import reconcile, restore_lost
 from tars_rag.retrieval.storage.state import Mark, State, read_state
+from tars_rag.retrieval.storage.write_ahead_log import stamp_before
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,28 @@ def newer(state: State | None, mark: Mark, now: Mark) -> str | None:
     if chroma == words:
         return BOTH if chroma else None
     return CHROMA if chroma > words else WORDS
+
+
+def behind(path: Path, state: State | None, now: Mark) -> str | None:
+    """Why writes that were acknowledged are in no index, and not in the log; None: they are not.
+
+    Args:
+        path: The store's directory.
+        state: Its own; None: lost.
+        now: What Chroma and the word index are. What holds all is the newer one, and right.
+    """
+    needed = Mark.of(stamp_before(path / LOG))
+    if state is None:
+        return None
+    orders = state.order(now.chroma, needed.chroma), state.order(now.words, needed.words)
+    known = [order for order in orders if order is not None]
+    if not known or max(known) >= 0:
+        return None
+    return (
+        f"The log of the store {path} is newer than its indexes: writes that were acknowledged are "
+        "in neither. It was copied while it was in use, or parts of it are older: copy it again "
+        "while nothing has it open, or restore a backup (tars-rag store restore FILE DIR)."
+    )
 
 
 @dataclass

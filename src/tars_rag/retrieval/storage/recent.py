@@ -88,6 +88,7 @@ class RecentWrites:
         self._began: float | None = None
         self._woken = self._closed = False
         self._failures = 0
+        self._stamp = ""  # of the indexes after the last flush
         self._retry = 0.0
         self.flusher = Flusher(self)
         self._open(dimension, read_only=read_only, salvage=salvage)
@@ -218,6 +219,7 @@ class RecentWrites:
             indexes.upsert([entry.passage for entry in entries], vectors)
         if deleted:
             indexes.delete(deleted)
+        self._stamp = indexes.exact.stamp
         with self._mutex:
             self.tail = self.tail.without(batch)
 
@@ -225,7 +227,7 @@ class RecentWrites:
         with self._turn():
             if not len(self.tail) and (self._log.size or self._damaged or identity is not None):
                 try:
-                    self._log.reset(identity)
+                    self._log.reset(identity, self._stamp)
                     self._damaged = False
                 except OSError as error:
                     msg = f"The log {self._log.path} cannot be written: {error}. Check the disk."

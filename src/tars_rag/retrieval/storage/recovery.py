@@ -40,13 +40,17 @@ class Recovery:
         indexes: Of the store.
         embedder: Makes vectors anew that are damaged in Chroma and in the exact index; None: such a
             store is refused.
+        salvage: Go on where the log shows that writes are missing.
 
     Attributes:
         embedded: How many passages were embedded anew.
     """
 
-    def __init__(self, indexes: IndexSet, embedder: TextEmbedder | None) -> None:
+    def __init__(
+        self, indexes: IndexSet, embedder: TextEmbedder | None, *, salvage: bool = False
+    ) -> None:
         self.embedded = 0
+        self._salvage = salvage
         self._indexes = indexes
         self._embedder = embedder
         state = read_state(indexes.path)
@@ -73,7 +77,8 @@ class Recovery:
             self._open_exact(progress)
         if not has_lexical:
             self._open_lexical(progress)
-        right = self._right(indexes.journal.pending())
+        behind = self._behind()
+        right = self._right(indexes.journal.pending()) or (halves.BOTH if behind else None)
         self.recover(progress)
         if not indexes.read_only:
             indexes.vectors.sweep()
@@ -140,6 +145,21 @@ class Recovery:
         own = self._embedder if getattr(self._embedder, "fingerprint", None) == known else None
         halves.mend(indexes, right, own, progress, deep=self._copied)
         self._copied = False
+
+    def _behind(self) -> bool:
+        """Whether the indexes are older than the log, and are to be used all the same.
+
+        Raises:
+            StoreError: They are older: what the log held between them is nowhere.
+        """
+        indexes = self._indexes
+        problem = halves.behind(indexes.path, read_state(indexes.path), indexes.mark())
+        if problem and not self._salvage:
+            msg = f"{problem} To go on without them: {check_command(indexes.path, repair=True)}"
+            raise StoreError(msg)
+        if problem:
+            _log.warning("%s", problem)
+        return problem is not None
 
     def _refuse_torn(self) -> None:
         """Refuse a copy whose database was written while it was copied.

@@ -29,10 +29,12 @@ from tars_rag.files import replacing
 
 _MAGIC = b"tars-rag wal 1\r\n"
 _HEADER = struct.Struct("<16sQQ16s")  # magic, epoch, number of the first record, whose vectors
+# and a checksum, another one of the stamp, and the stamp of the indexes that have all before it
 _FRAME = struct.Struct("<4sIQQ")  # marker, length, number, settled
 _CRC = struct.Struct("<I")
 _MARKER = b"\xf4wal"
 _SLOT = 512
+_STAMP = 400
 _START = 2 * _SLOT
 _PAGE = 4096
 _CHUNK = 256 << 10
@@ -57,10 +59,13 @@ class _Head:
     epoch: int
     first: int
     identity: bytes
+    stamp: str = ""
 
     def packed(self) -> bytes:
         data = _HEADER.pack(_MAGIC, self.epoch, self.first, self.identity)
-        return (data + _CRC.pack(zlib.crc32(data))).ljust(_SLOT, b"\0")
+        data += _CRC.pack(zlib.crc32(data))
+        text = self.stamp.encode()[:_STAMP]
+        return (data + _CRC.pack(zlib.crc32(text)) + text).ljust(_SLOT, b"\0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,11 +170,12 @@ class WriteAheadLog:
         self.size = self._end - _START
         self._settle()
 
-    def reset(self, identity: str | None = None) -> None:
+    def reset(self, identity: str | None = None, stamp: str = "") -> None:
         """Forget every record: the indexes have them. Durable on return.
 
         Args:
             identity: Whose vectors come next; None: as before.
+            stamp: Of the indexes that have them (see `state`); empty: not known.
 
         Raises:
             OSError: The file cannot be written; nothing is forgotten.
@@ -178,7 +184,7 @@ class WriteAheadLog:
             self._identity = _digest(identity)
         if self._descriptor < 0:
             return
-        head = _Head(self._head.epoch + 1, self._next, self._identity)
+        head = _Head(self._head.epoch + 1, self._next, self._identity, stamp)
         self._write(head.packed(), _SLOT * (head.epoch % 2))
         if self._room > _KEPT:
             os.ftruncate(self._descriptor, _KEPT)
@@ -276,6 +282,19 @@ class WriteAheadLog:
         return [bodies[number] for number in sorted(bodies) if number >= first], lost
 
 
+def stamp_before(path: Path) -> str:
+    """The stamp of the indexes that have all of what the log in `path` held before; empty: unknown.
+
+    Older indexes lack some of it: they are of another moment than the log.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = _newest(stream.read(_START))
+    except OSError:
+        return ""
+    return head.stamp if head else ""
+
+
 def _newest(data: bytes) -> _Head | None:
     found = []
     for start in (0, _SLOT):
@@ -284,7 +303,10 @@ def _newest(data: bytes) -> _Head | None:
             magic, epoch, first, identity = _HEADER.unpack_from(slot)
             (crc,) = _CRC.unpack_from(slot, _HEADER.size)
             if magic == _MAGIC and crc == zlib.crc32(slot[: _HEADER.size]):
-                found.append(_Head(epoch, first, identity))
+                text = data[start + _HEADER.size + 2 * _CRC.size : start + _SLOT].rstrip(b"\0")
+                (own,) = _CRC.unpack_from(data, start + _HEADER.size + _CRC.size)
+                stamp = text.decode() if own == zlib.crc32(text) else ""
+                found.append(_Head(epoch, first, identity, stamp))
     return max(found, key=lambda head: head.epoch, default=None)
 
 
