@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from semantic_text_splitter import MarkdownSplitter, TextSplitter
     from tokenizers import Tokenizer
 
+_READER = 2  # what a file is read as; 2: front matter is no text
 _SPECIAL_TOKENS = 2  # [CLS] and [SEP]
 
 
@@ -67,7 +68,7 @@ class Splitter:
     @property
     def settings(self) -> str:
         """The settings as text; a file that was cut with others is indexed again."""
-        return f"tokens={self._tokens} overlap={self._overlap}"
+        return f"tokens={self._tokens} overlap={self._overlap} reader={_READER}"
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
