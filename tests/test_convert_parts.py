@@ -17,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tars_rag.convert import environment, fidelity, toolkit
+from tars_rag.convert.balancing import balanced
 from tars_rag.convert.quantised import balance_table, prepare, set_constant
 from tars_rag.convert.recipes import Threshold
 from tars_rag.convert.rounding import round_weights
-from tars_rag.convert.statistics import observe
+from tars_rag.convert.statistics import Channels, observe
 from tars_rag.convert.texts import Sample, check_disjoint, sample
 from tars_rag.errors import ConversionError, InvalidInputError
 from tars_rag.models.bert_graph import LINEAR, build_graph, linear_input
@@ -75,6 +76,52 @@ def test_equalisation_changes_no_answer(seed: int, spread: float, head: bool) ->
     np.testing.assert_allclose(equalised, plain, atol=2e-4, rtol=2e-4)
 
 
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 999), loud=st.floats(1.0, 300.0), head=st.booleans())
+def test_balancing_changes_no_answer_and_evens_the_channels(
+    seed: int, loud: float, head: bool
+) -> None:
+    weights = random_weights(CONFIG, head=head, seed=seed)
+    layer = "encoder.layer.0.attention.self"
+    weights.arrays[f"{layer}.value.weight"][3] *= loud
+    weights.arrays[f"{layer}.query.weight"][5] *= loud
+    given_ = feeds(seed=seed, head=head)
+    seen = observe(weights, given_, EVERY)
+    even = balanced(weights, seen, EVERY)
+    output = "logit" if head else "pooled"
+    plain = answers(build_graph(weights, output=output), given_)
+    np.testing.assert_allclose(
+        answers(build_graph(even, output=output), given_), plain, atol=2e-4, rtol=2e-4
+    )
+    after = observe(even, given_, EVERY)
+    for name, channel in (("l0.ctx", 3), ("l0.q", 5)) if loud > 30 else ():
+        assert excess(after[name], channel) < 0.6 * excess(seen[name], channel)
+
+
+def excess(channels: Channels, channel: int) -> float:
+    return float(channels.largest[channel] / np.median(channels.largest))
+
+
+def test_only_what_becomes_int8_is_balanced() -> None:
+    weights = random_weights(CONFIG, head=False, seed=1)
+    linears = [(n, key) for n, key in EVERY if key in ("q", "v", "ff1")]
+    same = balanced(weights, observe(weights, feeds(), linears), linears)
+    for name, array in weights.arrays.items():
+        np.testing.assert_array_equal(same.arrays[name], array)
+
+
+def test_what_attention_balances_takes_no_multiplication() -> None:
+    weights = random_weights(CONFIG, head=False, seed=5)
+    prepared = prepare(weights, feeds(20), EVERY)
+    graph = build_graph(
+        prepared.weights, output="pooled", shape=(1, 16), host_inputs=True, scales=prepared.scales
+    )
+    names = {node.name for node in graph.graph.node}
+    assert {"l0.q.in", "l0.v.out", "l0.ff1.in", "l0.ff1.out", "l0.ff2.out"} <= names
+    assert not names & {"l0.q.out", "l0.k.out", "l0.o.in", "l0.o.out"}
+    assert "live_one" in {value.name for value in graph.graph.input}
+
+
 def test_dividing_the_word_table_changes_no_answer() -> None:
     weights = random_weights(CONFIG, head=False, seed=3)
     table = weights.arrays["embeddings.word_embeddings.weight"]
@@ -105,14 +152,15 @@ def test_ranges_are_those_of_the_scaled_layer() -> None:
     given_ = feeds(20)
     prepared = prepare(weights, given_, EVERY)
     assert prepared.ranges.keys() == {f"l{n}.{key}" for n, key in EVERY}
-    graph = build_graph(weights, output="tokens", scales=prepared.scales)
-    names = ["l1.ff2.in", "l1.ff2.scaled"]
+    graph = build_graph(prepared.weights, output="tokens", scales=prepared.scales)
+    names = ["l1.q.in", "l1.ff2.scaled"]
     from onnx import helper
 
     graph.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
     session = onnxruntime.InferenceSession(graph.SerializeToString())
     seen = [session.run(names, feed) for feed in given_]
-    low_x, high_x, low_y, high_y = prepared.ranges["l1.ff2"]
+    low_x, high_x = prepared.ranges["l1.q"][:2]
+    low_y, high_y = prepared.ranges["l1.ff2"][2:]
     assert min(x.min() for x, _ in seen) == pytest.approx(low_x, rel=1e-3)
     assert max(x.max() for x, _ in seen) == pytest.approx(high_x, rel=1e-3)
     assert min(y.min() for _, y in seen) == pytest.approx(low_y, rel=1e-3)

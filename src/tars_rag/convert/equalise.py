@@ -28,9 +28,11 @@ _FLOOR: Final = 1e-5
 def scales(weights: BertWeights, seen: Mapping[str, Channels], linears: Sequence[Linear]) -> Scales:
     """S and t for each linear layer.
 
-    q, k, v and o: SmoothQuant (Xiao et al. 2022) with alpha 0.5; q, k and v share s, as they share
-    their input. ff1: alpha 0.7, never below 1, so that only outliers are moved. ff2, whose input
-    is a GELU: channels are capped at three medians. t caps the output channels at their median.
+    q, k and v: SmoothQuant (Xiao et al. 2022) with alpha 0.5; they share s, as they share their
+    input. ff1: alpha 0.7, never below 1, so that only outliers are moved. ff2, whose input is a
+    GELU: channels are capped at three medians. t caps the output channels of v, ff1 and ff2 at
+    their median. All 1, which costs nothing, are those of o and the t of q and k: `balancing` has
+    done what they would do, and the output of o is even enough without.
 
     Args:
         weights: The model.
@@ -46,15 +48,18 @@ def scales(weights: BertWeights, seen: Mapping[str, Channels], linears: Sequence
         if key == "ff2":
             s = np.maximum(x / (3 * np.median(x)), 1)
         elif key == "ff1":
-            s = np.maximum(_smooth(x, w, 0.7), 1)
+            s = np.maximum(smooth(x, w, 0.7), 1)
+        elif key == "o":
+            s = np.ones_like(x)
         else:
-            s = _smooth(x, w, 0.5)
-        t = np.maximum(y / np.median(y), 1)
+            s = smooth(x, w, 0.5)
+        t = np.ones_like(y) if key in ("q", "k", "o") else np.maximum(y / np.median(y), 1)
         found[layer, key] = (s.astype(np.float32), t.astype(np.float32))
     return found
 
 
-def _smooth(x: FloatArray, w: FloatArray, alpha: float) -> FloatArray:
+def smooth(x: FloatArray, w: FloatArray, alpha: float) -> FloatArray:
+    """What moves the channels `x` of an input into the weights `w`, by the largest of each."""
     s = x**alpha / np.maximum(w, _FLOOR) ** (1 - alpha)
     return np.asarray(s / np.median(s), np.float32)
 

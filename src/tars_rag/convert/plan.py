@@ -66,7 +66,8 @@ class Plan:
         """What the device takes, in order."""
         if self.table is None:
             return self.source.inputs
-        return host_input_names(self.output, self.source.pooling, scaled=bool(self.layers))
+        scaled = self.recipe.equalise and any(key != "o" for key in self.recipe.int8)
+        return host_input_names(self.output, self.source.pooling, scaled=scaled)
 
     @property
     def layers(self) -> list[Linear]:
@@ -89,7 +90,7 @@ class Plan:
     def job(self, length: int, prepared: Preparation | None) -> toolkit.Job:
         """What the toolkit has to do for one length."""
         graph = build_graph(
-            self.source.weights,
+            prepared.weights if prepared else self.source.weights,
             output=self.output,
             pooling=self.source.pooling,
             shape=(1, length),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from tars_rag.convert.balancing import balanced
 from tars_rag.convert.equalise import scales, word_scale
 from tars_rag.convert.rounding import round_weights
 from tars_rag.convert.statistics import FloatArray, Linear, observe
@@ -27,11 +28,13 @@ class Preparation:
     """What makes a model bear int8; the same for every sequence length.
 
     Attributes:
+        weights: Of the same function as the model's, see `balancing`.
         scales: For `bert_graph.build_graph`.
         constants: Values that replace those of the graph, by name.
         ranges: For the toolkit, in place of what it would measure on padded inputs.
     """
 
+    weights: BertWeights
     scales: Scales
     constants: dict[str, FloatArray]
     ranges: Ranges
@@ -45,6 +48,7 @@ def prepare(weights: BertWeights, feeds: Sequence[Feeds], linears: Sequence[Line
         feeds: Calibration texts, [1, tokens] each, not padded.
         linears: The layers that become int8.
     """
+    weights = balanced(weights, observe(weights, feeds, linears), linears)
     seen = observe(weights, feeds, linears)
     chosen = scales(weights, seen, linears)
     constants, ranges = {}, {}
@@ -57,7 +61,7 @@ def prepare(weights: BertWeights, feeds: Sequence[Feeds], linears: Sequence[Line
         ends = ((x.low / s).min(), (x.high / s).max(), (y.low / t).min(), (y.high / t).max())
         low_x, high_x, low_y, high_y = map(float, ends)
         ranges[name] = (low_x, high_x, low_y, high_y)
-    return Preparation(chosen, constants, ranges)
+    return Preparation(weights, chosen, constants, ranges)
 
 
 def set_constant(graph: onnx.ModelProto, name: str, value: FloatArray) -> None:

@@ -92,7 +92,8 @@ def build_graph(
         host_inputs: Leave to the host what an NPU does not do itself: the word table and all that
             is made of integers.
         scales: Per-channel equalisation of chosen linear layers, for quantisation:
-            x' = x / s, W' = W s / t, y = y' t, which is the same function. s and t are multiplied
+            x' = x / s, W' = W s / t, y = y' t, which is the same function. What is all 1 makes no
+            operator. s and t are multiplied
             by ``live_one`` or max(attention_mask), which is always 1, because the NPU's toolkit
             folds constant multiplications back into the weights.
 
@@ -109,13 +110,7 @@ def build_graph(
 
 
 def host_input_names(output: Output, pooling: Pooling, *, scaled: bool) -> tuple[str, ...]:
-    """The inputs of a graph with `host_inputs`, in order.
-
-    Args:
-        output: As in `build_graph`.
-        pooling: The same.
-        scaled: Whether there are `scales`.
-    """
+    """The inputs of a graph with `host_inputs`, in order; `scaled`: there are scales but 1."""
     names = [host.WORDS, host.MASK]
     if output == "logit":
         names.append(host.TYPES)
@@ -191,12 +186,12 @@ class _Builder:
             host.ONE: [rows, 1],
         }
         if self.host_inputs:
-            names = host_input_names(self.output, self.pooling, scaled=bool(self.scales))
+            scaled = any((x != 1).any() for pair in self.scales.values() for x in pair)
+            names = host_input_names(self.output, self.pooling, scaled=scaled)
             number = TensorProto.FLOAT
         else:
-            names = ("input_ids", "attention_mask")
-            if self.output == "logit":
-                names = (*names, "token_type_ids")
+            types = ("token_type_ids",) if self.output == "logit" else ()
+            names = ("input_ids", "attention_mask", *types)
             number = TensorProto.INT64
         inputs = [
             helper.make_tensor_value_info(name, number, sizes.get(name, [rows, tokens]))
@@ -279,14 +274,16 @@ class _Builder:
         b = self.w[f"encoder.layer.{layer}.{LINEAR[key]}.bias"]
         if key == "q":
             b = b / np.float32(math.sqrt(self.config.head_size))
-        scale = self.scales.get((layer, key))
-        if scale:
-            s, t = scale
-            x = self.divided(x, s, f"{p}.in")
+        t = None
+        if (layer, key) in self.scales:
+            s, t = self.scales[layer, key]
+            x = x if (s == 1).all() else self.divided(x, s, f"{p}.in")
             w, b = w * s[:, None] / t, b / t
         y = self.op("MatMul", [x, self.const(f"{p}.w", w)], f"{p}.mm")
-        y = self.op("Add", [self.const(f"{p}.b", b), y], f"{p}.scaled" if scale else p)
-        return self.op("Mul", [y, self.live(t, f"{p}.out")], p) if scale else y
+        if t is None or (t == 1).all():
+            return self.op("Add", [self.const(f"{p}.b", b), y], p)
+        y = self.op("Add", [self.const(f"{p}.b", b), y], f"{p}.scaled")
+        return self.op("Mul", [y, self.live(t, f"{p}.out")], p)
 
     def divided(self, x: str, s: NDArray[np.float32], name: str) -> str:
         """X / s, once for q, k and v where they share s."""
