@@ -286,8 +286,8 @@ def write_and_back_up(path: Path, pipe: Connection, file: Path, number: int) -> 
     notes.opened.wait()
     for _ in range(number):
         notes.send("backup")
-        pipe.recv()
-        notes.store.backup(file)
+        if pipe.recv() == "go":
+            notes.store.backup(file)
         notes.send("taken")
     stop.set()
     thread.join()

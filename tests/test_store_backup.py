@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from conftest import HashEmbedder
 from store_child import passage
 from tars_rag.cli import app
-from tars_rag.errors import InvalidInputError, StoreError, StoreLockedError
+from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.ingest.ledger import Ledger
 from tars_rag.retrieval.maintenance import backup, restore
 from tars_rag.retrieval.passage import Passage
@@ -193,6 +193,23 @@ def test_a_reader_may_back_up(store: HybridStore, tmp_path: Path) -> None:
     assert_restores(tmp_path / "file", tmp_path / "restored", expected)
 
 
+def test_a_store_that_is_open_elsewhere_is_backed_up_beside_it(
+    store: HybridStore, tmp_path: Path
+) -> None:
+    """`maintenance.backup`, and the command, know no more of it than another process would."""
+    store.flush()
+    store.upsert([passage("p1", 2)])  # in the log only
+    with Ledger(store.path) as ledger:
+        ledger.finish("a.txt", "version")
+    done = backup(store.path, tmp_path / "file")
+    assert (done.passages, done.written) == (33, 33)
+    expected = contents(store)
+    store.upsert([passage("later", 1)])
+    assert_restores(tmp_path / "file", tmp_path / "restored", expected)
+    with Ledger(tmp_path / "restored") as ledger:
+        assert ledger.version("a.txt") == "version"
+
+
 # -- what is refused ----------------------------------------------------------------------------
 
 
@@ -347,8 +364,6 @@ def test_a_record_that_would_run_by_itself_is_refused(store: HybridStore, tmp_pa
 
 def test_the_commands(store: HybridStore, tmp_path: Path) -> None:
     path, file = store.path, str(tmp_path / "file")
-    with pytest.raises(StoreLockedError):
-        backup(path, file)
     expected = contents(store)
     store.close()
     run = CliRunner().invoke

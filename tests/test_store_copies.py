@@ -28,7 +28,7 @@ import store_child
 from conftest import HashEmbedder
 from store_child import passage
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.maintenance import restore
+from tars_rag.retrieval.maintenance import backup, restore
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.store import HybridStore
 
@@ -212,13 +212,15 @@ def test_a_copy_of_an_open_store_is_whole_or_refused(writer: Writer, tmp_path: P
 
 
 def test_backups_under_load_restore_to_what_was_acknowledged(tmp_path: Path) -> None:
-    """The child backs up in a thread while it writes; some are killed and taken up again."""
+    """The child backs up in a thread while it writes, or this process beside it."""
     writer = Writer(tmp_path / "store", store_child.write_and_back_up, tmp_path / "file", BACKUPS)
     try:
         for number in range(BACKUPS):
             writer.await_word("backup")
             writer.mark()
-            writer.pipe.send("go")
+            if number % 2:
+                backup(tmp_path / "store", tmp_path / "file")  # beside the child
+            writer.pipe.send("go" if number % 2 == 0 else "pass")
             writer.await_word("taken")
             target = tmp_path / f"restored{number}"
             restore(tmp_path / "file", target)

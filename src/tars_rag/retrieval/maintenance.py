@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 from pathlib import Path
 
+from tars_rag.errors import StoreLockedError
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
-from tars_rag.retrieval.storage.backup import Backup, back_up
+from tars_rag.retrieval.storage.backup import Backup, back_up, write_backup
 from tars_rag.retrieval.storage.compaction import compact as compact_open
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.storage.restore import restore_store
+from tars_rag.retrieval.storage.snapshot import snapshot_beside
 
 
 def reembed(
@@ -120,7 +123,9 @@ def _size(path: Path) -> int:
 
 
 def backup(path: str | Path, file: str | Path, progress: Progress | None = None) -> Backup:
-    """Back up a store that nobody has open; `HybridStore.backup` does it for one that is.
+    """Back up a store, also one that another process has open: neither waits for the other.
+
+    `HybridStore.backup` does it for one that is open in this process.
 
     Args:
         path: The store's directory.
@@ -132,12 +137,15 @@ def backup(path: str | Path, file: str | Path, progress: Progress | None = None)
 
     Raises:
         InvalidInputError: `file` is something else than a backup of this store.
-        StoreLockedError: Another process has the store open.
         StoreError: There is no store, or the backup cannot be written or read back.
     """
-    directory = StoreDirectory(store_path(path), None)
+    place, target = store_path(path), store_path(file)
     try:
-        return back_up(directory, store_path(file), progress)
+        directory = StoreDirectory(place, None)
+    except StoreLockedError:
+        return write_backup(target, place, partial(snapshot_beside, place), progress)
+    try:
+        return back_up(directory, target, progress)
     finally:
         directory.close()
 

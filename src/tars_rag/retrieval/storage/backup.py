@@ -15,20 +15,14 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sync
-from tars_rag.retrieval.indexes.codec import decode, encode, pack_content
-from tars_rag.retrieval.indexes.words.snapshot import Snapshot
 from tars_rag.retrieval.passage import Progress
 from tars_rag.retrieval.storage.backup_file import (
     APPLICATION,
@@ -39,59 +33,9 @@ from tars_rag.retrieval.storage.backup_file import (
     row_digest,
 )
 from tars_rag.retrieval.storage.directory import StoreDirectory
-from tars_rag.retrieval.storage.index_set import IndexSet
-from tars_rag.retrieval.storage.layout import SOURCES
-from tars_rag.retrieval.storage.state import read_state
-from tars_rag.retrieval.storage.store_json import StoreJson
-from tars_rag.retrieval.storage.tail import Tail
+from tars_rag.retrieval.storage.snapshot import StoreSnapshot
 
 _BATCH = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """A store at one moment; nothing that is written later changes it."""
-
-    store: StoreJson
-    line: tuple[str, ...]
-    words: Snapshot
-    vectors: Callable[[Sequence[str]], dict[str, NDArray[np.float32]]]
-    tail: Tail
-    records: dict[str, bytes]
-
-    @classmethod
-    def of(cls, indexes: IndexSet, tail: Tail) -> Moment:
-        """The present one. Nobody may write meanwhile."""
-        state = read_state(indexes.path)
-        return cls(
-            indexes.store_json,
-            state.line if state else (),
-            indexes.lexical.snapshot,
-            indexes.exact.vectors_of_now(),
-            tail,
-            _records(indexes.path),
-        )
-
-    def rows(self) -> Iterator[tuple[str, bytes, bytes]]:
-        """Encoded id, packed content and vector (float32) of every passage.
-
-        Raises:
-            StoreError: One has no vector: the indexes disagree.
-        """
-        newer = self.tail.held
-        contents = self.words.contents()
-        while batch := list(islice(contents, _BATCH)):
-            kept = [(key, decode(key), content) for key, content in batch]
-            kept = [row for row in kept if row[1] not in newer]
-            held = self.vectors([passage_id for _, passage_id, _ in kept])
-            for key, passage_id, content in kept:
-                if passage_id not in held:
-                    msg = f"Passage {passage_id!r} has no vector. See: tars-rag store check DIR"
-                    raise StoreError(msg)
-                yield key, content, held[passage_id].astype("<f4").tobytes()
-        for passage_id, entry in self.tail.stored.items():
-            vector = entry.vector.astype("<f4").tobytes()
-            yield encode(passage_id), pack_content(entry.passage), vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,23 +73,24 @@ def back_up(directory: StoreDirectory, path: Path, progress: Progress | None = N
         StoreError: It cannot be written, or what was written cannot be read back.
     """
 
-    def take() -> Moment:
+    def take() -> StoreSnapshot:
         with directory.still() as (indexes, tail):
-            return Moment.of(indexes, tail)
+            return StoreSnapshot.of(indexes, tail)
 
-    if path.is_relative_to(directory.path):
-        msg = f"{path} lies in the store that it is to be a backup of. Give a file elsewhere."
-        raise InvalidInputError(msg)
-    return write_backup(path, take, progress)
+    return write_backup(path, directory.path, take, progress)
 
 
 def write_backup(
-    path: Path, take: Callable[[], Moment], progress: Progress | None = None
+    path: Path,
+    store: Path,
+    take: Callable[[], StoreSnapshot],
+    progress: Progress | None = None,
 ) -> Backup:
     """Write a backup, or bring the one in `path` up to date.
 
     Args:
         path: The file.
+        store: The store's directory.
         take: Takes hold of the store's present state; called once the file may be written.
         progress: Called with (done, total) passages.
 
@@ -153,6 +98,9 @@ def write_backup(
         InvalidInputError: `path` is something else than a backup of this store.
         StoreError: It cannot be written, or what was written cannot be read back.
     """
+    if path.is_relative_to(store):
+        msg = f"{path} lies in the store that it is to be a backup of. Give a file elsewhere."
+        raise InvalidInputError(msg)
     part = path.with_name(f".{path.name}.backup")
     try:
         with _claimed(part):
@@ -212,7 +160,7 @@ def _usable(part: Path) -> bool:
     return False
 
 
-def _fill(part: Path, path: Path, moment: Moment, progress: Progress | None) -> Backup:
+def _fill(part: Path, path: Path, moment: StoreSnapshot, progress: Progress | None) -> Backup:
     """Make the tables in `part` those of the moment."""
     with contextlib.closing(sqlite3.connect(part, isolation_level=None)) as database:
         database.execute("PRAGMA synchronous=OFF")  # it is made durable before it is renamed
@@ -251,20 +199,6 @@ def _fill(part: Path, path: Path, moment: Moment, progress: Progress | None) -> 
         if 2 * free > database.execute("PRAGMA page_count").fetchone()[0]:
             database.execute("VACUUM")
     return Backup(path, len(known), written, len(gone), part.stat().st_size)
-
-
-def _records(path: Path) -> dict[str, bytes]:
-    """The record of indexed files, if there is one: as it is now, whoever has it open."""
-    source = path / SOURCES
-    if not source.is_file():
-        return {}
-    with tempfile.NamedTemporaryFile(dir=path, prefix=f".{SOURCES}.") as copy:
-        with (
-            contextlib.closing(sqlite3.connect(source)) as old,
-            contextlib.closing(sqlite3.connect(copy.name)) as new,
-        ):
-            old.backup(new)
-        return {SOURCES: Path(copy.name).read_bytes()}
 
 
 def _copy(source: Path, target: Path) -> None:
