@@ -50,13 +50,13 @@ class Writer:
         theirs.close()
         self.state: dict[str, int | None] = {}
         self._flight: dict[str, int | None] = {}
+        self._words: list[Any] = []
         self._messages: queue.Queue[Any] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
         self.since: dict[str, set[int | None]] = {}
 
-    def hear(self) -> list[Any]:
-        """Take note of all that it said; what was no note is returned."""
-        others = []
+    def hear(self) -> None:
+        """Take note of all that it said."""
         while not self._messages.empty():
             message = self._messages.get()
             if message == "done":
@@ -68,8 +68,7 @@ class Writer:
                 for key, version in self._flight.items():
                     self.since.setdefault(key, set()).add(version)
             else:
-                others.append(message)
-        return others
+                self._words.append(message)
 
     def _listen(self) -> None:
         """A full pipe would stop the child."""
@@ -78,9 +77,11 @@ class Writer:
                 self._messages.put(self.pipe.recv())
 
     def await_word(self, word: str) -> None:
-        while word not in self.hear():
+        while word not in self._words:
             assert self.child.is_alive()
             time.sleep(0.001)
+            self.hear()
+        self._words.remove(word)
 
     def mark(self) -> None:
         """Forget what might have been before now."""
