@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -290,3 +291,23 @@ def test_a_store_that_is_let_go_of_keeps_what_is_in_its_log(path: Path) -> None:
     assert threading.active_count() < before
     with HybridStore(path, HashEmbedder()) as store:
         assert_holds(store, NEW)
+
+
+def test_indexes_made_anew_are_not_older_than_the_log(path: Path) -> None:
+    with HybridStore(path, HashEmbedder()) as store:
+        for version in range(5):
+            store.upsert([passage("p0", version)])
+            store.flush()
+        store.upsert([passage("p0", 9)])
+        leave(store)
+    for part in ("lexical", "exact"):
+        shutil.rmtree(path / part)
+        with HybridStore(path, HashEmbedder()) as store:
+            assert_holds(store, OLD | {"p0": 9})
+            leave(store)
+        with HybridStore(path, HashEmbedder()) as store:
+            assert_holds(store, OLD | {"p0": 9})
+            leave(store)
+    relex(path, "de")
+    with HybridStore(path, HashEmbedder()) as store:
+        assert_holds(store, OLD | {"p0": 9})

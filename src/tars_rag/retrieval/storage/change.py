@@ -8,11 +8,9 @@ length (uint32); ids and content are as `codec` packs them.
 from __future__ import annotations
 
 import struct
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +22,11 @@ from tars_rag.retrieval.indexes.codec import (
     pack_content,
     unpack_content,
 )
+from tars_rag.retrieval.indexes.words.bm25 import Terms
 from tars_rag.retrieval.passage import Passage
 
 _COUNTS = struct.Struct("<III")
 _LENGTH = struct.Struct("<I")
-
-
-class Terms(NamedTuple):
-    """The terms of a passage: how often it has each, and how many they are."""
-
-    counts: Counter[str]
-    length: int
-
-    @classmethod
-    def of(cls, terms: Sequence[str]) -> Terms:
-        """Counted."""
-        return cls(Counter(terms), len(terms))
 
 
 @dataclass(frozen=True)

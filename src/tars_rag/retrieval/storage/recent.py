@@ -77,7 +77,6 @@ class RecentWrites:
     ) -> None:
         self.order = threading.Lock()
         self.tail = Tail({})
-        self.problem: str | None = None
         self._damaged = False
         self._log = log
         self._into_indexes, self._tidy = into_indexes, tidy
@@ -206,10 +205,10 @@ class RecentWrites:
                     self._into_indexes(partial(self._flush_batch, batch))
                     left = {key: entry for key, entry in left.items() if key not in batch}
                 self._reset()
-            except BaseException as error:
-                self._failed(error)
+            except BaseException:
+                self._failed()
                 raise
-            self._failures, self.problem = 0, None
+            self._failures = 0
 
     def _flush_batch(self, batch: Held, indexes: IndexSet) -> None:
         entries = [entry for entry in batch.values() if entry is not None]
@@ -299,8 +298,7 @@ class RecentWrites:
             self._damaged = damage is not None
             self.flusher.wake()
 
-    def _failed(self, error: BaseException) -> None:
-        self.problem = str(error)
+    def _failed(self) -> None:
         least, most = _RETRY_SECONDS
         self._retry = time.monotonic() + min(least * 2**self._failures, most)
         self._failures = min(self._failures + 1, 10)

@@ -6,15 +6,14 @@ import bisect
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from tars_rag.retrieval.indexes.words.bm25 import score
+from tars_rag.retrieval.indexes.words.bm25 import Terms, score
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
-from tars_rag.retrieval.storage.change import Terms
 from tars_rag.retrieval.storage.tail import Tail, TailWords
 
-_ALIKE = 1e-3  # by how much a mean length may differ and every score still be told right
+_ALIKE = 2e-3  # by how much a mean length may differ and every score still be told right
 _SINGLE = 2e-6  # what single precision, in which tantivy reckons, cannot tell apart
-_FEW = 512  # passages that are reckoned anew by the formula
+_FEW = 512  # passages that are reckoned anew by the formula, where a filter leaves more
 
 
 class TailedWords:
@@ -75,7 +74,8 @@ class TailedWords:
         found = self._lexical.scores(query, rest, self._words)
         if self._settled:
             return found | dict(_alike(own, list(found.values())))
-        return self._anew(query, list(found)) | own
+        best = [key for key, _ in ranked(found)[:_FEW]]
+        return found | self._anew(query, best) | own
 
     def reach(self, query: str) -> float:
         """As `LexicalIndex.reach`."""
@@ -98,11 +98,7 @@ class TailedWords:
 
     def _anew(self, query: str, ids: Collection[str]) -> dict[str, float]:
         """The same for passages of the index."""
-        passages = self._lexical.passages(list(ids))
-        terms = {
-            key: Terms.of(self._lexical.terms_of(passage.text)) for key, passage in passages.items()
-        }
-        return self._scored(query, terms)
+        return self._scored(query, self._lexical.counted(list(ids)))
 
 
 def _alike(own: Mapping[str, float], others: Iterable[float]) -> Ranking:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -30,6 +31,18 @@ class Term(NamedTuple):
     weight: float
     held: int
     here: int
+
+
+class Terms(NamedTuple):
+    """The terms of a passage: how often it has each, and how many they are."""
+
+    counts: Counter[str]
+    length: int
+
+    @classmethod
+    def of(cls, terms: Sequence[str]) -> Terms:
+        """Counted."""
+        return cls(Counter(terms), len(terms))
 
 
 class Beside(Protocol):

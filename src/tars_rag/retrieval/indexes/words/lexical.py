@@ -18,7 +18,7 @@ from tars_rag.files import sync, widen, writing_problem
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
-from tars_rag.retrieval.indexes.words.bm25 import K1, NOTHING, Beside, Term, idf
+from tars_rag.retrieval.indexes.words.bm25 import K1, NOTHING, Beside, Term, Terms, idf
 from tars_rag.retrieval.indexes.words.files import committed
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.indexes.words.snapshot import Snapshot
@@ -26,6 +26,7 @@ from tars_rag.retrieval.passage import Passage, Ranking
 
 _HEAP_BYTES = 32_000_000
 _MAX_TERMS = 1024
+_MOST_COUNTED = 10_000
 
 
 class LexicalIndex:
@@ -96,6 +97,7 @@ class LexicalIndex:
         """See what was committed since, here or in another process."""
         self._index.reload()
         documents, self.opstamp = committed(self.path)
+        self._counted: dict[str, Terms] = {}
         self._snapshot = Snapshot(self._schema, self._index.searcher(), documents)
 
     def stamp(self) -> object:
@@ -141,6 +143,16 @@ class LexicalIndex:
     def terms_of(self, text: str) -> list[str]:
         """The terms that a passage with this text is found by, as often as it has them."""
         return self._analyser.passage_terms(text).split()
+
+    def counted(self, ids: Sequence[str]) -> dict[str, Terms]:
+        """The terms of passages, by id, remembered until the next commit."""
+        known = self._counted
+        for key, passage in self.passages([key for key in ids if key not in known]).items():
+            known[key] = Terms.of(self.terms_of(passage.text))
+        found = {key: known[key] for key in ids if key in known}
+        if len(known) > _MOST_COUNTED:
+            self._counted = {}
+        return found
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id, as they were added; unknown ids left out."""
