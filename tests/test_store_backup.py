@@ -100,6 +100,7 @@ def test_a_backup_restores_all_of_a_store_to_the_last_bit(
     assert {p.name for p in tmp_path.iterdir()} == {"store", "restored", "file.backup"}
 
 
+@pytest.mark.slow
 def test_the_next_backup_writes_only_what_changed(store: HybridStore, tmp_path: Path) -> None:
     file = tmp_path / "file.backup"
     store.backup(file)
@@ -115,6 +116,7 @@ def test_the_next_backup_writes_only_what_changed(store: HybridStore, tmp_path: 
         assert restored.backup(file).written == 1  # a restored store is the same one
 
 
+@pytest.mark.slow
 def test_an_empty_store(tmp_path: Path) -> None:
     with HybridStore(tmp_path / "store", HashEmbedder()) as store:
         assert store.backup(tmp_path / "file").passages == 0
@@ -148,6 +150,7 @@ def test_what_is_written_meanwhile_does_not_wait_and_is_not_in_it(
     assert_restores(tmp_path / "file", tmp_path / "restored", expected)
 
 
+@pytest.mark.slow
 def test_killed_it_leaves_the_last_backup_and_goes_on(
     store: HybridStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +174,7 @@ def test_killed_it_leaves_the_last_backup_and_goes_on(
     assert_restores(file, tmp_path / "again", contents(store))
 
 
+@pytest.mark.slow
 def test_the_record_of_indexed_files_comes_along(store: HybridStore, tmp_path: Path) -> None:
     with Ledger(store.path) as ledger:
         ledger.claim([("p1", "a.txt")])
@@ -184,6 +188,7 @@ def test_the_record_of_indexed_files_comes_along(store: HybridStore, tmp_path: P
         assert ledger.version("b.txt") is None
 
 
+@pytest.mark.slow
 def test_a_reader_may_back_up(store: HybridStore, tmp_path: Path) -> None:
     expected = contents(store)
     path = store.path
@@ -211,8 +216,7 @@ def test_a_store_that_is_open_elsewhere_is_backed_up_beside_it(
 
 
 # -- what is refused ----------------------------------------------------------------------------
-
-
+@pytest.mark.slow
 def test_no_file_but_a_backup_of_this_store_is_written_over(
     store: HybridStore, tmp_path: Path
 ) -> None:
@@ -229,6 +233,7 @@ def test_no_file_but_a_backup_of_this_store_is_written_over(
         store.backup(tmp_path / "file")
 
 
+@pytest.mark.slow
 def test_a_restore_writes_over_nothing(store: HybridStore, tmp_path: Path) -> None:
     file = tmp_path / "file"
     store.backup(file)
@@ -308,7 +313,10 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("what", HOSTILE)
+@pytest.mark.parametrize(
+    "what",
+    [pytest.param(w, marks=pytest.mark.slow) if "huge" in w else w for w in HOSTILE],
+)
 def test_a_hostile_backup_is_refused(file: Path, tmp_path: Path, what: str) -> None:
     HOSTILE[what](file)
     began = time.monotonic()
@@ -348,6 +356,7 @@ def test_rows_with_right_checksums_are_still_checked(
     assert not (tmp_path / "restored").exists()
 
 
+@pytest.mark.slow
 def test_a_record_that_would_run_by_itself_is_refused(store: HybridStore, tmp_path: Path) -> None:
     Ledger(store.path).close()
     _sql("CREATE TRIGGER t AFTER INSERT ON sources BEGIN DELETE FROM passages; END")(

@@ -81,7 +81,7 @@ def assert_holds(path: Path, expected: dict[str, Passage], embedder: HashEmbedde
     assert not report.notes
 
 
-@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("in_place", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("older", HALVES)
 def test_an_older_half_of_the_same_number_is_brought_up_to_date(
     moments: Path, tmp_path: Path, older: str, in_place: bool, caplog: pytest.LogCaptureFixture
@@ -99,6 +99,7 @@ def test_an_older_half_of_the_same_number_is_brought_up_to_date(
     assert "'p0'" in caplog.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("older", HALVES)
 def test_check_repairs_an_older_half_and_says_what_was_done(
     moments: Path, tmp_path: Path, older: str
@@ -110,6 +111,7 @@ def test_check_repairs_an_older_half_and_says_what_was_done(
     assert_holds(path, NEW, Refusing())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newer", HALVES)
 def test_a_newer_half_is_right(moments: Path, tmp_path: Path, newer: str) -> None:
     """All but one half is of before, and so is what the store says of itself."""
@@ -128,6 +130,7 @@ def test_a_newer_half_is_right(moments: Path, tmp_path: Path, newer: str) -> Non
         assert held.keys() >= NEW.keys()
 
 
+@pytest.mark.slow
 def test_a_copy_is_opened_by_whoever_reads_it_only(moments: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(moments / "store", path)
@@ -138,6 +141,7 @@ def test_a_copy_is_opened_by_whoever_reads_it_only(moments: Path, tmp_path: Path
     assert_holds(path, NEW, Refusing())
 
 
+@pytest.mark.slow
 def test_halves_of_two_copies_that_went_on_apart_lose_nothing(
     moments: Path, tmp_path: Path
 ) -> None:
@@ -152,6 +156,7 @@ def test_halves_of_two_copies_that_went_on_apart_lose_nothing(
     assert_holds(one, both | {name: passage(name, 1) for name in "ab"}, HashEmbedder())
 
 
+@pytest.mark.slow
 def test_without_the_embedder_what_cannot_be_made_is_an_error_that_names_the_command(
     moments: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +172,7 @@ def test_without_the_embedder_what_cannot_be_made_is_an_error_that_names_the_com
     assert {f: f.read_bytes() for f in (path / "exact").rglob("*.log")} == before
 
 
+@pytest.mark.slow
 def test_mending_that_was_cut_short_goes_on_with_the_same_decisions(
     moments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +185,7 @@ def test_mending_that_was_cut_short_goes_on_with_the_same_decisions(
     assert_holds(path, NEW, HashEmbedder())
 
 
+@pytest.mark.slow
 def test_a_store_of_before_there_were_states_opens_whole(moments: Path, tmp_path: Path) -> None:
     path = tmp_path / "store"
     shutil.copytree(moments / "store", path)
@@ -192,6 +199,7 @@ def test_a_store_of_before_there_were_states_opens_whole(moments: Path, tmp_path
     assert_holds(path, NEW, Refusing())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("newer", ["", "lexical", "chroma"])
 def test_a_log_that_is_newer_than_the_indexes_is_no_whole_store(tmp_path: Path, newer: str) -> None:
     """Copied last: by then the indexes had what it held when the copying began."""

@@ -77,7 +77,7 @@ class State:
     """The contents of state.json.
 
     Attributes:
-        line: Sessions, the last one first.
+        line: Sessions, the last one first; of very many the last thousand, and the first.
         boot: When the places were noted; devices have other numbers after the next start.
         places: Device and inode of what lies in the store.
         mending: How indexes that did not belong together are being brought in line (see `halves`);
@@ -91,7 +91,10 @@ class State:
 
     def begun(self, path: Path) -> State:
         """With a new session, and places as they are."""
-        return replace(self.placed(path), line=(secrets.token_hex(6), *self.line)[:_LINE])
+        line = (secrets.token_hex(6), *self.line)
+        if len(line) > _LINE:  # the first one tells whose copies and backups are whose
+            line = (*line[: _LINE - 1], line[-1])
+        return replace(self.placed(path), line=line)
 
     def placed(self, path: Path) -> State:
         """With places as they are."""
