@@ -267,6 +267,7 @@ print("written")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("full", "how"), [(1000, "held"), (10, "cycle")])
 def test_a_program_that_never_closes_its_store_ends_and_loses_nothing(
     path: Path, full: int, how: str
