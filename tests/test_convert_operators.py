@@ -60,6 +60,13 @@ def test_the_table_of_a_log(coloured: bool) -> None:
     )
 
 
+def test_what_the_cpu_does_to_one_number_is_not_told() -> None:
+    log = OF_2_3_2.replace("(1,1,1,32)   ", "(1,1,1,1)    ")
+    found = compiled_operators(log, 1, split_attention=False)
+    assert found is not None
+    assert found.on_cpu == ("Gather (FLOAT16)",)
+
+
 def test_of_several_tables_the_last_counts() -> None:
     first = OF_2_3_2.replace("exSDPAttention     FLOAT16  NPU", "exSDPAttention     FLOAT16  CPU")
     found = compiled_operators(first + OF_2_3_2, 1, split_attention=False)

@@ -16,9 +16,12 @@ from tars_rag.runtimes.npu.manifest import Operators
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _TITLE: Final = "Network Layer Information Table"
 _ROW: Final = re.compile(
-    r"^D RKNN: \[[\d:.]+\] \d+ +(?P<kind>\w+) +(?P<type>\w+) +(?P<unit>[CNG]PU) +\S+ +\S+ +[\d/]+ ",
+    r"^D RKNN: \[[\d:.]+\] \d+ +(?P<kind>\w+) +(?P<type>\w+) +(?P<unit>[CNG]PU) +\S+ "
+    r"+(?P<out>\S+) +[\d/]+ ",
     re.MULTILINE,
 )
+# A logit: whatever is done to it takes the CPU no time.
+_ONE_NUMBER: Final = re.compile(r"\(1(,1)*\)")
 # Where data enters and leaves the runtime; they compute nothing.
 _ENDS: Final = frozenset({"InputOperator", "OutputOperator"})
 # One operator each of the chip that stands for a dozen of the graph.
@@ -36,19 +39,19 @@ def compiled_operators(log: str, layers: int, *, split_attention: bool) -> Opera
         split_attention: Whether attention was to be left in parts.
     """
     table = _COLOUR.sub("", log).rpartition(_TITLE)[2]
-    rows = [row.group("kind", "type", "unit") for row in _ROW.finditer(table)]
+    rows = [row.group("kind", "type", "unit", "out") for row in _ROW.finditer(table)]
     if not rows:
         return None
-    kinds = Counter(kind for kind, _, _ in rows if kind not in _ENDS)
+    kinds = Counter(kind for kind, _, _, _ in rows if kind not in _ENDS)
     return Operators(
         counts=dict(sorted(kinds.items())),
         on_cpu=tuple(
-            f"{kind} ({number})" for kind, number, unit in rows
-            if unit != "NPU" and kind not in _ENDS
+            f"{kind} ({number})" for kind, number, unit, out in rows
+            if unit != "NPU" and kind not in _ENDS and not _ONE_NUMBER.fullmatch(out)
         ),
         integer_inputs=sum(
             kind == "InputOperator" and number.startswith(("INT", "UINT"))
-            for kind, number, _ in rows
+            for kind, number, _, _ in rows
         ),
         not_fused=_not_fused(kinds, layers, split_attention=split_attention),
     )  # fmt: skip
