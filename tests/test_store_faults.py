@@ -565,7 +565,8 @@ def test_a_full_disk_is_an_error_and_loses_nothing(
             version in (known[key], flight.get(key)) for key, version in versions.items()
         )
 
-    assert searched == "refused" or right(searched)
+    assert searched != "refused", "a full disk does not keep from reading"
+    assert right(searched)
     assert right(held), "with room again the same object is right"
     assert found == COUNT
     with HybridStore(path, HashEmbedder()) as store:

@@ -158,11 +158,13 @@ class Sides:
         chroma: Decides which passages pass a filter, and nothing else.
         exact: Vectors.
         lexical: Words, and the passages that are returned.
+        agree: Whether all hold the same passages. If not, what all hold is found.
     """
 
     chroma: Records
     exact: Vectors
     lexical: Words
+    agree: bool = True
 
 
 def search(
@@ -170,7 +172,7 @@ def search(
 ) -> list[ScoredPassage]:
     """Search; the caller sees to it that nothing is written meanwhile."""
     allowed = None
-    if request.where is not None:
+    if request.where is not None or not sides.agree:
         with watch.step("filter") as notes:
             allowed = sides.chroma.matching(None, request.where)
             notes.append(f"{len(allowed)} passages pass")

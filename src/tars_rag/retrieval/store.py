@@ -281,7 +281,9 @@ class HybridStore:
         return written.ask(
             self._directory,
             request.where,
-            lambda view: search(Sides(view.vectors, view.exact, view.lexical), request, row, watch),
+            lambda view: search(
+                Sides(view.vectors, view.exact, view.lexical, view.agree), request, row, watch
+            ),
         )
 
     def compact(self, progress: Progress | None = None) -> None:

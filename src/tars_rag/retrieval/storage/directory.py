@@ -153,7 +153,12 @@ class StoreDirectory:
             # before anyone looks.
             with self._threads.write(), self._between_processes(shared=self.read_only):
                 self.check_usable()
-                self._recovery.recover(None)
+                try:
+                    self._recovery.recover(None)
+                except StoreError:
+                    if not self._indexes.disk.is_to_blame():
+                        raise
+                    self._indexes.give_up()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[IndexSet]:
@@ -172,9 +177,10 @@ class StoreDirectory:
     def exclusive(self) -> Iterator[IndexSet]:
         """Hold while nobody else reads or writes the indexes; the log may be ahead of them."""
         with self._changing, self._threads.write(), self._between_processes(shared=False):
-            self.check_usable()
-            self._recovery.recover(None)
-            yield self._indexes
+            with self._full_disk_named():
+                self.check_usable()
+                self._recovery.recover(None)
+                yield self._indexes
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[IndexSet]:
@@ -288,8 +294,23 @@ class StoreDirectory:
         with self.exclusive() as indexes:
             write(indexes)
 
+    @contextlib.contextmanager
+    def _full_disk_named(self) -> Iterator[None]:
+        """An error of writing names the disk, if that is full."""
+        try:
+            yield
+            self._indexes.disk.has_room()
+        except StoreError as error:
+            named = self._indexes.disk.named(error)
+            if named is error or not self._in_place():
+                raise
+            self._indexes.give_up()
+            raise named from error
+
     def _readable(self) -> bool:
         """Whether nothing that a read needs was cut short."""
+        if self._indexes.disk.waits:
+            return True
         if self._indexes.whole or self.recent is None or not self._indexes.vectors.alive:
             return self._indexes.whole
         intent = self._indexes.journal.pending()  # of a flush that failed: the log has all of it

@@ -41,6 +41,7 @@ from tars_rag.retrieval.storage.state import (
     write_session,
 )
 from tars_rag.retrieval.storage.store_json import StoreJson
+from tars_rag.retrieval.storage.texts import FullDisk, ReadableTexts, Texts, WordTexts
 
 LEAST_WASTE = 4096
 """Deleted vectors that are not worth the work of getting rid of them."""
@@ -74,6 +75,7 @@ class IndexSet:
         self.read_only = read_only
         self.journal = Journal(path / JOURNAL)
         self.seal = None if url else Seal(path / SEAL, path / CHROMA)
+        self.disk = FullDisk(path)
         self._lock = lock
         self._seen: object = None
         self._weighed: object = None
@@ -91,6 +93,14 @@ class IndexSet:
         if self._vectors is None:
             raise StoreError(self._closed())
         return self._vectors
+
+    @property
+    def texts(self) -> Texts:
+        """Who is to be asked for texts and filters by those who only read."""
+        words = WordTexts(self.exact, self.lexical)
+        if self.disk.waits and not self.whole:
+            return words
+        return ReadableTexts(self.vectors, words, self.disk)
 
     @property
     def exact(self) -> ExactIndex:
@@ -182,6 +192,15 @@ class IndexSet:
         if stamp != self._seen:
             self.lexical.refresh()
             self._seen = stamp
+
+    def give_up(self) -> None:
+        """After a write that failed: forget what is not on disk, in Chroma's process too.
+
+        One that found no room to save its vectors may die of what it has in memory.
+        """
+        self.abandon()
+        if self._exact is not None:
+            self._exact.rollback()
 
     def abandon(self) -> None:
         """Let go of Chroma before `close`, so that it writes nothing any more."""

@@ -22,6 +22,7 @@ from functools import partial
 import numpy as np
 
 from tars_rag.errors import StoreError
+from tars_rag.files import writing_problem
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.storage.change import Change
 from tars_rag.retrieval.storage.flusher import Flusher
@@ -35,6 +36,7 @@ _MOST, _MOST_BYTES = 1024, 16 << 20  # what a write waits for a flush at
 _OLDEST_SECONDS = 600.0
 _LONGEST_LOG = 16 << 20
 _RETRY_SECONDS = 5.0, 300.0
+_LEAST_ROOM = 1 << 20
 
 _log = logging.getLogger(__name__)
 
@@ -134,8 +136,9 @@ class RecentWrites:
             if mine:
                 self._append()
         if ticket.error is not None:
+            cause = writing_problem(self._log.path.parent, _LEAST_ROOM) or ticket.error
             msg = (
-                f"Writing to the store {self._log.path.parent} failed: {ticket.error}. Nothing "
+                f"Writing to the store {self._log.path.parent} failed: {cause}. Nothing "
                 "that was acknowledged is lost. Check space and permissions (df, ls -ld), then "
                 "repeat what failed."
             )

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.retrieval.indexes.chroma.filters import Where
-from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.exact.codes import Query
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
@@ -20,6 +19,7 @@ from tars_rag.retrieval.passage import Passage, Ranking, ranked
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.tail import Tail, TailWords
 from tars_rag.retrieval.storage.tail_words import TailedWords
+from tars_rag.retrieval.storage.texts import Texts
 
 
 class TailedRecords:
@@ -31,7 +31,7 @@ class TailedRecords:
         vectors: Of the same passages: they know how many there are.
     """
 
-    def __init__(self, chroma: VectorIndex, tail: Tail, vectors: TailedVectors) -> None:
+    def __init__(self, chroma: Texts, tail: Tail, vectors: TailedVectors) -> None:
         self._chroma = chroma
         self._tail = tail
         self._vectors = vectors
@@ -120,19 +120,22 @@ class View:
         vectors: Texts, metadata, filters.
         exact: Vectors.
         lexical: Words.
+        agree: Whether they hold the same passages; not so on a full disk, after a failed write.
     """
 
-    vectors: VectorIndex | TailedRecords
+    vectors: Texts | TailedRecords
     exact: ExactIndex | TailedVectors
     lexical: LexicalIndex | TailedWords
+    agree: bool = True
 
 
 def view_of(indexes: IndexSet, tail: Tail | None) -> View:
     """The indexes with what is only in the log."""
-    vectors, exact, lexical = indexes.vectors, indexes.exact, indexes.lexical
+    texts, exact, lexical = indexes.texts, indexes.exact, indexes.lexical
+    agree = indexes.whole or not indexes.disk.waits
     if not tail:
-        return View(vectors, exact, lexical)
+        return View(texts, exact, lexical, agree)
     replaced = exact.held(list(tail.held))
     words = TailWords(tail, replaced if indexes.whole else list(tail.held), lexical.terms_of)
     rows = TailedVectors(exact, tail, replaced)
-    return View(TailedRecords(vectors, tail, rows), rows, TailedWords(lexical, tail, words))
+    return View(TailedRecords(texts, tail, rows), rows, TailedWords(lexical, tail, words), agree)
