@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import get_args
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.settings import Strategy
 
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -37,7 +37,7 @@ def require_strategy(value: object) -> None:
         InvalidInputError: It is not.
     """
     if value not in STRATEGIES:
-        msg = f"strategy={value!r:.80} is not valid. Use one of: {', '.join(STRATEGIES)}."
+        msg = f"strategy={shown(value)} is not valid. Use one of: {', '.join(STRATEGIES)}."
         raise InvalidInputError(msg)
 
 
@@ -48,7 +48,7 @@ def require_count(name: str, value: object) -> None:
         InvalidInputError: It is not.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        msg = f"{name} must be a whole number of at least 1, got {value!r:.80}."
+        msg = f"{name} must be a whole number of at least 1, got {shown(value)}."
         raise InvalidInputError(msg)
 
 
@@ -65,7 +65,7 @@ def require_kind(what: str, value: object, kind: type | tuple[type, ...], wanted
         InvalidInputError: It is of another type; the message shows it.
     """
     if not isinstance(value, kind):
-        found = f"the class {value.__name__}" if isinstance(value, type) else f"{value!r:.80}"
+        found = f"the class {value.__name__}" if isinstance(value, type) else f"{shown(value)}"
         msg = f"{what} is {found} and not {wanted}."
         raise InvalidInputError(msg)
 
@@ -77,7 +77,7 @@ def require_all(what: str, values: object, kind: type | tuple[type, ...], wanted
         InvalidInputError: It is none; the message names the first item that is of another type.
     """
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Collection):
-        msg = f"{what} is {values!r:.80} and not a list. Each item is to be {wanted}."
+        msg = f"{what} is {shown(values)} and not a list. Each item is to be {wanted}."
         raise InvalidInputError(msg)
     for number, value in enumerate(values):
         require_kind(f"{what}[{number}]", value, kind, wanted)

@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
 from tars_rag.adapters.handle import Handle
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import store_path
@@ -173,7 +173,7 @@ def resolved(path: object) -> Path:
         InvalidInputError: It is empty, no path, or names the home of an unknown user.
     """
     if not isinstance(path, str | os.PathLike):
-        msg = f"The store's path is {path!r:.80}: give the name of a directory."
+        msg = f"The store's path is {shown(path)}: give the name of a directory."
         raise InvalidInputError(msg)
     if not os.fspath(path):
         msg = "The store's path is empty: name a directory, or leave it out."

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.ingest.chunks import Splitter
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
@@ -105,7 +105,7 @@ def _paths(paths: PathLike | Iterable[PathLike]) -> list[Path]:
     chosen = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     for path in chosen:
         if not isinstance(path, str | os.PathLike) or not os.fspath(path):
-            msg = f"{path!r:.80} is not a path. Give files and directories by their names."
+            msg = f"{shown(path)} is not a path. Give files and directories by their names."
             raise InvalidInputError(msg)
     return [Path(path) for path in chosen]
 
@@ -113,7 +113,9 @@ def _paths(paths: PathLike | Iterable[PathLike]) -> list[Path]:
 def _target(store: HybridStore | HasStore) -> HybridStore:
     target = store if isinstance(store, HybridStore) else getattr(store, "store", None)
     if not isinstance(target, HybridStore):
-        msg = f"{store!r:.80} is not a store. Give a HybridStore, a TarsVectorStore or a directory."
+        msg = (
+            f"{shown(store)} is not a store. Give a HybridStore, a TarsVectorStore or a directory."
+        )
         raise InvalidInputError(msg)
     return target
 

@@ -17,7 +17,7 @@ from tars_rag.adapters.arguments import require_all
 from tars_rag.adapters.model_fields import ModelArguments, RerankerFields
 from tars_rag.adapters.ordering import ranked
 from tars_rag.adapters.threads import in_thread
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.settings import Settings
 
 
@@ -149,7 +149,7 @@ class TarsCrossEncoder(_Serializable, BaseCrossEncoder):
         rows: dict[str, list[int]] = {}
         for row, pair in enumerate(text_pairs):
             if not isinstance(pair, tuple | list) or [type(text) for text in pair] != [str, str]:
-                msg = f"Pair {row} is {pair!r:.80}, not a (query, text) tuple of two strings."
+                msg = f"Pair {row} is {shown(pair)}, not a (query, text) tuple of two strings."
                 raise InvalidInputError(msg)
             rows.setdefault(pair[0], []).append(row)
         scores = np.empty(len(text_pairs), np.float32)

@@ -13,7 +13,7 @@ from tars_rag.adapters.arguments import refuse, require_kind
 from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.adapters.ordering import diverse
 from tars_rag.adapters.shared_store import SharedStore
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.langchain.documents import as_document
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.retrieval.passage import ScoredPassage
@@ -149,7 +149,7 @@ def _row(vector: object) -> FloatArray:
     try:
         return np.asarray(vector, np.float32)
     except (TypeError, ValueError) as error:
-        msg = f"The embedding is not a list of numbers ({error}): {vector!r:.80}"
+        msg = f"The embedding is not a list of numbers ({error}): {shown(vector)}"
         raise InvalidInputError(msg) from error
 
 

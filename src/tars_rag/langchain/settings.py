@@ -9,7 +9,7 @@ from langchain_core.embeddings import Embeddings
 
 from tars_rag.adapters.arguments import refuse, require_count, require_kind, require_strategy
 from tars_rag.adapters.foreign import ForeignEmbedder
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.langchain.searching import NO_RERANKER
@@ -69,7 +69,7 @@ def check_settings(
     require_kind("rerank", rerank, (TarsRerank, type(None)), "TarsRerank() or None")
     require_kind("read_only", read_only, bool, "True or False")
     if chroma_url is not None and not str(chroma_url).startswith(("http://", "https://")):
-        msg = f"chroma_url is {chroma_url!r:.80} and not a server's URL: http://localhost:8000"
+        msg = f"chroma_url is {shown(chroma_url)} and not a server's URL: http://localhost:8000"
         raise InvalidInputError(msg)
 
 

@@ -14,8 +14,9 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node, node_to_
 
 from tars_rag.adapters.arguments import refuse, require_kind
 from tars_rag.adapters.ordering import diverse
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 from tars_rag.llama_index.filters import Where, both, to_where
+from tars_rag.retrieval.indexes.checks import matrix
 from tars_rag.retrieval.passage import Passage, ScoredPassage
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
@@ -114,7 +115,7 @@ def as_search(query: VectorStoreQuery) -> NodeSearch:
         )
         raise InvalidInputError(msg)
     vector = query.query_embedding
-    row = None if vector is None else np.asarray(vector, np.float32)
+    row = None if vector is None else matrix([vector], ["the query"])[0]
     return NodeSearch(query.query_str or "", row, _top_k(query), strategy, _restriction(query))
 
 
@@ -148,12 +149,12 @@ def as_diversity(query: VectorStoreQuery, kwargs: Mapping[str, Any]) -> Diversit
     fetch = kwargs.get("mmr_prefetch_k")
     for name, value in (("mmr_threshold", nearness), ("mmr_prefetch_factor", factor)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
-            msg = f"{name} must be a number of at least 0, got {value!r}."
+            msg = f"{name} must be a number of at least 0, got {shown(value)}."
             raise InvalidInputError(msg)
     if fetch is None:
         fetch = max(1, math.ceil(min(factor, _MOST) * min(query.similarity_top_k, _MOST)))
     if isinstance(fetch, bool) or not isinstance(fetch, int) or fetch < 1:
-        msg = f"mmr_prefetch_k must be a whole number of at least 1, got {fetch!r}."
+        msg = f"mmr_prefetch_k must be a whole number of at least 1, got {shown(fetch)}."
         raise InvalidInputError(msg)
     return Diversity(max(fetch, query.similarity_top_k), float(nearness))
 

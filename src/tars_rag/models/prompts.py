@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from tars_rag.errors import ConfigError
+from tars_rag.errors import ConfigError, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +48,11 @@ class Prompts:
         if given is None:
             return self
         if not isinstance(given, Mapping):
-            msg = f"prompts={given!r:.80} is not valid. {_EXAMPLE}"
+            msg = f"prompts={shown(given)} is not valid. {_EXAMPLE}"
             raise ConfigError(msg)
         for key, value in given.items():
             if key not in ("query", "passage") or not isinstance(value, str):
-                msg = f"prompts has {key!r:.80}: {value!r:.80}, which is not valid. {_EXAMPLE}"
+                msg = f"prompts has {shown(key)}: {shown(value)}, which is not valid. {_EXAMPLE}"
                 raise ConfigError(msg)
         return replace(self, **given)
 
@@ -68,7 +68,7 @@ class Prompts:
         """
         named: Any = config.get("prompts") or {}
         if not (isinstance(named, dict) and all(isinstance(p, str) for p in named.values())):
-            msg = f"they are {named!r:.80}"
+            msg = f"they are {shown(named)}"
             raise ValueError(msg)
         default: str = named.get(config.get("default_prompt_name") or "", "")
         passages = [named[key] for key in ("document", "passage", "corpus") if key in named]

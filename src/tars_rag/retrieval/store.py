@@ -18,12 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError, shown
-from tars_rag.retrieval.indexes.checks import (
-    check_passages,
-    check_vectors,
-    distinct_ids,
-    given_vectors,
-)
+from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
@@ -128,9 +123,10 @@ class HybridStore:
         """Store passages; one with a known id replaces the old one whole.
 
         Anything iterable is taken, and read in batches of 256, so that memory does not grow with
-        it. Each batch is durable before the next is read. A list or tuple is checked whole before
-        anything is written. Passages that are there already, the same in text and metadata, are not
-        embedded again, so that a long upsert that was killed can simply be repeated.
+        it. Each batch is durable before the next is read. Lists, tuples and arrays are checked
+        whole, passages and vectors, before anything is written. Passages that are there already,
+        the same in text and metadata, are not embedded again, so that a long upsert that was
+        killed can simply be repeated.
 
         Args:
             passages: What to store; left as it is.
@@ -144,19 +140,20 @@ class HybridStore:
         Raises:
             InvalidInputError: An id that is empty or occurs twice, metadata that is not JSON, a
                 vector that is not finite, of another dimension or all zeros; the message names the
-                passage. Batches before it are stored if `passages` was not a list or tuple.
-            StoreError: Writing failed; the message says what to do.
+                passage. Nothing is stored then; of an iterator, the batches before it are.
+            StoreError: Writing failed; the message says what to do. The batches before are stored.
         """
         self._directory.check_writable()
         total = len(passages) if isinstance(passages, list | tuple) else None
         if isinstance(passages, list | tuple):
-            check_passages(passages, set())
+            checks.check_passages(passages, set())
+            if isinstance(vectors, Sequence | np.ndarray):
+                checks.check_given(passages, vectors, self.dimension, self._advice)
         rows = None if vectors is None else iter(vectors)
-        seen: set[str] = set()
-        done = 0
+        done, seen = 0, set[str]()
         source = iter(passages)
         while batch := list(islice(source, _BATCH)):
-            check_passages(batch, seen)
+            checks.check_passages(batch, seen)
             changed = batch if rows is not None else written.changed(self._directory, batch)
             if changed:
                 made = self._vectors_of(changed, rows)
@@ -181,7 +178,7 @@ class HybridStore:
         if ids is None and not where:
             msg = "delete needs ids or a filter (where): nothing was deleted."
             raise InvalidInputError(msg)
-        return self._delete(None if ids is None else distinct_ids(ids), where)
+        return self._delete(None if ids is None else checks.distinct_ids(ids), where)
 
     def clear(self) -> int:
         """Delete every passage.
@@ -223,13 +220,13 @@ class HybridStore:
                 self._directory, where, lambda view: view.vectors.get(None, where, limit)
             )
             return list(held.values())[:limit]
-        wanted = distinct_ids(ids)
+        wanted = checks.distinct_ids(ids)
         found = written.ask(self._directory, where, lambda view: view.vectors.get(wanted, where))
         return [found[key] for key in wanted if key in found][:limit]
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id, as the embedder made them; unknown ids left out."""
-        wanted = distinct_ids(ids)
+        wanted = checks.distinct_ids(ids)
         with self._directory.reading() as indexes:
             return indexes.exact.vectors(wanted)
 
@@ -273,8 +270,8 @@ class HybridStore:
                 with watch.step("embed", getattr(self.embedder, "device", "cpu")):
                     row = self._embed_query(request.query)
             else:
-                row = np.asarray(vector, np.float32)
-            row = self._comparable(row.reshape(1, -1), ["the query"])[0]
+                row = checks.matrix([vector], ["the query"])[0]
+            checks.check_vectors(row[np.newaxis], ["the query"], self.dimension, self._advice)
             if request.strategy == "hybrid":
                 floor = getattr(self.embedder, "unrelated_cosine", 0.0)
                 request = replace(request, floor=floor)
@@ -331,22 +328,18 @@ class HybridStore:
     def _vectors_of(
         self, batch: Sequence[Passage], rows: Iterator[ArrayLike] | None
     ) -> NDArray[np.float32]:
-        names = [f"passage {passage.id!r}" for passage in batch]
+        names = [f"passage {p.id!r}" for p in batch]
         if rows is None:
-            made = np.asarray(self.embedder.embed([passage.text for passage in batch]), np.float32)
+            made = np.asarray(self.embedder.embed([p.text for p in batch]), np.float32)
         else:
-            made = given_vectors(rows, names)
-        return self._comparable(made, names)
+            made = checks.matrix(list(islice(rows, len(batch))), names)
+        return checks.check_vectors(made, names, self.dimension, self._advice)
 
     def _embed_query(self, query: str) -> NDArray[np.float32]:
         embed: Any = getattr(self.embedder, "embed_query", None)
         made = self.embedder.embed([query])[0] if embed is None else embed(query)
         return np.asarray(made, np.float32)
 
-    def _comparable(self, rows: NDArray[np.float32], names: Sequence[str]) -> NDArray[np.float32]:
-        try:
-            return check_vectors(rows, names, self.dimension)
-        except InvalidInputError as error:
-            its = self._directory.store_json.embedder
-            msg = f"{error} Use the embedder that made the store: {its}"
-            raise InvalidInputError(msg) from error
+    @property
+    def _advice(self) -> str:
+        return f"Use the embedder that made the store: {self._directory.store_json.embedder}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval.indexes.codec import check_id, check_passage
 from tars_rag.retrieval.passage import Passage
 
 _SHOWN = 5
+_PIECE = 256
 
 
 def check_passages(passages: Sequence[Passage], seen: set[str]) -> None:
@@ -50,21 +50,65 @@ def distinct_ids(ids: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(check_id(key) for key in ids))
 
 
-def given_vectors(rows: Iterator[ArrayLike], names: Sequence[str]) -> NDArray[np.float32]:
-    """The next vectors that a caller gave, one for each of `names`, [n, dim].
+def matrix(rows: Sequence[Any] | NDArray[Any], names: Sequence[str]) -> NDArray[np.float32]:
+    """Vectors that a caller gave, as rows [n, dim]; whether they can be compared is not looked at.
 
     Raises:
-        InvalidInputError: There are too few.
+        InvalidInputError: One is missing, no list of numbers, or of another length than the first.
     """
-    given = list(islice(rows, len(names)))
-    if len(given) < len(names):
-        msg = f"There is no vector for {names[len(given)]}. Give one for each passage."
+    if len(rows) < len(names):
+        msg = f"There is no vector for {names[len(rows)]}. Give one for each passage."
         raise InvalidInputError(msg)
-    return np.stack([np.asarray(row, np.float32).ravel() for row in given])
+    made: list[NDArray[np.float32]] = []
+    for row, name in zip(rows, names, strict=True):
+        try:
+            with np.errstate(over="ignore"):  # is infinite then, and is refused for that
+                vector = np.asarray(row, np.float32).ravel()
+        except (TypeError, ValueError, OverflowError) as error:
+            msg = f"The vector of {name} is no list of numbers, but {shown(row)}."
+            raise InvalidInputError(msg) from error
+        if made and len(vector) != len(made[0]):
+            msg = (
+                f"The vector of {name} has {len(vector)} numbers, that of {names[0]} has "
+                f"{len(made[0])}: give vectors of one model."
+            )
+            raise InvalidInputError(msg)
+        made.append(vector)
+    return np.stack(made)
+
+
+def check_given(
+    passages: Sequence[Passage],
+    vectors: Sequence[Any] | NDArray[Any],
+    dimension: int | None,
+    advice: str,
+) -> None:
+    """All vectors of all passages can be stored; looked at in pieces, so that memory stays small.
+
+    Args:
+        passages: Checked.
+        vectors: One for each.
+        dimension: Of the store; None: that of the first.
+        advice: See `check_vectors`.
+
+    Raises:
+        InvalidInputError: Which passage's cannot, and why; or there are more or fewer than those.
+    """
+    if len(vectors) > len(passages):
+        msg = f"There are more vectors than passages ({len(passages)}). Give one for each."
+        raise InvalidInputError(msg)
+    if len(vectors) < len(passages):
+        name = f"passage {passages[len(vectors)].id!r}"
+        msg = f"There is no vector for {name}. Give one for each passage."
+        raise InvalidInputError(msg)
+    for start in range(0, len(passages), _PIECE):
+        names = [f"passage {passage.id!r}" for passage in passages[start : start + _PIECE]]
+        rows = matrix(vectors[start : start + _PIECE], names)
+        dimension = check_vectors(rows, names, dimension, advice).shape[1]
 
 
 def check_vectors(
-    rows: NDArray[np.float32], names: Sequence[str], dimension: int | None
+    rows: NDArray[np.float32], names: Sequence[str], dimension: int | None, advice: str = ""
 ) -> NDArray[np.float32]:
     """The rows [n, dim], if each can be compared by cosine.
 
@@ -72,6 +116,7 @@ def check_vectors(
         rows: Vectors of what `names` name, in that order.
         names: For the message.
         dimension: Their length; None: any.
+        advice: What to do if they cannot.
 
     Raises:
         InvalidInputError: Another shape, or a row that is all zeros or not finite.
@@ -80,13 +125,13 @@ def check_vectors(
     fits = rows.ndim == 2 and len(rows) == len(names) and rows.shape[1] > 0
     if not fits or (dimension is not None and rows.shape[1] != dimension):
         shown = str(wanted).replace("'", "")
-        msg = f"Vectors of shape {shown} are needed, got {list(rows.shape)}."
-        raise InvalidInputError(msg)
+        msg = f"Vectors of shape {shown} are needed, got {list(rows.shape)}. {advice}"
+        raise InvalidInputError(msg.rstrip())
     with np.errstate(over="ignore", invalid="ignore"):
         norms = np.linalg.norm(rows, axis=1)
     usable = np.isfinite(norms) & (norms > 0)
     if not usable.all():
         name = names[int(np.argmin(usable))]
-        msg = f"The vector of {name} is all zeros or not finite: it cannot be compared."
-        raise InvalidInputError(msg)
+        msg = f"The vector of {name} is all zeros or not finite: it cannot be compared. {advice}"
+        raise InvalidInputError(msg.rstrip())
     return rows

@@ -153,12 +153,8 @@ class StoreDirectory:
             # before anyone looks.
             with self._threads.write(), self._between_processes(shared=self.read_only):
                 self.check_usable()
-                try:
+                with self._indexes.disk.excusing(self._indexes.give_up):
                     self._recovery.recover(None)
-                except StoreError:
-                    if not self._indexes.disk.is_to_blame():
-                        raise
-                    self._indexes.give_up()
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[IndexSet]:
@@ -176,11 +172,11 @@ class StoreDirectory:
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[IndexSet]:
         """Hold while nobody else reads or writes the indexes; the log may be ahead of them."""
-        with self._changing, self._threads.write(), self._between_processes(shared=False):
-            with self._full_disk_named():
-                self.check_usable()
-                self._recovery.recover(None)
-                yield self._indexes
+        disk = self._indexes.disk.named_in_errors(self._indexes.give_up)
+        with self._changing, self._threads.write(), self._between_processes(shared=False), disk:
+            self.check_usable()
+            self._recovery.recover(None)
+            yield self._indexes
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[IndexSet]:
@@ -294,25 +290,12 @@ class StoreDirectory:
         with self.exclusive() as indexes:
             write(indexes)
 
-    @contextlib.contextmanager
-    def _full_disk_named(self) -> Iterator[None]:
-        """An error of writing names the disk, if that is full."""
-        try:
-            yield
-            self._indexes.disk.has_room()
-        except StoreError as error:
-            named = self._indexes.disk.named(error)
-            if named is error or not self._in_place():
-                raise
-            self._indexes.give_up()
-            raise named from error
-
     def _readable(self) -> bool:
         """Whether nothing that a read needs was cut short."""
-        if self._indexes.disk.waits:
+        if self._indexes.whole or self._indexes.disk.waits:
             return True
-        if self._indexes.whole or self.recent is None or not self._indexes.vectors.alive:
-            return self._indexes.whole
+        if self.recent is None or not self._indexes.vectors.alive:
+            return False
         intent = self._indexes.journal.pending()  # of a flush that failed: the log has all of it
         return intent is None or self.recent.covers(intent.ids)
 

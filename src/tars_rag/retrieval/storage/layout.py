@@ -8,9 +8,16 @@ import shlex
 import uuid
 from pathlib import Path
 
-from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
+from tars_rag.errors import (
+    ConfigError,
+    FingerprintError,
+    InvalidInputError,
+    StoreError,
+    shown,
+)
 from tars_rag.files import is_partial, sync
 from tars_rag.retrieval.commands import index_command
+from tars_rag.retrieval.indexes.chroma.requests import url_parts
 from tars_rag.retrieval.indexes.chroma.server import REVISIONS
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.storage.state import NAME as STATE
@@ -41,7 +48,7 @@ def store_path(path: str | Path) -> Path:
     try:
         return Path(path).expanduser().resolve()
     except (TypeError, ValueError, RuntimeError, OSError) as error:
-        msg = f"{path!r} is not the path of a directory: {error}. Give the store's directory."
+        msg = f"{shown(path)} is not the path of a directory: {error}. Give the store's directory."
         raise InvalidInputError(msg) from error
 
 
@@ -131,6 +138,8 @@ def open_store_json(
         ConfigError: The store's Chroma is elsewhere, or its language is another.
         StoreError: The file cannot be read or written, or there is none.
     """
+    if chroma_url is not None:
+        url_parts(chroma_url)
     known = read_store_json(path)
     if known is None:
         if fingerprint is None:
@@ -152,7 +161,7 @@ def open_store_json(
     if fingerprint is not None and (known.chroma_url is None) != (chroma_url is None):
         its = known.chroma_url or "embedded in its directory"
         msg = (
-            f"The store {path} has its Chroma at: {its}; chroma_url={chroma_url!r} was given. "
+            f"The store {path} has its Chroma at: {its}; chroma_url={shown(chroma_url)} was given. "
             "Give the same, or make another store."
         )
         raise ConfigError(msg)

@@ -32,6 +32,10 @@ _SHARE = (
 )
 
 
+class _MovedError(StoreError):
+    """The directory is not there any more: no cause of it is looked for there."""
+
+
 class StoreLock:
     """An advisory lock on a file, shared or exclusive, released by the kernel when the holder dies.
 
@@ -113,7 +117,7 @@ class StoreLock:
             f"was open: {now}. Nothing was read or written there. Close this object, and open the "
             "store at its present place."
         )
-        raise StoreError(msg)
+        raise _MovedError(msg)
 
     def release(self) -> None:
         """Give the lock back; the file stays open."""

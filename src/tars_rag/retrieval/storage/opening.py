@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from tars_rag.errors import StoreError
+from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import widen
 from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client
 from tars_rag.retrieval.indexes.chroma.process import ChromaProcess
@@ -18,6 +18,8 @@ from tars_rag.retrieval.storage.layout import CHROMA, EXACT, LEXICAL
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.store_json import StoreJson
 
+_MOST_PATH_BYTES = 480
+"""SQLite takes 512, with the name of its journal in this directory."""
 READERS = max(2, os.cpu_count() or 2)
 """How many threads may read a store at once; each asks Chroma two things at a time at most."""
 
@@ -43,11 +45,13 @@ def open_vectors(
 
     Raises:
         ConfigError: `url` is not that of the store's server.
+        InvalidInputError: The path is none that Chroma can open.
         StoreError: It cannot be opened; the message says whether the texts are lost.
     """
     if url is not None:
         return _open(ServerClient(url, path, read_only=read_only), store_json, create=create)
     database = path / CHROMA / "chroma.sqlite3"
+    _check_name(path)
     if not create and not database.is_file():
         msg = (
             f"The store {path} has lost its texts and vectors: {database} is missing. "
@@ -67,6 +71,25 @@ def open_vectors(
             "directory from a backup, or index the sources again."
         )
         raise StoreError(msg) from error
+
+
+def _check_name(path: Path) -> None:
+    """Refuse a path that SQLite cannot open, before that is taken for damage."""
+    name = os.fsencode(path)
+    if len(name) > _MOST_PATH_BYTES:
+        msg = (
+            f"The path of the store has {len(name)} bytes, and Chroma's database takes "
+            f"{_MOST_PATH_BYTES}: {path}. Put the store in a directory with a shorter path."
+        )
+        raise InvalidInputError(msg)
+    try:
+        name.decode("utf-8")
+    except UnicodeDecodeError as error:
+        msg = (
+            f"The path of the store, {str(path)!a}, is not UTF-8, and Chroma takes no other. "
+            "Rename the directory, or put the store in another one."
+        )
+        raise InvalidInputError(msg) from error
 
 
 def _open(client: Client, store_json: StoreJson, *, create: bool) -> VectorIndex:

@@ -8,12 +8,14 @@ in both, and of a write that failed each passage is as it was before or after.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from tars_rag.errors import StoreError
 from tars_rag.files import writing_problem
@@ -26,8 +28,9 @@ from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 
 _BATCH = 1000
-_ROOM = 64 << 20
+_ROOM, _LEAST_ROOM = 64 << 20, 2 << 20
 _RETRY_S, _MOST_RETRY_S = 1.0, 60.0
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -116,6 +119,26 @@ class FullDisk:
         """Whether mending failed a short while ago, and is not to be tried before each read."""
         return time.monotonic() < self._again
 
+    @property
+    def is_tight(self) -> bool:
+        """Whether there is so little room that Chroma is not to be tried: it might never answer."""
+        try:
+            status = os.statvfs(self._path)
+        except OSError:
+            return False
+        # Where no blocks are told, nothing is known of the room.
+        return 0 <= status.f_bavail * status.f_frsize < _LEAST_ROOM and status.f_blocks > 0
+
+    def _check_room(self) -> None:
+        """Refuse a write that could only fail half-way.
+
+        Raises:
+            StoreError: The disk is full.
+        """
+        if self.is_tight:
+            msg = f"less than {_LEAST_ROOM >> 20} MB are free, and Chroma needs that to write"
+            raise StoreError(msg)
+
     def is_to_blame(self) -> bool:
         """Whether an error that was just raised can be the disk's; then mending waits."""
         problem = writing_problem(self._path, _ROOM)
@@ -125,21 +148,42 @@ class FullDisk:
         self._again, self._wait = time.monotonic() + self._wait, min(2 * self._wait, _MOST_RETRY_S)
         return True
 
-    def has_room(self) -> None:
-        """What had to be written was."""
-        self._again, self._wait = 0.0, _RETRY_S
+    @contextlib.contextmanager
+    def excusing(self, give_up: Callable[[], None]) -> Iterator[None]:
+        """Mend while the block runs; if the disk has no room for that, it is put off.
 
-    def named(self, error: StoreError) -> StoreError:
-        """The error of a write, or one that names the disk, if that has no room."""
-        problem = writing_problem(self._path, _ROOM) if type(error) is StoreError else None
-        if problem is None:
-            return error
-        msg = (
-            f"Writing to the store {self._path} failed: {problem}. Nothing that was acknowledged "
-            "is lost, and it can be read. Make room, then repeat what failed: "
-            f"df {self._path} ({error})"
-        )
-        return StoreError(msg)
+        Args:
+            give_up: Called then.
+        """
+        try:
+            yield
+        except StoreError:
+            if not self.is_to_blame():
+                raise
+            give_up()
+
+    @contextlib.contextmanager
+    def named_in_errors(self, give_up: Callable[[], None]) -> Iterator[None]:
+        """Write while the block runs; an error names the disk, if that is full.
+
+        Args:
+            give_up: Called then.
+        """
+        try:
+            self._check_room()
+            yield
+        except StoreError as error:
+            problem = writing_problem(self._path, _ROOM) if type(error) is StoreError else None
+            if problem is None:
+                raise
+            give_up()
+            msg = (
+                f"Writing to the store {self._path} failed: {problem}. Nothing that was "
+                "acknowledged is lost, and it can be read. Make room, then repeat what failed: "
+                f"df {self._path} ({error})"
+            )
+            raise StoreError(msg) from error
+        self._again, self._wait = 0.0, _RETRY_S
 
 
 class ReadableTexts:
@@ -161,38 +205,28 @@ class ReadableTexts:
         limit: int | None = None,
     ) -> dict[str, Passage]:
         """See `Texts`."""
-        try:
-            return self._chroma.get(ids, where, limit)
-        except StoreError:
-            if not self._disk.is_to_blame():
-                raise
-            return self._words.get(ids, where, limit)
+        return self._answer(lambda texts: texts.get(ids, where, limit))
 
     def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
         """See `Texts`."""
-        try:
-            return self._chroma.matching(ids, where)
-        except StoreError:
-            if not self._disk.is_to_blame():
-                raise
-            return self._words.matching(ids, where)
+        return self._answer(lambda texts: texts.matching(ids, where))
 
     def count(self) -> int:
         """See `Texts`."""
-        try:
-            return self._chroma.count()
-        except StoreError:
-            if not self._disk.is_to_blame():
-                raise
-            return self._words.count()
+        return self._answer(lambda texts: texts.count())
 
     def decided(
         self, where: Where | None, others: Mapping[str, Mapping[str, Any]]
     ) -> Callable[[Mapping[str, Any]], bool]:
         """See `Texts`."""
+        return self._answer(lambda texts: texts.decided(where, others))
+
+    def _answer(self, question: Callable[[Texts], T]) -> T:
+        if self._disk.is_tight:
+            return question(self._words)
         try:
-            return self._chroma.decided(where, others)
+            return question(self._chroma)
         except StoreError:
             if not self._disk.is_to_blame():
                 raise
-            return self._words.decided(where, others)
+            return question(self._words)

@@ -10,8 +10,9 @@ import os
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
-from tars_rag.errors import ConfigError
+from tars_rag.errors import ConfigError, shown
 from tars_rag.retrieval.indexes.chroma.client import ChromaError
 
 TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_S = "TARS_CHROMA_TIMEOUT", 20.0
@@ -34,6 +35,24 @@ def request_timeout() -> float:
         msg = f"{TIMEOUT_VARIABLE}={given} must be a number of seconds above 0, such as 20."
         raise ConfigError(msg)
     return seconds
+
+
+def url_parts(url: object) -> Any:
+    """The parts of a server's url.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    parts: Any = None
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
+    except ValueError:  # a port that is none
+        usable = False
+    if not usable:
+        msg = f"chroma_url must look like http://host:8000, got {shown(url)}."
+        raise ConfigError(msg)
+    return parts
 
 
 def operation_timeout() -> float:

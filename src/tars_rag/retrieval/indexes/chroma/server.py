@@ -11,11 +11,10 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from tars_rag.errors import ConfigError, StoreError
 from tars_rag.retrieval.indexes.chroma.client import Answer, ChromaError, Collection
-from tars_rag.retrieval.indexes.chroma.requests import Asker
+from tars_rag.retrieval.indexes.chroma.requests import Asker, url_parts
 from tars_rag.retrieval.indexes.chroma.revisions import (
     Revisions,
     new_revision,
@@ -50,7 +49,7 @@ class ServerClient:
         self.place = url
         self._revisions = directory / REVISIONS
         self._read_only = read_only
-        parts = _parts(url)
+        parts = url_parts(url)
         settings = _settings(parts.hostname, parts.port, https=parts.scheme == "https")
         from chromadb.api.fastapi import FastAPI
         from chromadb.config import System
@@ -282,18 +281,6 @@ class ServerCollection:
 
     def _ask(self, op: str, **arguments: Any) -> Any:
         return self._asker.ask(getattr(self._collection, op), **arguments)
-
-
-def _parts(url: str) -> Any:
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port or 1)
-    except ValueError:  # a port that is none
-        usable = False
-    if not usable:
-        msg = f"chroma_url must look like http://host:8000, got {url!r}."
-        raise ConfigError(msg)
-    return parts
 
 
 def _settings(host: str, port: int | None, *, https: bool) -> Any:

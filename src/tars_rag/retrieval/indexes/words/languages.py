@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, shown
 
 DEFAULT_LANGUAGE: Final = "en"
 NONE: Final = "none"
@@ -171,6 +171,6 @@ def check_language(language: object) -> str:
     allowed = ", ".join(code for code in LANGUAGES if code not in (NONE, MULTI))
     msg = (
         f"language must be one of {allowed}, 'multi' (texts of many languages) or 'none' (words "
-        f"as they stand), got {language!r}."
+        f"as they stand), got {shown(language)}."
     )
     raise InvalidInputError(msg)
