@@ -4,11 +4,12 @@
     python hub_child.py pull CACHE WHEELS   pulls the tiny model and prints its directory
 
 FOLDER holds the repository's files; a file named ``slow`` in it makes the hub stop halfway
-through the weights.
+through the weights, and what a file named ``fault`` says happens to each file that is asked for.
 """
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +36,17 @@ class Hub(BaseHTTPRequestHandler):
             self.end_headers()
             return
         content = path.read_bytes()
+        fault = self._fault()
+        if fault == "redirect" or (fault == "late redirect" and body):
+            self.send_response(302)
+            self.send_header("Location", self.path)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        if fault == "garbage":
+            self.wfile.write(b"no such protocol\r\n\r\n")
+            self.close_connection = True
+            return
         self.send_response(200)
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{sha(content)}"')
@@ -42,12 +54,23 @@ class Hub(BaseHTTPRequestHandler):
         self.end_headers()
         if not body:
             return
+        if fault in ("truncated", "reset"):
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            if fault == "reset":
+                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0" * 2)
+            self.close_connection = True
+            return
         print(path.name, flush=True)
         if path.name == "model.safetensors" and (self.folder / "slow").exists():
             self.wfile.write(content[: len(content) // 2])
             self.wfile.flush()
             time.sleep(60)
         self.wfile.write(content)
+
+    def _fault(self) -> str:
+        file = self.folder / "fault"
+        return file.read_text() if file.exists() else ""
 
     def log_message(self, *_: object) -> None: ...
 

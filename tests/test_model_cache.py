@@ -7,6 +7,7 @@ child processes, since sockets are off in this one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
@@ -270,6 +271,35 @@ def test_a_hub_with_other_bytes_or_none(hub, store: ModelCache, problem: str) ->
     assert "ModelError: tiny-bert cannot be fetched" in err
     assert ("another model.safetensors than" if problem == "altered" else "404") in err
     assert not (store.root / TINY).exists()
+
+
+@pytest.mark.parametrize("fault", ["truncated", "reset", "redirect", "late redirect", "garbage"])
+def test_whatever_the_network_does_it_is_a_source_that_failed(  # type: ignore[no-untyped-def]
+    hub, store: ModelCache, fault: str
+) -> None:
+    address, folder, _ = hub
+    (folder / "fault").write_text(fault)
+    child = start_pull(store.root, address)
+    _, err = child.communicate(timeout=100)
+    assert child.returncode
+    assert "ModelError: tiny-bert cannot be fetched (hub: " in err
+    assert leftovers(store) == []
+
+
+def test_a_full_disk_is_no_fault_of_the_network(
+    store: ModelCache, known: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    def full(*_: object, **__: object) -> None:
+        raise ValueError from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    known(spec())
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("tars_rag.models.fetch._require_hub", lambda: None)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", full)
+    with pytest.raises(ModelError, match=rf"{store.root} cannot be written .*No space left"):
+        store.pull(TINY)
 
 
 def test_a_hub_that_cannot_be_reached_fails_fast(store: ModelCache) -> None:

