@@ -107,7 +107,10 @@ def test_nothing_is_lost_while_a_store_is_being_made(tmp_path: Path) -> None:
             crasher.check()
 
 
-def test_without_the_journal_the_same_test_fails(tmp_path: Path) -> None:
-    """Proof that the test sees what the journal prevents."""
+def test_without_journal_and_states_the_same_test_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Proof that the test sees what they prevent: either alone would do, here, too."""
+    monkeypatch.setattr("tars_rag.retrieval.storage.halves.right", lambda *_: None)
     with pytest.raises(AssertionError):
         crash(Crasher(tmp_path / "store", journal=False, ids=9, largest=9, deletes=0), 40)

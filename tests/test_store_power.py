@@ -28,6 +28,7 @@ import power_cut
 from power_cut import Call, Disk
 from store_child import Ledger, passage
 from tars_rag.retrieval.indexes.chroma import files as seal
+from tars_rag.retrieval.storage import state as store_state
 
 pytestmark = [
     pytest.mark.crash,
@@ -116,6 +117,8 @@ def states(
 def check_states(pipe: Connection) -> None:
     """Answer for each state what is wrong; in a child, because some damage kills the process."""
     seal.boot_id = lambda: "after the power cut"
+    # The disk is the same: a copy would be compared whole.
+    store_state.State.moved = lambda self, path: False
     with contextlib.suppress(EOFError):
         while True:
             state = pipe.recv()
@@ -202,13 +205,13 @@ def test_a_power_cut_loses_nothing_acknowledged(
     assert not wrong, f"{len(wrong)} of {CUTS}\n" + "\n".join(wrong)
 
 
-@pytest.mark.parametrize(
-    "ignored", ["/new/store", "/chroma.sqlite3", "/journal", "/write-ahead.log"]
-)
+@pytest.mark.parametrize("ignored", ["/new/store", "/chroma.sqlite3", "/write-ahead.log"])
 def test_where_a_disk_ignores_an_fsync_the_same_test_fails(
     recording: Recording, ignored: str, tmp_path: Path
 ) -> None:
-    """The store's directory, Chroma's database, journal and log must be durable in time."""
-    number = 160 if ignored == "/journal" else 40  # few states need what the journal says
-    source = states(recording, "posix", number, 1, tmp_path, lambda path: path.endswith(ignored))
+    """The store's directory, Chroma's database and the log must be durable in time.
+
+    The journal need not: without it the indexes' own states say that they differ.
+    """
+    source = states(recording, "posix", 40, 1, tmp_path, lambda path: path.endswith(ignored))
     assert losses(source)[0]
