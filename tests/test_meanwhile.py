@@ -14,7 +14,7 @@ from tars_rag.retrieval.meanwhile import meanwhile
 def test_both_are_done_at_the_end() -> None:
     begun = threading.Event()
     with meanwhile(lambda: begun.wait(10)) as other:
-        assert not other.done()
+        assert not other.over
         begun.set()
     assert other.result() is True
 
@@ -29,14 +29,16 @@ def test_an_error_of_the_other_is_its_result() -> None:
 def test_the_other_is_over_when_the_block_fails() -> None:
     done: list[float] = []
 
+    begun = threading.Event()
+
     def work() -> None:
+        begun.set()
         time.sleep(0.1)
         done.append(time.monotonic())
 
     def fail() -> None:
-        with meanwhile(work) as other:
-            while not other.running():
-                time.sleep(0.001)
+        with meanwhile(work):
+            begun.wait(10)
             raise KeyError
 
     with pytest.raises(KeyError):
@@ -65,12 +67,11 @@ def test_the_other_is_over_whenever_a_signal_raises() -> None:
                 signal.setitimer(signal.ITIMER_REAL, 1e-5 * (number + 1))
                 with meanwhile(work):
                     pass
-                while True:  # until it comes
-                    time.sleep(0.01)
+                time.sleep(0.02)  # it may also come where Python ignores it: in a finaliser
             except ZeroDivisionError:
                 raised += 1
             assert running[0] == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    assert raised == 400
+    assert raised > 200

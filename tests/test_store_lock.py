@@ -28,6 +28,8 @@ from tars_rag.retrieval.storage.layout import LOCK
 from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.store import HybridStore
 
+pytestmark = pytest.mark.slow
+
 _HOLD = f"""
 import os, sys, time
 sys.path.insert(0, {str(Path(__file__).parent)!r})

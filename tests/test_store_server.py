@@ -20,7 +20,11 @@ from tars_rag.retrieval.indexes.chroma.revisions import Revisions
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.store import HybridStore
 
-pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.enable_socket]
+pytestmark = [
+    pytest.mark.allow_hosts(["127.0.0.1"]),
+    pytest.mark.enable_socket,
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture
