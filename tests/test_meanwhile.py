@@ -46,6 +46,8 @@ def test_the_other_is_over_when_the_block_fails() -> None:
     assert len(done) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_the_other_is_over_whenever_a_signal_raises() -> None:
     """Also while the thread is being started or waited for."""
 

@@ -252,7 +252,7 @@ class BackupFile:
     def _refuse(self, problem: str, cause: BaseException | None = None) -> NoReturn:
         msg = (
             f"The backup {self.path} cannot be used: {problem}. Nothing was restored from it. Give "
-            "another backup, or make one: tars-rag store backup DIR FILE"
+            "another backup, or make a new one of the store, if it is still there."
         )
         raise StoreError(msg) from cause
 

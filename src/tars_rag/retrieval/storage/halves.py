@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.commands import restore_command
 from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.indexes.chroma.rows import records
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
@@ -109,7 +110,7 @@ def behind(path: Path, state: State | None, now: Mark) -> str | None:
     return (
         f"The log of the store {path} is newer than its indexes: writes that were acknowledged are "
         "in neither. It was copied while it was in use, or parts of it are older: copy it again "
-        "while nothing has it open, or restore a backup (tars-rag store restore FILE DIR)."
+        f"while nothing has it open, or restore a backup: {restore_command(path)}"
     )
 
 

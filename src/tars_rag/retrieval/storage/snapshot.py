@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.codec import decode, encode, pack_content
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
@@ -41,6 +42,7 @@ _PAUSE_SECONDS = 0.002
 class StoreSnapshot:
     """A store at one moment; nothing that is written later changes it."""
 
+    path: Path
     store: StoreJson
     line: tuple[str, ...]
     words: Snapshot
@@ -53,6 +55,7 @@ class StoreSnapshot:
         """The present one. Nobody may write meanwhile."""
         state = read_state(indexes.path)
         return cls(
+            indexes.path,
             indexes.store_json,
             state.line if state else (),
             indexes.lexical.snapshot,
@@ -75,7 +78,8 @@ class StoreSnapshot:
             held = self.vectors([passage_id for _, passage_id, _ in kept])
             for key, passage_id, content in kept:
                 if passage_id not in held:
-                    msg = f"Passage {passage_id!r} has no vector. See: tars-rag store check DIR"
+                    see = check_command(self.path)
+                    msg = f"Passage {passage_id!r} has no vector. Repair the store first: {see}"
                     raise StoreError(msg)
                 yield key, content, held[passage_id].astype("<f4").tobytes()
         for passage_id, entry in self.tail.stored.items():
@@ -122,7 +126,7 @@ def _beside(path: Path, deadline: float) -> StoreSnapshot:
                 same = read_state(path) == state and open_store_json(path, None, None) == store_json
                 if damage is None and exact.stamp == stamp and same:
                     return StoreSnapshot(
-                        store_json, state.line, words.snapshot, exact_then, tail, records
+                        path, store_json, state.line, words.snapshot, exact_then, tail, records
                     )
             time.sleep(_PAUSE_SECONDS)
     msg = (
