@@ -29,6 +29,7 @@ from power_cut import Call, Disk
 from store_child import Ledger, passage
 from tars_rag.retrieval.indexes.chroma import files as seal
 from tars_rag.retrieval.storage import state as store_state
+from tars_rag.retrieval.storage.layout import JOURNAL
 
 pytestmark = [
     pytest.mark.crash,
@@ -124,8 +125,11 @@ def check_states(pipe: Connection) -> None:
             state = pipe.recv()
             try:
                 path = state.directory / "new" / "store"
+                flushing = (path / JOURNAL).exists()  # small writes, in the background
                 rebuilt = state.ledger.check(path, passage("after", 7))
-                assert not (rebuilt and state.idle), "vectors that were sealed were made anew"
+                assert not (rebuilt and state.idle and not flushing), (
+                    "vectors that were sealed were made anew"
+                )
                 pipe.send((rebuilt, None))
             except BaseException:
                 pipe.send((0, traceback.format_exc(limit=-3)))
