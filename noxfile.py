@@ -113,10 +113,10 @@ def weights(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def crash(session: nox.Session) -> None:
-    """Kills and power cuts; needs strace. TARS_RAG_KILLS sets the count (25 here, 200 at most)."""
-    measured(
-        session, "-n", "2", "-m", "crash", TARS_RAG_KILLS=os.environ.get("TARS_RAG_KILLS", "25")
-    )
+    """Kills, power cuts, long runs; needs strace. The environment sets other counts and seconds."""
+    counts = {"TARS_RAG_KILLS": "25", "TARS_RAG_SECONDS": "15", "TARS_RAG_SOAK": "25"}
+    counts |= {name: os.environ[name] for name in counts if name in os.environ}
+    measured(session, "-n", "2", "-m", "crash", **counts)
 
 
 @nox.session(python=False)
