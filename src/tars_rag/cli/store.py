@@ -125,7 +125,8 @@ def compact(directory: _Directory, json: resources.JsonOption = False) -> None:
     if json:
         print_json({"path": str(directory), "freed_bytes": freed})
         return
-    show(f"{directory}: smaller by {freed / 1e6:.1f} MB")
+    told = f"smaller by {freed / 1e6:.1f} MB" if freed > 0 else "nothing to free"
+    show(f"{directory}: {told}")
 
 
 @app.command()
