@@ -151,12 +151,7 @@ def write_until_killed(
     store = HybridStore(path, HashEmbedder())
     pipe.send("open")
     for kind, versions in operations(seed, ids, largest, deletes):
-        pipe.send((kind, versions))
-        if kind == "upsert":
-            store.upsert([passage(*item) for item in versions.items()])
-        else:
-            store.delete(list(versions))
-        pipe.send("done")
+        _announced(pipe, store, kind, versions)
 
 
 def write_singly_until_killed(

@@ -1,8 +1,9 @@
 """The intent journal: what is being written, on disk before the first index is touched.
 
 Between `begin` and `clear` the two indexes may disagree about the ids it names and no others. A
-passage that replaces another is kept here whole, because Chroma replaces it in two steps (delete,
-then add): should the process die between them, the next open does both again.
+passage that replaces another is kept here whole: one with more metadata keys than Chroma can take
+out at once is replaced in two steps (delete, then add), and behind a server any write may be cut
+off. Should the process die meanwhile, the next open writes it again.
 
 The record carries its own checksum. One that is torn means that the power went while it was being
 written, so that nothing was written after it, or that the file was damaged later; the two look

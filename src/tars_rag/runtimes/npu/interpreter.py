@@ -102,16 +102,8 @@ def ask(path: Path) -> Interpreter:
 @lru_cache(maxsize=8)
 def _ask(path: Path, stamps: tuple[int, ...]) -> Interpreter:
     try:
-        done = subprocess.run(
-            [str(path), "-c", _ASK],
-            env=foreign_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_ASK_SECONDS,
-            check=True,
-        )
+        done = _finished([str(path), "-c", _ASK], _ASK_SECONDS)
+        done.check_returncode()
         version, wheel, numpy = json.loads(done.stdout.splitlines()[-1])
         return Interpreter(path, tuple(map(int, version)), wheel, numpy)
     except subprocess.CalledProcessError as error:
@@ -203,18 +195,29 @@ def _candidates() -> Iterator[Path]:
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(
-        command,
-        env=foreign_environment(),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    done = _finished(command)
     if done.returncode == 0:
         return
     lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
     said = re.sub(r"\s+", " ", " ".join(lines[-3:]))[-400:]
     msg = f"{shlex.join(command)} failed: {said}. {_BY_HAND}"
     raise DeviceError(msg)
+
+
+def _finished(command: list[str], seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """What a command of another Python said, and how it ended.
+
+    Raises:
+        OSError: It cannot be started.
+        subprocess.TimeoutExpired: It took longer than that.
+    """
+    return subprocess.run(
+        command,
+        env=foreign_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=seconds,
+        check=False,
+    )
