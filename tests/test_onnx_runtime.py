@@ -50,7 +50,7 @@ def test_the_big_cores(tmp_path: Path, name: str, values: list[int], big: list[i
     assert big_cores(processor(tmp_path, name, values), range(len(values))) == big
 
 
-def test_only_allowed_cores_count(tmp_path: Path) -> None:
+def test_onlyallowed_cores_count(tmp_path: Path) -> None:
     sysfs = processor(tmp_path, "cpu_capacity", [530] * 4 + [1024] * 4)
     assert big_cores(sysfs, [0, 1, 2, 6, 7]) == [6, 7]
     assert big_cores(sysfs, [0, 1]) == [0, 1]
@@ -76,7 +76,7 @@ def test_a_session_runs_on_the_big_cores(
 
     import tars_rag.runtimes.onnx as module
 
-    monkeypatch.setattr(module, "_allowed_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(module, "allowed_cores", lambda: [0, 1, 2, 3])
     sysfs = processor(tmp_path, "cpu_capacity", [1024, 1024, 400, 400])
     entries = []
     add = onnxruntime.SessionOptions.add_session_config_entry

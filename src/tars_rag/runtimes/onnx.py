@@ -42,7 +42,7 @@ class OnnxRuntime:
         if threads is not None and threads < 1:
             msg = f"threads={threads} is not valid: give 1 or more, or None for all (big) cores."
             raise InvalidInputError(msg)
-        allowed = _allowed_cores()
+        allowed = allowed_cores()
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
         options = onnxruntime.SessionOptions()
@@ -114,7 +114,7 @@ def big_cores(sysfs: Path = Path("/sys"), allowed: Sequence[int] | None = None) 
     ``cpu_capacity`` where the kernel has it (big.LITTLE), the highest frequency otherwise. All
     allowed cores, where neither is there or they are alike.
     """
-    cores = list(_allowed_cores() if allowed is None else allowed)
+    cores = list(allowed_cores() if allowed is None else allowed)
     folder = sysfs / "devices/system/cpu"
     for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
         power = {core: _number(folder / f"cpu{core}" / name) for core in cores}
@@ -135,7 +135,8 @@ def affinities(cores: Sequence[int], threads: int) -> str:
     return ";".join([group] * (threads - 1))
 
 
-def _allowed_cores() -> list[int]:
+def allowed_cores() -> list[int]:
+    """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return sorted(os.sched_getaffinity(0))
     return list(range(os.cpu_count() or 1))
