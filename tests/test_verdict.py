@@ -160,7 +160,18 @@ def test_what_was_written_is_read(tmp_path: Path, verdict: Verdict) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    "processor cores soc onnxruntime openvino rknn-toolkit-lite2 librknnrt weights bundle threads".split(),
+    [
+        "processor",
+        "cores",
+        "soc",
+        "onnxruntime",
+        "openvino",
+        "rknn-toolkit-lite2",
+        "librknnrt",
+        "weights",
+        "bundle",
+        "threads",
+    ],
 )
 def test_a_change_of_anything_makes_it_stale(tmp_path: Path, verdict: Verdict, name: str) -> None:
     write(tmp_path, [verdict])
