@@ -353,6 +353,7 @@ def run_the_readme(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str,
     return found
 
 
+@pytest.mark.slow
 def test_the_pages_are_indexed_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert run_the_readme(monkeypatch, tmp_path)["passages"]
 
@@ -745,6 +746,7 @@ def test_convert_says_what_to_pass_where_nobody_can_be_asked(
     assert not list(tmp_path.glob("cache/tars-rag/toolkit-*/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("answer", "says"), [("n\n", "Nothing was installed"), ("y\n", "failed")])
 def test_convert_asks_a_person(
     embedder_dir: str, tmp_path: Path, no_index: None, answer: str, says: str
@@ -756,6 +758,7 @@ def test_convert_asks_a_person(
     assert not list(tmp_path.glob("*-rk3588-*"))
 
 
+@pytest.mark.slow
 def test_convert_with_yes_does_not_ask(embedder_dir: str, no_index: None) -> None:
     line = refused("convert", embedder_dir, "--lengths", "16", "--yes")
     assert "installing the toolkit failed" in line
@@ -938,6 +941,7 @@ def test_a_store_in_use_is_refused_with_the_pid(notes: Path, tmp_path: Path) -> 
     assert str(os.getpid()) in error
 
 
+@pytest.mark.slow
 def test_a_killed_index_is_taken_up_again(notes: Path) -> None:
     rows = [{"id": f"r{n}", "text": f"board {n} cat {n * 7} river"} for n in range(700)]
     (notes / "many.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

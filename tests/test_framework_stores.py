@@ -652,6 +652,7 @@ def run_code(code: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
     return done
 
 
+@pytest.mark.slow
 def test_temporary_stores_leave_neither_warnings_nor_files(tmp_path: Path) -> None:
     code = """
 stores = [make() for _ in range(3)]
@@ -668,6 +669,7 @@ stores[1].close()
     assert list(tmp_path.glob("tars-rag-*")) == []
 
 
+@pytest.mark.slow
 def test_a_forked_child_does_not_take_a_temporary_store_along(tmp_path: Path) -> None:
     code = """
 store = make()

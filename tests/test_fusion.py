@@ -188,6 +188,7 @@ def test_one_stray_word_does_not_outrank_what_vectors_put_first(tmp_path: Path, 
         assert stray.score < 0.2
 
 
+@pytest.mark.slow
 def test_a_share_means_the_same_in_a_small_store_and_in_a_large_one(tmp_path: Path) -> None:
     texts = {"all": "a fan cools the board", "half": "a fan in the window"}
     shares: dict[str, list[float]] = {key: [] for key in texts}

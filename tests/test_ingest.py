@@ -409,6 +409,7 @@ class Killed(BaseException):
     """The process is gone."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("write", [1, 3])
 @pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
 def test_a_run_that_was_killed_goes_on_where_it_stopped(

@@ -273,6 +273,7 @@ def test_a_hub_with_other_bytes_or_none(hub, store: ModelCache, problem: str) ->
     assert not (store.root / TINY).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["truncated", "reset", "redirect", "late redirect", "garbage"])
 def test_whatever_the_network_does_it_is_a_source_that_failed(  # type: ignore[no-untyped-def]
     hub, store: ModelCache, fault: str

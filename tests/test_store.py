@@ -107,6 +107,7 @@ def test_any_text_and_id_comes_back_as_it_was(store: HybridStore, text: str) -> 
     assert store.count() == 0
 
 
+@pytest.mark.slow
 def test_a_megabyte_of_text_comes_back_and_is_found(store: HybridStore) -> None:
     passage = Passage("long", "pebble-" * 150_000 + "zephyr")
     store.upsert([passage])

@@ -198,6 +198,7 @@ def test_a_reader_may_back_up(store: HybridStore, tmp_path: Path) -> None:
     assert_restores(tmp_path / "file", tmp_path / "restored", expected)
 
 
+@pytest.mark.slow
 def test_a_store_that_is_open_elsewhere_is_backed_up_beside_it(
     store: HybridStore, tmp_path: Path
 ) -> None:

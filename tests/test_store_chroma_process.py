@@ -70,6 +70,7 @@ def assert_acknowledged_or_next(store: HybridStore, acknowledged: list[int]) -> 
     assert_right(store, held)
 
 
+@pytest.mark.slow
 def test_chroma_killed_in_a_write_loses_nothing(path: Path) -> None:
     acknowledged = [1]
     with HybridStore(path, HashEmbedder()) as store:
@@ -95,6 +96,7 @@ def test_ctrl_c_waits_for_the_write_under_way(path: Path) -> None:
     assert check_store(path).ok
 
 
+@pytest.mark.slow
 def test_what_a_signal_handler_raises_costs_chroma_and_no_answer(path: Path) -> None:
     """A program's own time-out, say: the link must not give its answer to the next question."""
 

@@ -124,6 +124,7 @@ def test_a_damaged_lexical_file_is_seen_and_mended(path: Path, pattern: str, har
     assert_whole(path)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_segment_is_seen(path: Path) -> None:
     file = max(lexical_files(path, "*.idx"), key=lambda file: file.stat().st_size)
     whole = file.read_bytes()
@@ -544,6 +545,7 @@ def children() -> Callable[..., list[Any]]:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("room", [0, 30_000, 60_000])
 def test_a_full_disk_is_an_error_and_loses_nothing(
     path: Path, children: Callable[..., list[Any]], room: int
@@ -574,6 +576,7 @@ def test_a_full_disk_is_an_error_and_loses_nothing(
     assert check_store(path).ok
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become nobody")
 @pytest.mark.parametrize("read_only", [True, False])
 def test_a_read_only_directory_is_refused(
@@ -589,6 +592,7 @@ def test_a_read_only_directory_is_refused(
         assert_whole(path)
 
 
+@pytest.mark.slow
 def test_a_writer_killed_leaves_no_lock(path: Path) -> None:
     """The kernel releases it; the pid that is left in the file locks nobody out."""
     code = (

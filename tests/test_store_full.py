@@ -157,6 +157,7 @@ def test_the_word_index_answers_as_chroma_does(tmp_path: Path) -> None:
         assert words.count() == chroma.count() == 30
 
 
+@pytest.mark.slow
 def test_mending_that_fails_is_not_tried_before_every_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_what_was_replaced_answers_as_if_it_had_never_been_otherwise(tmp_path: P
         assert not replaced.get(where={"gone": {"$gte": 0}})
 
 
+@pytest.mark.slow
 def test_replacing_makes_no_file_larger(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     path = tmp_path / "store"
@@ -76,6 +77,7 @@ def test_replacing_makes_no_file_larger(tmp_path: Path) -> None:
         assert last <= 4 * first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_chroma_survives_what_is_deleted_and_added(tmp_path: Path, seed: int) -> None:
     """With two neighbours a node its process died after 600 such writes."""
@@ -100,6 +102,7 @@ def roll(store: HybridStore, rounds: int, rng: np.random.Generator, window: int 
             store.delete([f"p{start - window + n}" for n in range(250)])
 
 
+@pytest.mark.slow
 def test_what_was_deleted_leaves_the_files_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +149,7 @@ def test_compacting_keeps_everything_and_reads_go_on(tmp_path: Path) -> None:
         assert {passage.id: passage for passage in store.get()} == before
 
 
+@pytest.mark.slow
 def test_compacting_is_taken_up_where_it_was_killed(tmp_path: Path) -> None:
     path = tmp_path / "store"
 

@@ -174,6 +174,7 @@ def test_writes_at_once_share_their_fsyncs(path: Path, monkeypatch: pytest.Monke
         assert {p.id for p in store.get()} == OLD.keys() | {f"t{n}" for n in range(80)}
 
 
+@pytest.mark.slow
 def test_a_full_tail_is_flushed_in_the_background_and_held_up(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

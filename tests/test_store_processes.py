@@ -126,6 +126,7 @@ def test_a_store_does_not_survive_a_fork_and_says_so(tmp_path: Path) -> None:
 # -- other processes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_readers_in_other_processes_share_and_a_writer_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with HybridStore(path, HashEmbedder()) as store:
@@ -152,6 +153,7 @@ def test_readers_in_other_processes_share_and_a_writer_is_refused(tmp_path: Path
     HybridStore(path, HashEmbedder()).close()
 
 
+@pytest.mark.slow
 @pytest.mark.allow_hosts(["127.0.0.1"])
 @pytest.mark.enable_socket
 def test_with_a_server_several_processes_write_one_store(server: str, tmp_path: Path) -> None:
