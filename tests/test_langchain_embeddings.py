@@ -108,7 +108,6 @@ def test_equal_settings_share_one_open_model(
         first.model_copy(),
     ]
     assert all(other == first and other.embedder is opened for other in others)
-    assert first.engine is opened  # the earlier name
     assert TarsEmbeddings(model=other_embedder_dir).embedder is not opened
     assert first.model_copy(update={"model_name": other_embedder_dir}).embedder is not opened
 

@@ -12,8 +12,10 @@ from tars_rag.errors import DeviceError, InvalidInputError, ModelError
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.random_model import SMALL
 from tars_rag.models.weights import random_weights
+from tars_rag.runtimes import cores, onnx
 from tars_rag.runtimes.base import Runtime
-from tars_rag.runtimes.onnx import OnnxRuntime, affinities, big_cores
+from tars_rag.runtimes.cores import big_cores
+from tars_rag.runtimes.onnx import OnnxRuntime, affinities
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +76,8 @@ def test_a_session_runs_on_the_big_cores(
     """A fake board whose big cores are cores that this machine has."""
     import onnxruntime
 
-    import tars_rag.runtimes.onnx as module
-
-    monkeypatch.setattr(module, "allowed_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(onnx, "allowed_cores", lambda: [0, 1, 2, 3])
+    monkeypatch.setattr(cores, "allowed_cores", lambda: [0, 1, 2, 3])
     sysfs = processor(tmp_path, "cpu_capacity", [1024, 1024, 400, 400])
     entries = []
     add = onnxruntime.SessionOptions.add_session_config_entry

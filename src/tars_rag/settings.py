@@ -25,6 +25,7 @@ from tars_rag.errors import ConfigError, InvalidInputError
 
 Strategy = Literal["hybrid", "naive", "lexical"]
 Device = Literal["auto", "npu", "cpu"]
+Engine = Literal["auto", "onnxruntime", "openvino"]
 Precision = Literal["fp32", "int8"]
 CoreMask = Literal["auto", "0", "1", "2", "0_1", "0_1_2", "all"]
 
@@ -37,6 +38,8 @@ class Placement:
 
     Attributes:
         device: ``auto``: the NPU where it is usable, else the CPU; ``npu``; ``cpu``.
+        engine: What runs it on the CPU. ``auto``: what was measured to be fastest, else ONNX
+            Runtime; ``onnxruntime``; ``openvino``, which is an extra.
         precision: Of an embedder on the CPU; on the NPU the model's file has its own.
         threads: On the CPU. None: one for each core, of big.LITTLE processors the big ones.
         rknn_path: For the NPU: a bundle directory or a single .rknn file. None: the most faithful
@@ -55,6 +58,7 @@ class Placement:
     """
 
     device: Device = "auto"
+    engine: Engine = "auto"
     precision: Precision = "fp32"
     threads: int | None = None
     rknn_path: str | Path | None = None
@@ -66,6 +70,7 @@ class Placement:
 
     def __post_init__(self) -> None:
         _require_choice("device", self.device, get_args(Device))
+        _require_choice("engine", self.engine, get_args(Engine))
         _require_choice("precision", self.precision, get_args(Precision))
         _require_choice("core_mask", self.core_mask, get_args(CoreMask))
         _require_choice("fallback_cpu", self.fallback_cpu, (True, False))
@@ -126,6 +131,10 @@ def _switch(value: object) -> object:
             raise ValueError(msg)
         return _SWITCH[word]
     return value
+
+
+def _engine(value: object) -> object:
+    return _lower(value) or "auto"
 
 
 def _core_mask(value: object) -> object:
@@ -191,6 +200,10 @@ class Settings(BaseSettings):
         None, description="How words are read in a new store: en, de, ..., multi. Unset: en."
     )
     memory_top_k: int = Field(5, ge=1, description="Passages returned by a query.")
+    cpu_engine: Annotated[Engine, BeforeValidator(_engine)] = Field(
+        "auto",
+        description="What runs models on the CPU: auto, onnxruntime or openvino.",
+    )
     npu_core_mask: Annotated[CoreMask, BeforeValidator(_core_mask)] = "auto"
     npu_fallback_cpu: _Switch = Field(
         False, description="1: run on the CPU, with one warning, where the NPU cannot be used."
@@ -250,6 +263,7 @@ class Settings(BaseSettings):
     def _placement(self, device: Device, rknn_path: Path | None) -> Placement:
         return Placement(
             device=device,
+            engine=self.cpu_engine,
             rknn_path=rknn_path,
             core_mask=self.npu_core_mask,
             fallback_cpu=self.npu_fallback_cpu,

@@ -14,7 +14,7 @@ from typing_extensions import Self
 from tars_rag.adapters.handle import Handle
 from tars_rag.errors import ConfigError
 from tars_rag.models.prompts import NO_PROMPTS
-from tars_rag.settings import CoreMask, Device, Placement, Precision, Settings
+from tars_rag.settings import CoreMask, Device, Engine, Placement, Precision, Settings
 
 if TYPE_CHECKING:
     from tars_rag.models.embedder import Embedder
@@ -49,6 +49,7 @@ class ModelArguments(TypedDict, total=False):
     model: str
     model_name: str
     device: Device
+    engine: Engine
     cache_dir: str | Path | None
     threads: int | None
     rknn_path: str | Path | None
@@ -72,6 +73,9 @@ class ModelFields(BaseModel):
 
     model_name: str = Field(alias="model", min_length=1)
     device: Device = Field("auto", description="'auto', 'npu' or 'cpu'.")
+    engine: Engine = Field(
+        "auto", description="On the CPU: 'auto' (measured), 'onnxruntime' or 'openvino'."
+    )
     cache_dir: PathText = Field(None, description="Where models are kept.")
     threads: int | None = Field(None, ge=1, description="CPU threads; None: the big cores.")
     rknn_path: PathText = Field(None, description="A .rknn file or bundle directory.")
@@ -116,6 +120,12 @@ class ModelFields(BaseModel):
         return cls(**{"model": model, **given, **overrides})
 
 
+class RerankerArguments(ModelArguments, total=False):
+    """The arguments of what is made from `RerankerFields`."""
+
+    max_length: int | None
+
+
 class EmbedderFields(ModelFields):
     """The settings of an `Embedder`, and the model they describe."""
 
@@ -145,11 +155,6 @@ class EmbedderFields(ModelFields):
             lambda model, placement: Embedder.placed(model, placement, prompts),
         )
 
-    @property
-    def engine(self) -> Embedder:
-        """The earlier name of `embedder`."""
-        return self.embedder
-
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:
         """Read EMBED_MODEL, EMBED_QUERY_PROMPT, EMBED_PASSAGE_PROMPT and the common variables.
@@ -175,6 +180,9 @@ class RerankerFields(ModelFields):
         description="Catalogue name, or the path of a model directory in FlashRank's layout.",
     )
     device: Device = Field("cpu", description="'auto', 'npu' or 'cpu'.")
+    max_length: int | None = Field(
+        None, ge=16, description="Query and passage together, in tokens. None: up to 512."
+    )
 
     @property
     def reranker(self) -> Reranker:
@@ -186,12 +194,11 @@ class RerankerFields(ModelFields):
         """
         from tars_rag.models.reranker import Reranker
 
-        return self._shared(Reranker, Reranker.placed)
-
-    @property
-    def engine(self) -> Reranker:
-        """The earlier name of `reranker`."""
-        return self.reranker
+        length = self.max_length
+        return self._shared(
+            (Reranker, length),
+            lambda model, placement: Reranker.placed(model, placement, length),
+        )
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:

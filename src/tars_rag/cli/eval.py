@@ -55,6 +55,7 @@ def evaluate(
     ] = None,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
     language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
@@ -64,7 +65,7 @@ def evaluate(
     from tars_rag.bench.evaluate import evaluate as measure
 
     collection = load_collection(directory)
-    settings = resources.read_settings(embed_model=model)
+    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     wanted = [choice.value for choice in strategy] if strategy else list(STRATEGIES)
     place = nullcontext(store) if store else tempfile.TemporaryDirectory(prefix="tars-rag-")
     with (

@@ -36,6 +36,7 @@ def index(
     ] = False,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
     language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
@@ -47,7 +48,7 @@ def index(
     """
     from tars_rag.ingest.run import ingest, nothing_to_ingest
 
-    settings = resources.read_settings(embed_model=model)
+    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         splitter = resources.make_splitter(settings, embedder, chunk_tokens, overlap)
         nothing = None if resources.is_store(store) else nothing_to_ingest(paths, splitter)

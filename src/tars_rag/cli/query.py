@@ -47,6 +47,7 @@ def query(
     ] = None,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
     json: resources.JsonOption = False,
 ) -> None:
@@ -54,7 +55,9 @@ def query(
     text = " ".join(words)
     conditions = _parse(where)
     store = resources.require_store(store)
-    settings = resources.read_settings(embed_model=model, memory_top_k=k, rag_strategy=strategy)
+    settings = resources.read_settings(
+        embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
+    )
     from tars_rag.retrieval.commands import index_command
     from tars_rag.retrieval.pipeline import Pipeline
 

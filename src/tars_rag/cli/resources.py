@@ -29,6 +29,10 @@ DeviceOption = Annotated[
     Literal["auto", "npu", "cpu"] | None,
     typer.Option("--device", help="Where to embed (default: NPU_EMBEDDER_ENABLED, else auto)."),
 ]
+EngineOption = Annotated[
+    Literal["auto", "onnxruntime", "openvino"] | None,
+    typer.Option("--engine", help="What runs models on the CPU (default: CPU_ENGINE, else auto)."),
+]
 PrecisionOption = Annotated[
     Literal["fp32", "int8"],
     typer.Option(

@@ -64,6 +64,7 @@ def reembed(
     directory: _Directory,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
 ) -> None:
     """Change the embedder of a store in place.
@@ -74,7 +75,7 @@ def reembed(
     from tars_rag.retrieval.maintenance import reembed as embed_anew
 
     directory = resources.require_store(directory)
-    settings = resources.read_settings(embed_model=model)
+    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         progress_bar("count") as progress,
@@ -182,6 +183,7 @@ def import_memory(
     store: resources.StoreOption,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
     language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
@@ -197,7 +199,7 @@ def import_memory(
     if not memory.documents and not resources.is_store(store):
         msg = f"{file} holds no documents, so no store was made at {store}."
         raise InvalidInputError(msg)
-    settings = resources.read_settings(embed_model=model)
+    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         resources.open_store(store, embedder, language=language) as opened,
@@ -234,6 +236,7 @@ def import_collection(
     ] = None,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
     language: resources.LanguageOption = None,
     json: resources.JsonOption = False,
@@ -246,7 +249,7 @@ def import_collection(
     from tars_rag.ingest.chroma_import import check_chroma, import_chroma
 
     check_chroma(directory)  # refused before a store is made
-    settings = resources.read_settings(embed_model=model)
+    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         resources.open_store(store, embedder, language=language) as opened,

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
 from tars_rag.adapters.arguments import require_all
-from tars_rag.adapters.model_fields import ModelArguments, RerankerFields
+from tars_rag.adapters.model_fields import RerankerArguments, RerankerFields
 from tars_rag.adapters.ordering import ranked
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError, shown
@@ -33,7 +33,7 @@ class _Serializable(RerankerFields, Serializable):
         return ["tars_rag", "langchain"]
 
 
-class _RerankArguments(ModelArguments, total=False):
+class _RerankArguments(RerankerArguments, total=False):
     top_n: int | None
     budget_ms: float | None
 
@@ -129,7 +129,7 @@ class TarsCrossEncoder(_Serializable, BaseCrossEncoder):
 
     if TYPE_CHECKING:
 
-        def __init__(self, **settings: Unpack[ModelArguments]) -> None: ...
+        def __init__(self, **settings: Unpack[RerankerArguments]) -> None: ...
 
     def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
         """Score pairs; the pairs of one query are run together.

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field
 from typing_extensions import Self, Unpack
 
 from tars_rag.adapters.arguments import require_all
-from tars_rag.adapters.model_fields import ModelArguments, RerankerFields
+from tars_rag.adapters.model_fields import RerankerArguments, RerankerFields
 from tars_rag.adapters.ordering import ranked
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
@@ -23,7 +23,7 @@ from tars_rag.settings import Settings
 dispatcher = get_dispatcher(__name__)
 
 
-class _Arguments(ModelArguments, total=False):
+class _Arguments(RerankerArguments, total=False):
     top_n: int | None
     budget_ms: float | None
     keep_retrieval_score: bool

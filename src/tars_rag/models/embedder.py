@@ -21,7 +21,7 @@ from tars_rag.models.tokenizer import TOKENIZER_NAME, Tokenizer, require_text, r
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
-from tars_rag.settings import CoreMask, Device, Placement, Precision, Settings
+from tars_rag.settings import CoreMask, Device, Engine, Placement, Precision, Settings
 
 # Texts tokenised at a time: bounds the memory, and is enough to find rows of like length.
 _WINDOW: Final = 4096
@@ -38,6 +38,8 @@ class Embedder:
         model: A name of the catalogue, or the path of a directory with a BERT encoder
             (config.json, tokenizer.json, model.safetensors).
         device: ``auto``: the NPU where it is usable, else the CPU.
+        engine: On the CPU. ``auto``: what `tars-rag bench` found to be fastest, else ONNX Runtime;
+            ``onnxruntime``; ``openvino``, which is an extra.
         precision: On the CPU. ``fp32`` gives the published model's vectors, which those of the
             NPU in FP16 may be mixed with; ``int8`` is faster and mixes with neither.
         cache_dir: Where models are kept. None: MODEL_CACHE_DIR, or the user's cache directory.
@@ -63,6 +65,7 @@ class Embedder:
         model: str | Path = "all-MiniLM-L6-v2",
         *,
         device: Device = "auto",
+        engine: Engine = "auto",
         precision: Precision = "fp32",
         cache_dir: str | Path | None = None,
         threads: int | None = None,
@@ -74,6 +77,7 @@ class Embedder:
     ) -> None:
         placement = Placement(
             device=device,
+            engine=engine,
             precision=precision,
             threads=threads,
             rknn_path=rknn_path,

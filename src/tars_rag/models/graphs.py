@@ -135,14 +135,14 @@ def _quantised(exact: CpuGraph, model: LocalModel) -> tuple[bytes, float]:
     content = quantise(exact_model, per_channel=True)
     positions = BertConfig.from_json(model.directory / CONFIG_NAME).positions
     tokenizer = Tokenizer(model.directory, min(256, positions))
-    encodings = tokenizer.encode(_SAMPLE)
+    encodings = tokenizer.encode(SAMPLE)
     ours, theirs = (run_batched(OnnxRuntime(g), encodings) for g in (content, exact.source))
     return content, float(np.mean((ours * theirs).sum(1)))
 
 
 # What the fidelity of a quantised embedder is measured on when it is made: short questions and
 # sentences, a list, code, a title, and a longer paragraph.
-_SAMPLE: Final = (
+SAMPLE: Final = (
     "How do I reset the router to its factory settings?",
     "The mitochondrion is the organelle that produces most of the cell's chemical energy.",
     "Lift and drag coefficients were measured at Mach numbers between 0.6 and 1.4.",

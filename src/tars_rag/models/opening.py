@@ -11,10 +11,8 @@ from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
-from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.npu.manifest import ModelKind
-from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import Placement, Precision
 
 logger = logging.getLogger("tars_rag")
@@ -84,20 +82,6 @@ def precision_class(cosine: float, identity: str) -> str:
     return identity[:16]
 
 
-def onnx_file(directory: Path) -> Path | None:
-    """The ready-made graph of a model directory (FlashRank's layout); None if it has none.
-
-    Raises:
-        ModelError: There are several.
-    """
-    files = sorted(directory.glob("*.onnx"))
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        msg = f"{directory} has several graphs ({names}). Leave only the one to run."
-        raise ModelError(msg)
-    return files[0] if files else None
-
-
 def _open_cpu(
     model: LocalModel,
     cache: Path,
@@ -105,15 +89,12 @@ def _open_cpu(
     pooling: Pooling,
     placement: Placement,
 ) -> Opened:
-    from tars_rag.models.graphs import cpu_graph
+    from tars_rag.models.cpu import identity, open_cpu
 
-    ready = onnx_file(model.directory) if output == "logit" else None
-    if ready:
-        return Opened(OnnxRuntime(ready, threads=placement.threads), "exact")
-    graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
-    identity = f"{model.digest(WEIGHTS_NAME)[:8]}{placement.precision}"
-    runtime = OnnxRuntime(graph.source, threads=placement.threads)
-    return Opened(runtime, precision_class(graph.cosine, identity))
+    runtime, fidelity, precision = open_cpu(model, cache, output, pooling, placement)
+    if precision == "ready":
+        return Opened(runtime, "exact")
+    return Opened(runtime, precision_class(fidelity, identity(model, placement)))
 
 
 def _open_npu(

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +20,13 @@ from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require
 from tars_rag.models.weights import CONFIG_NAME, read_json
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
-from tars_rag.settings import CoreMask, Device, Placement, Settings
+from tars_rag.settings import CoreMask, Device, Engine, Placement, Settings
 
 MAX_LENGTH: Final = 512
 """FlashRank's default: query and passage together, in tokens."""
+
+# Room for a short question and a few words of a passage.
+_LEAST_LENGTH: Final = 16
 
 TOKENS_PER_BATCH: Final = 256
 """Padded tokens in one batch: long passages run one at a time, notes of a line several at once.
@@ -43,6 +47,10 @@ class Reranker:
             model directory: FlashRank's files, or a single-logit BERT cross-encoder in
             safetensors.
         device: ``cpu``; ``npu``; ``auto``: the NPU where it is usable.
+        engine: On the CPU. ``auto``: what `tars-rag bench` found to be fastest, else ONNX Runtime;
+            ``onnxruntime``; ``openvino``, which is an extra.
+        max_length: Query and passage together, in tokens: longer passages are cut. None: 512, or
+            as much as the model takes.
         cache_dir: Where models are kept; a FlashRank cache directory is taken as it is. None:
             MODEL_CACHE_DIR, or the user's cache directory.
         threads: On the CPU. None: one for each core, of big.LITTLE processors the big ones.
@@ -63,6 +71,8 @@ class Reranker:
         model: str | Path = "ms-marco-MiniLM-L-12-v2",
         *,
         device: Device = "cpu",
+        engine: Engine = "auto",
+        max_length: int | None = None,
         cache_dir: str | Path | None = None,
         threads: int | None = None,
         rknn_path: str | Path | None = None,
@@ -72,19 +82,21 @@ class Reranker:
     ) -> None:
         placement = Placement(
             device=device,
+            engine=engine,
             threads=threads,
             rknn_path=rknn_path,
             core_mask=core_mask,
             fallback_cpu=fallback_cpu,
             cache_dir=cache_dir,
         )
-        self._open(model, placement, progress)
+        self._open(model, placement, max_length, progress)
 
     @classmethod
     def placed(
         cls,
         model: str | Path,
         placement: Placement,
+        max_length: int | None = None,
         progress: NamedProgress | None = None,
     ) -> Reranker:
         """As the constructor, with all that says where and how it runs as one value.
@@ -93,11 +105,15 @@ class Reranker:
             ConfigError: Its precision is not ``fp32``: a reranker's file has its own.
         """
         reranker = cls.__new__(cls)
-        reranker._open(model, placement, progress)
+        reranker._open(model, placement, max_length, progress)
         return reranker
 
     def _open(
-        self, model: str | Path, placement: Placement, progress: NamedProgress | None
+        self,
+        model: str | Path,
+        placement: Placement,
+        max_length: int | None,
+        progress: NamedProgress | None,
     ) -> None:
         if placement.precision != "fp32":
             msg = (
@@ -105,7 +121,8 @@ class Reranker:
                 "name a model that is INT8, such as ms-marco-MiniLM-L-12-v2."
             )
             raise ConfigError(msg)
-        self._asked_for, self.placement = model, placement
+        _require_length(max_length)
+        self._asked_for, self.placement = (model, placement, max_length), placement
         cache = ModelCache(placement.cache_dir)
         local = cache.get(model, progress)
         config = read_json(local.directory / CONFIG_NAME)
@@ -113,7 +130,8 @@ class Reranker:
         self._runtime = opened.runtime
         self.model = local.name
         positions = int(config.get("max_position_embeddings", MAX_LENGTH))
-        self.max_length = min(MAX_LENGTH, positions, opened.max_length or positions)
+        wanted = MAX_LENGTH if max_length is None else max_length
+        self.max_length = min(wanted, positions, opened.max_length or positions)
         self._pad_id = int(config.get("pad_token_id") or 0)
         self._tokenizer = Tokenizer(local.directory, self.max_length)
         self._seconds_per_token: float | None = None
@@ -180,7 +198,9 @@ class Reranker:
         if not model:
             return None
         progress = overrides.pop("progress", None)
-        return cls.placed(model, replace(settings.reranker_placement, **overrides), progress)
+        max_length = overrides.pop("max_length", None)
+        placement = replace(settings.reranker_placement, **overrides)
+        return cls.placed(model, placement, max_length, progress)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Reranker | None:
@@ -220,7 +240,7 @@ class Reranker:
         self._seconds_per_token = (time.perf_counter() - start) / tokens
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self).placed, (self._asked_for, self.placement)
+        return type(self).placed, self._asked_for
 
     def __enter__(self) -> Reranker:
         return self
@@ -230,6 +250,18 @@ class Reranker:
 
     def __repr__(self) -> str:
         return f"Reranker({self.model!r}, device={self.device!r})"
+
+
+def _require_length(value: object) -> None:
+    if value is None:
+        return
+    whole = not isinstance(value, bool) and isinstance(value, Integral)
+    if not whole or value < _LEAST_LENGTH:  # type: ignore[operator]
+        msg = (
+            f"max_length={value!r} is not valid. Use a whole number of at least {_LEAST_LENGTH}, "
+            "or None for as much as the model takes."
+        )
+        raise ConfigError(msg)
 
 
 def _probability(logits: FloatArray) -> FloatArray:

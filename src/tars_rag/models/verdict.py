@@ -19,9 +19,9 @@ from tars_rag.errors import ModelError
 from tars_rag.files import write_atomically
 from tars_rag.guests import version_of
 from tars_rag.models.assignment import Candidate, Measurement, Plan
+from tars_rag.runtimes.cores import allowed_cores
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.npu.probe import Machine
-from tars_rag.runtimes.onnx import allowed_cores
 
 NAME: Final = "placement.json"
 MEASURE: Final = "tars-rag bench"

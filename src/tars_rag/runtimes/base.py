@@ -8,6 +8,8 @@ from typing import Literal, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.errors import InvalidInputError
+
 IntArray: TypeAlias = NDArray[np.int64]
 FloatArray: TypeAlias = NDArray[np.float32]
 Feeds: TypeAlias = Mapping[str, IntArray]
@@ -66,3 +68,19 @@ class Runtime(Protocol):
 
     def close(self) -> None:
         """Release the device. May be called twice."""
+
+
+def check_feed(feed: Feeds, names: Sequence[str]) -> None:
+    """Refuse what is no feed of a graph with these inputs.
+
+    Raises:
+        InvalidInputError: Other names, another dtype than int64, or not one shape [rows, tokens].
+    """
+    if set(feed) != set(names):
+        msg = f"A feed has {sorted(feed)}; this graph takes {sorted(names)}."
+        raise InvalidInputError(msg)
+    shapes = {array.shape for array in feed.values()}
+    types = {array.dtype for array in feed.values()}
+    if len(shapes) != 1 or len(next(iter(shapes))) != 2 or types != {np.dtype(np.int64)}:
+        msg = f"A feed must be int64 arrays of one shape [rows, tokens], not {types} {shapes}."
+        raise InvalidInputError(msg)

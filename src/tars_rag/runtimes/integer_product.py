@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError
-from tars_rag.runtimes.onnx import affinities, big_cores
+from tars_rag.runtimes.cores import big_cores
+from tars_rag.runtimes.onnx import affinities
 
 GRAPH = Path(__file__).with_suffix(".onnx")
 """The operators, with what `OFFSET` and `PLANES` say in it: importing onnx to build them takes a

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tars_rag.errors import DeviceError, InvalidInputError, ModelError
-from tars_rag.runtimes.base import Feeds, FloatArray
-
-# Cores below this share of the fastest one are "little" (Cortex-A55 beside A76: about 0.5).
-_BIG = 0.85
+from tars_rag.errors import DeviceError, ModelError
+from tars_rag.runtimes.base import Feeds, FloatArray, check_feed
+from tars_rag.runtimes.cores import allowed_cores, big_cores, require_threads
 
 
 class OnnxRuntime:
@@ -39,9 +36,7 @@ class OnnxRuntime:
     ) -> None:
         import onnxruntime
 
-        if threads is not None and threads < 1:
-            msg = f"threads={threads} is not valid: give 1 or more, or None for all (big) cores."
-            raise InvalidInputError(msg)
+        require_threads(threads)
         allowed = allowed_cores()
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
@@ -86,7 +81,7 @@ class OnnxRuntime:
         self._session = None
 
     def _run(self, session: Any, feed: Feeds) -> FloatArray:
-        self._check(feed)
+        check_feed(feed, self._input_names)
         try:
             rows = session.run([self._output], dict(feed))[0]
         except Exception as error:  # as above
@@ -97,33 +92,6 @@ class OnnxRuntime:
             raise DeviceError(msg)
         return np.asarray(rows, np.float32)
 
-    def _check(self, feed: Feeds) -> None:
-        if set(feed) != set(self._input_names):
-            msg = f"A feed has {sorted(feed)}; this graph takes {sorted(self._input_names)}."
-            raise InvalidInputError(msg)
-        shapes = {array.shape for array in feed.values()}
-        types = {array.dtype for array in feed.values()}
-        if len(shapes) != 1 or len(next(iter(shapes))) != 2 or types != {np.dtype(np.int64)}:
-            msg = f"A feed must be int64 arrays of one shape [rows, tokens], not {types} {shapes}."
-            raise InvalidInputError(msg)
-
-
-def big_cores(sysfs: Path = Path("/sys"), allowed: Sequence[int] | None = None) -> list[int]:
-    """The fastest cores this process may use, by the kernel's own figures.
-
-    ``cpu_capacity`` where the kernel has it (big.LITTLE), the highest frequency otherwise. All
-    allowed cores, where neither is there or they are alike.
-    """
-    cores = list(allowed_cores() if allowed is None else allowed)
-    folder = sysfs / "devices/system/cpu"
-    for name in ("cpu_capacity", "cpufreq/cpuinfo_max_freq"):
-        power = {core: _number(folder / f"cpu{core}" / name) for core in cores}
-        known = [value for value in power.values() if value]
-        if len(known) == len(cores):
-            best = max(known)
-            return [core for core in cores if (power[core] or 0) >= _BIG * best]
-    return cores
-
 
 def affinities(cores: Sequence[int], threads: int) -> str:
     """ONNX Runtime's affinity string: every extra thread may use every one of `cores`.
@@ -133,17 +101,3 @@ def affinities(cores: Sequence[int], threads: int) -> str:
     """
     group = ",".join(str(core + 1) for core in cores)
     return ";".join([group] * (threads - 1))
-
-
-def allowed_cores() -> list[int]:
-    """The cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
-def _number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

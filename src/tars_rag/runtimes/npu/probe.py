@@ -12,12 +12,12 @@ from pathlib import Path
 
 from tars_rag.errors import ConfigError
 from tars_rag.guests import RKNN, Guest
+from tars_rag.runtimes.cores import big_cores
 from tars_rag.runtimes.npu import interpreter
 from tars_rag.runtimes.npu.gate import MIN_DRIVER
 from tars_rag.runtimes.npu.interpreter import Interpreter
 from tars_rag.runtimes.npu.kernel import Finding, findings, look
 from tars_rag.runtimes.npu.library import GET, PUBLIC_VERSION, Library, find_library, numbers
-from tars_rag.runtimes.onnx import big_cores
 
 _DRIVER_VERSIONS = (
     "sys/kernel/debug/rknpu/version",

@@ -1,0 +1,176 @@
+"""A model on the CPU: which engine runs it, and how faithful that was measured to be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tars_rag.errors import ModelError
+from tars_rag.files import publishing, sha256_of
+from tars_rag.guests import version_of
+from tars_rag.models.batching import run_batched
+from tars_rag.models.bert_graph import Output
+from tars_rag.models.graphs import SAMPLE, cpu_graph
+from tars_rag.models.local import LocalModel
+from tars_rag.models.spec import Pooling
+from tars_rag.models.tokenizer import Tokenizer
+from tars_rag.models.weights import WEIGHTS_NAME
+from tars_rag.runtimes.base import Runtime
+from tars_rag.runtimes.onnx import OnnxRuntime
+from tars_rag.runtimes.openvino import Arithmetic, OpenVinoRuntime
+from tars_rag.settings import Placement
+
+_NOTE: Final = "measured.json"
+_FAITHFUL: Final = {"pooled": 0.9999, "logit": 0.99, "tokens": 0.9999}
+"""Least fidelity with which another arithmetic than float32 is used: of an embedder the mean
+cosine; of a cross-encoder one minus the largest difference of scores, which is what FlashRank's
+INT8 files are off by."""
+
+
+def open_cpu(
+    model: LocalModel, cache: Path, output: Output, pooling: Pooling, placement: Placement
+) -> tuple[Runtime, float, str]:
+    """Open a model on the CPU, by ONNX Runtime unless OpenVINO is asked for.
+
+    Returns:
+        What runs it; its fidelity, 1.0 for float32 on ONNX Runtime; what it computes in.
+
+    Raises:
+        DeviceError: OpenVINO is asked for and not installed.
+        ModelError: The model's files do not make a graph of the kind asked for.
+    """
+    openvino = placement.engine == "openvino"
+    ready = onnx_file(model.directory) if output == "logit" else None
+    if ready:  # has its own arithmetic, which another one on top of it would only blur
+        if openvino:
+            ours = OpenVinoRuntime(ready, threads=placement.threads, arithmetic="f32")
+            return ours, 1.0, "ready"
+        return OnnxRuntime(ready, threads=placement.threads), 1.0, "ready"
+    graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
+    if not openvino:
+        runtime = OnnxRuntime(graph.source, threads=placement.threads)
+        return runtime, graph.cosine, placement.precision
+
+    def exact() -> Runtime:
+        return OnnxRuntime(
+            cpu_graph(model, cache, output=output, pooling=pooling).source,
+            threads=placement.threads,
+        )
+
+    def measured(runtime: Runtime) -> float:
+        reference = exact()
+        try:
+            return _fidelity(model, output, runtime, reference)
+        finally:
+            reference.close()
+
+    fastest, fidelity = _compiled(graph.source, placement.threads, None, measured)
+    if fidelity >= _FAITHFUL[output] or fastest.arithmetic == "f32":
+        return fastest, fidelity, _precision(placement, fastest)
+    fastest.close()
+    plain, fidelity = _compiled(graph.source, placement.threads, "f32", measured)
+    return plain, fidelity, _precision(placement, plain)
+
+
+def identity(model: LocalModel, placement: Placement) -> str:
+    """The class of what is too far from float32 to share one."""
+    return f"{model.digest(WEIGHTS_NAME)[:8]}{placement.precision}"
+
+
+def onnx_file(directory: Path) -> Path | None:
+    """The ready-made graph of a model directory (FlashRank's layout); None if it has none.
+
+    Raises:
+        ModelError: There are several.
+    """
+    files = sorted(directory.glob("*.onnx"))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        msg = f"{directory} has several graphs ({names}). Leave only the one to run."
+        raise ModelError(msg)
+    return files[0] if files else None
+
+
+def _precision(placement: Placement, runtime: OpenVinoRuntime) -> str:
+    if placement.precision == "int8":
+        return "int8"
+    return "fp32" if runtime.arithmetic == "f32" else runtime.arithmetic
+
+
+def _fidelity(model: LocalModel, output: Output, runtime: Runtime, reference: Runtime) -> float:
+    """How close a runtime comes to FP32 on a few texts; see `_FAITHFUL`."""
+    tokenizer = Tokenizer(model.directory, 128)
+    if output == "logit":
+        encodings = tokenizer.encode_pairs(SAMPLE[0], SAMPLE)
+        logits = [run_batched(r, encodings).astype(np.float64) for r in (runtime, reference)]
+        scores = [1 / (1 + np.exp(-x)) for x in logits]
+        return 1 - float(np.abs(scores[0] - scores[1]).max())
+    encodings = tokenizer.encode(SAMPLE)
+    ours, theirs = (run_batched(r, encodings) for r in (runtime, reference))
+    return float(np.mean((ours * theirs).sum(1)))
+
+
+def _compiled(
+    source: Path | bytes,
+    threads: int | None,
+    arithmetic: Arithmetic | None,
+    measure: Callable[[Runtime], float],
+) -> tuple[OpenVinoRuntime, float]:
+    """A graph compiled and measured, of the cache or now.
+
+    A directory beside the graph holds what OpenVINO compiled, and a note with the checksums of its
+    files, for OpenVINO itself does not see a letter that was altered.
+    """
+    if isinstance(source, bytes):  # a cache that cannot be written
+        runtime = OpenVinoRuntime(source, threads=threads, arithmetic=arithmetic)
+        return runtime, measure(runtime)
+    stem = f"{source.stem}-openvino-{arithmetic or 'fastest'}-"
+    folder = source.with_name(stem + _machine())
+    try:
+        note = json.loads((folder / _NOTE).read_text(encoding="utf-8"))
+        if note["files"] == _sums(folder):
+            tables = {str(name): int(rows) for name, rows in note["tables"].items()}
+            runtime = OpenVinoRuntime(
+                source, threads=threads, arithmetic=arithmetic, compiled=folder, tables=tables
+            )
+            return runtime, float(note["fidelity"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        pass  # not made yet, or damaged: what is made now replaces it
+    for old in source.parent.glob(f"{stem}*"):  # of another version, or damaged
+        shutil.rmtree(old, ignore_errors=True)
+    made: tuple[OpenVinoRuntime, float] | None = None
+    try:
+        with publishing(folder) as part:
+            runtime = OpenVinoRuntime(source, threads=threads, arithmetic=arithmetic, compiled=part)
+            made = runtime, measure(runtime)
+            note = {"files": _sums(part), "fidelity": made[1], "tables": runtime.tables}
+            (part / _NOTE).write_text(json.dumps(note), encoding="utf-8")
+    except OSError:
+        pass  # no room, or somebody else made it meanwhile
+    if made is None:
+        runtime = OpenVinoRuntime(source, threads=threads, arithmetic=arithmetic)
+        made = runtime, measure(runtime)
+    return made
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.name != _NOTE}
+
+
+def _machine() -> str:
+    """What a compiled graph depends on: the version, and the processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    kept = {
+        line for line in text.splitlines() if line.startswith(("flags", "Features", "CPU part"))
+    }
+    digest = hashlib.sha256("\n".join(sorted(kept)).encode()).hexdigest()
+    return f"{version_of('openvino')}-{digest[:8]}"

@@ -1,0 +1,229 @@
+"""OpenVINO on the CPU: the same graphs, in the arithmetic that the processor is fastest in.
+
+Nothing is sent anywhere: the package's telemetry is left out when it is imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from tars_rag.errors import DeviceError, ModelError
+from tars_rag.runtimes.base import Feeds, FloatArray, check_feed
+from tars_rag.runtimes.cores import allowed_cores, big_cores, on_cores, require_threads
+
+Arithmetic = Literal["f32", "bf16", "f16"]
+"""What a graph is computed in."""
+
+_importing = threading.Lock()
+
+POSITIONS: Final = "positions"
+"""Among the tables: how long a text may be."""
+INSTALL: Final = "pip install 'tars-rag[openvino]'"
+
+
+class OpenVinoRuntime:
+    """One ONNX graph on the CPU. Any number of threads may run it; they take turns.
+
+    Args:
+        model: A file, or the bytes of a model.
+        threads: As for ONNX Runtime: None: one for each core, of the big ones alone on a
+            big.LITTLE processor, where the threads are also kept on those cores.
+        arithmetic: None: the one that the processor is fastest in.
+        compiled: A directory for the compiled graph, from which it opens faster the next time.
+            None: it is compiled each time.
+        tables: How many rows the table has that an input's numbers are looked up in, by input.
+            None: asked of the graph, which takes a tenth of a second for a large one.
+        sysfs: Where the kernel describes the processor.
+
+    Attributes:
+        arithmetic: What it computes in.
+        threads: How many threads a run has.
+        tables: As the argument.
+
+    Raises:
+        ModelError: The graph cannot be loaded.
+        DeviceError: OpenVINO is not installed.
+        InvalidInputError: `threads` is less than 1.
+    """
+
+    device = "cpu"
+    lengths = None
+    max_rows = None
+
+    def __init__(
+        self,
+        model: Path | bytes,
+        *,
+        threads: int | None = None,
+        arithmetic: Arithmetic | None = None,
+        compiled: Path | None = None,
+        tables: Mapping[str, int] | None = None,
+        sysfs: Path = Path("/sys"),
+    ) -> None:
+        require_threads(threads)
+        core = _core()
+        allowed = allowed_cores()
+        cores = big_cores(sysfs, allowed)
+        self.threads = threads or len(cores)
+        options: dict[str, Any] = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": self.threads,
+            "ENABLE_CPU_PINNING": False,  # where others compute too, fixed places are slow ones
+        }
+        if arithmetic:
+            options["INFERENCE_PRECISION_HINT"] = arithmetic
+        if compiled:
+            options["CACHE_DIR"] = str(compiled)
+
+        def compile_graph() -> tuple[Any, dict[str, int], Any]:
+            if isinstance(model, Path) and tables is not None:
+                graph, sizes = core.compile_model(str(model), "CPU", options), dict(tables)
+            else:
+                read = core.read_model(*((model, b"") if isinstance(model, bytes) else (model,)))
+                graph, sizes = core.compile_model(read, "CPU", options), _tables(read)
+            # Its threads start in the first run, from the thread that is the first to run it.
+            names = [port.any_name for port in graph.inputs]
+            request = graph.create_infer_request()
+            request.infer({name: np.ones((1, 2), np.int64) for name in names})
+            return graph, sizes, request
+
+        name = "The graph" if isinstance(model, bytes) else str(model)
+        few = len(cores) < len(allowed) and self.threads <= len(cores)
+        try:
+            opened = on_cores(cores, compile_graph) if few else compile_graph()
+        except Exception as error:  # the library raises RuntimeError and others for all there is
+            msg = f"{name} cannot be loaded by OpenVINO ({_short(error)}). Fetch the model again."
+            raise ModelError(msg) from error
+        self._graph, self.tables, first = opened
+        self._input_names = tuple(port.any_name for port in self._graph.inputs)
+        self._pooled = "pooled" in self._graph.output(0).names
+        self.arithmetic = str(self._graph.get_property("INFERENCE_PRECISION_HINT").to_string())
+        self._lock = threading.Lock()
+        self._idle = [first]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names a feed must have."""
+        return self._input_names
+
+    def run(self, feeds: Sequence[Feeds], *, urgent: bool = False) -> list[FloatArray]:
+        """See `tars_rag.runtimes.base.Runtime.run`; `urgent` changes nothing here."""
+        with self._request() as request:
+            return [self._run(request, feed) for feed in feeds]
+
+    def close(self) -> None:
+        """Release the graph once the runs under way are through."""
+        with self._lock:
+            self._graph = None
+            self._idle.clear()
+
+    @contextlib.contextmanager
+    def _request(self) -> Iterator[Any]:
+        """An inference request of this call's own: results of another one cannot get into it."""
+        with self._lock:
+            if self._graph is None:
+                msg = "This model is closed. Make a new one to go on."
+                raise DeviceError(msg)
+            request = self._idle.pop() if self._idle else self._graph.create_infer_request()
+        yield request
+        with self._lock:  # one that failed is not used again
+            if self._graph is not None:
+                self._idle.append(request)
+
+    def _run(self, request: Any, feed: Feeds) -> FloatArray:
+        check_feed(feed, self._input_names)
+        self._check_tables(feed)
+        try:
+            request.infer(dict(feed))
+            rows = np.array(request.get_output_tensor(0).data, np.float32)
+        except Exception as error:  # as above
+            msg = f"OpenVINO could not run the graph ({_short(error)}). Verify the model files."
+            raise DeviceError(msg) from error
+        if not np.isfinite(rows).all():
+            msg = "OpenVINO gave numbers that are not finite. Verify the model files."
+            raise DeviceError(msg)
+        if self._pooled:  # in f16 and bf16 the division by the length is rounded too
+            rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        return rows
+
+    def _check_tables(self, feed: Feeds) -> None:
+        """Refuse what lies outside a table: OpenVINO reads something, and says nothing."""
+        for name, size in self.tables.items():
+            if name == POSITIONS:
+                least, most = 0, next(iter(feed.values())).shape[1] - 1
+            else:
+                ids = feed[name]
+                least, most = (int(ids.min()), int(ids.max())) if ids.size else (0, 0)
+            if least < 0 or most >= size:
+                msg = (
+                    f"OpenVINO could not run the graph: {name} go from {least} to {most}, and the "
+                    f"model has {size}. Verify the model files."
+                )
+                raise DeviceError(msg)
+
+
+def is_installed() -> bool:
+    """Whether the package can be imported; it is not imported yet."""
+    from importlib.util import find_spec
+
+    return find_spec("openvino") is not None
+
+
+def _core() -> Any:
+    """OpenVINO, imported without its telemetry, which reports the import itself."""
+    telemetry = "openvino_telemetry"
+    with _importing:
+        hidden = telemetry not in sys.modules and "openvino" not in sys.modules
+        if hidden:
+            sys.modules[telemetry] = None  # type: ignore[assignment]  # as if not installed
+        try:
+            import openvino
+        except ImportError as error:
+            msg = f"engine='openvino' needs a package that is not there ({error}). {INSTALL}"
+            raise DeviceError(msg) from error
+        finally:
+            if hidden:
+                del sys.modules[telemetry]
+    return openvino.Core()
+
+
+def _tables(model: Any) -> dict[str, int]:
+    """How many rows the tables have that a graph's inputs are looked up in, and that of positions.
+
+    Positions are cut out of a table, or of a list of numbers, to the length of the text.
+    """
+    sizes: dict[str, int] = {}
+    for port in model.inputs:
+        users = [*port.get_target_inputs()]
+        while users:
+            user = users.pop()
+            node = user.get_node()
+            if node.get_type_name() in ("Convert", "Unsqueeze", "Squeeze", "Reshape"):
+                users += node.output(0).get_target_inputs()
+            elif node.get_type_name() == "Gather" and user.get_index() == 1:
+                rows = node.input_value(0).get_partial_shape()[0]
+                if rows.is_static:
+                    sizes[port.any_name] = int(rows.get_length())
+    for node in model.get_ops():
+        if node.get_type_name() not in ("Slice", "StridedSlice"):
+            continue
+        data, *limits = (value.get_node() for value in node.input_values())
+        if data.get_type_name() == "Constant" and any(
+            limit.get_type_name() != "Constant" for limit in limits
+        ):
+            shape = [*data.output(0).get_shape()]
+            rows = shape[-1] if data.get_element_type().is_integral() else shape[-2]
+            sizes[POSITIONS] = min(int(rows), sizes.get(POSITIONS, int(rows)))
+    return sizes
+
+
+def _short(error: Exception) -> str:
+    """The last lines of its message, which say what it is; the first are places in its source."""
+    return " ".join(str(error).split())[-300:]
