@@ -131,6 +131,18 @@ def convert(session: nox.Session) -> None:
     measured(session, "-m", "convert", "--force-enable-socket")
 
 
+@nox.session(venv_backend="venv")
+def parity(session: nox.Session) -> None:
+    """Every architecture against transformers, in an environment with torch (900 MB)."""
+    # The build for the CPU, where the index has it; its own list of needs would bring CUDA.
+    session.install("torch==2.13.0", "--no-deps")
+    session.install("sympy", "networkx", "jinja2", "fsspec", "filelock", "typing-extensions")
+    session.install("transformers>=5.20,<6", "sentence-transformers>=6,<7")
+    session.install("-e", ".", "pytest", "pytest-timeout")
+    files = ("--noconftest", "-o", "addopts=", "-m", "parity", "tests/test_parity.py")
+    session.run("pytest", *files, *session.posargs)
+
+
 @nox.session(python=False)
 def coverage(session: nox.Session) -> None:
     """What the sessions with `-- --cover` ran, together, against the share of pyproject.toml."""

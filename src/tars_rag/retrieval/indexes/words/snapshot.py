@@ -36,10 +36,7 @@ class Snapshot:
         self.count = int(searcher.num_docs)
         self.documents = max(documents, self.count)
         self._mean: float | None = None
-        # Where passages were found lately: the texts of some of them are asked for next, and a
-        # stored id takes tantivy a hundred times as long to read as this takes.
-        self._addresses: dict[str, Any] = {}
-        self._ids: dict[tuple[int, int], str] = {}
+        self._places = _Places()
 
     def holding(self, term: str) -> int:
         """How many passages hold a term."""
@@ -77,6 +74,8 @@ class Snapshot:
         clauses = self._clauses(terms)
         if len(ids) > _FEW_IDS or len(clauses) > _FEW_TERMS:
             clauses = [self._any_of(clauses)]
+        if len(ids) <= _FEW_IDS:
+            self._locate(ids)
         query = self._make.const_score_query(self._with_ids(ids), 0.0)
         # In the list of one term tantivy skips from id to id; a union of terms it reads whole.
         for clause in clauses:
@@ -87,13 +86,12 @@ class Snapshot:
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id; unknown ids left out."""
-        known = self._addresses
-        addresses = [known[key] for key in ids if key in known]
-        unknown = [key for key in ids if key not in known]
-        if unknown:
-            addresses += [address for _, address in self._hits(self._with_ids(unknown), len(ids))]
-        passages = (_passage(self._searcher.doc(address)) for address in addresses)
-        return {passage.id: passage for passage in passages}
+        found: dict[str, Passage] = {}
+        for start in range(0, len(ids), _FEW_IDS):
+            for address in self._locate(ids[start : start + _FEW_IDS]):
+                passage = _passage(self._searcher.doc(address))
+                found[passage.id] = passage
+        return found
 
     def digests(self) -> Iterator[tuple[str, str]]:
         """Every (id, digest of the content), in no particular order."""
@@ -135,11 +133,26 @@ class Snapshot:
         return self._make.boolean_query([(self._occur.Should, clause) for clause in clauses])
 
     def _with_ids(self, ids: Sequence[str]) -> Any:
-        keys = [encode(passage_id) for passage_id in ids]
-        if len(keys) > _FEW_IDS:
-            return self._make.term_set_query(self._schema, "id", keys)
-        make = self._make.term_query
-        return self._any_of([make(self._schema, "id", key, index_option="basic") for key in keys])
+        if len(ids) > _FEW_IDS:
+            return self._make.term_set_query(self._schema, "id", [encode(key) for key in ids])
+        return self._any_of([self._with_id(key) for key in ids])
+
+    def _with_id(self, key: str) -> Any:
+        return self._make.term_query(self._schema, "id", encode(key), index_option="basic")
+
+    def _locate(self, ids: Sequence[str]) -> list[Any]:
+        """Where those of a few ids lie that there are. Nothing stored is read for it."""
+        places = self._remembered()
+        unknown = [key for key in dict.fromkeys(ids) if key not in places.addresses]
+        if unknown:
+            # Each id scores its own number, and is known by it.
+            numbered = [
+                self._make.const_score_query(self._with_id(key), float(number))
+                for number, key in enumerate(unknown, 1)
+            ]
+            for score, address in self._hits(self._any_of(numbered), len(unknown)):
+                places.add(unknown[round(score) - 1], address)
+        return [places.addresses[key] for key in dict.fromkeys(ids) if key in places.addresses]
 
     def _hits(self, query: Any, limit: int) -> list[tuple[float, Any]]:
         """The best hits, never more than there are passages.
@@ -155,17 +168,32 @@ class Snapshot:
 
     def _read(self, hits: Iterable[tuple[float, Any]]) -> Iterator[tuple[str, float]]:
         """Ids and scores of the hits that hold a term."""
-        if len(self._ids) > _REMEMBERED:
-            self._ids, self._addresses = {}, {}
-        ids, addresses = self._ids, self._addresses
+        places = self._remembered()
         for score, address in hits:
             if score > 0:
-                place = address.segment_ord, address.doc
-                key = ids.get(place)
+                key = places.ids.get((address.segment_ord, address.doc))
                 if key is None:
-                    ids[place] = key = decode(self._searcher.doc(address)["id"][0])
-                    addresses[key] = address
+                    key = decode(self._searcher.doc(address)["id"][0])
+                    places.add(key, address)
                 yield key, float(score)
+
+    def _remembered(self) -> _Places:
+        """Where passages were found lately."""
+        if len(self._places.ids) > _REMEMBERED:
+            self._places = _Places()
+        return self._places
+
+
+class _Places:
+    """Which id lies where: tantivy takes a hundred times as long to read one that is stored."""
+
+    def __init__(self) -> None:
+        self.addresses: dict[str, Any] = {}
+        self.ids: dict[tuple[int, int], str] = {}
+
+    def add(self, key: str, address: Any) -> None:
+        self.ids[address.segment_ord, address.doc] = key
+        self.addresses[key] = address
 
 
 def _passage(document: Any) -> Passage:
