@@ -11,16 +11,19 @@ import pytest
 from tars_rag import Embedder, Reranker
 from tars_rag.errors import ConfigError, DeviceError, ModelError
 from tars_rag.files import sha256_of
-from tars_rag.models import npu
+from tars_rag.models import following, npu
+from tars_rag.models.assignment import Candidate, Measurement
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.graphs import cpu_graph
 from tars_rag.models.opening import precision_class
+from tars_rag.models.verdict import Verdict, write
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu import faults, probe
 from tars_rag.runtimes.npu.manifest import Manifest
 from tars_rag.runtimes.npu.spec import NpuSpec, SessionInfo
 from tars_rag.runtimes.onnx import OnnxRuntime
+from tars_rag.settings import Placement
 from test_kernel import LAPTOPS, NOT, READY
 from tiny_models import write_model
 
@@ -446,6 +449,39 @@ def test_reranker(
         ce.broken = True
         np.testing.assert_allclose(found.score("fan", TEXTS), scores, atol=1e-6)
         assert found.device == "cpu"
+
+
+def test_short_texts_go_to_the_cpu_where_that_was_measured_faster(
+    cores: Cores, models: Path, tmp_path: Path
+) -> None:
+    """One embedder, one class, two devices; the fingerprint is that of the NPU alone."""
+    cache = tmp_path / "cache"
+    write_bundle(cache / "b", models / "tiny")
+    plain = embedder(models, tmp_path)
+    assert plain.device == "npu"
+    on_npu, cpu = Candidate("npu", "rknn", "fp16"), Candidate("cpu", "onnxruntime", "fp32")
+    times = {(cpu, 32): 1.0, (cpu, 64): 50.0, (on_npu, 32): 5.0, (on_npu, 64): 9.0}
+    rows = tuple(
+        Measurement(length, count, candidate, ms * count)
+        for (candidate, length), ms in times.items()
+        for count in (1, 5)
+    )
+    local, placement = ModelCache(cache).get(models / "tiny"), Placement(threads=1)
+    key = following.current_key(local, "embedder", cache, placement, BOARD)
+    assert key["bundle"]
+    assert key["soc"] == "rk3588"
+    write(cache, [Verdict(local.name, "embedder", key, rows, "2026-01-01T00:00Z")])
+    with embedder(models, tmp_path) as followed:
+        assert (followed.device, followed.fingerprint) == ("npu", plain.fingerprint)
+        cores.lengths_seen.clear()
+        np.testing.assert_allclose(followed.embed_query("fan"), plain.embed_query("fan"), atol=1e-6)
+        assert cores.lengths_seen == [32], "by the one that follows no verdict"
+        assert set(followed._runtime._members) == {on_npu, cpu}
+        cores.lengths_seen.clear()
+        found = followed.embed(TEXTS)
+        assert set(cores.lengths_seen) == {64}
+        cores.broken = True
+        np.testing.assert_allclose(followed.embed(TEXTS), found, atol=1e-6)
 
 
 def test_from_env(

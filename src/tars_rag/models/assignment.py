@@ -113,6 +113,14 @@ class Plan:
         self._lengths = sorted({row.length for row in self.rows})
         self._divide = functools.lru_cache(256)(self._divided)
 
+    def without(self, candidate: Candidate) -> Plan:
+        """The plan of the other candidates.
+
+        Raises:
+            InvalidInputError: There is none.
+        """
+        return Plan((row for row in self.rows if row.candidate != candidate), self.precision_class)
+
     def predict(self, lengths: Sequence[int], candidate: Candidate) -> float:
         """Milliseconds for texts of these lengths on one candidate; inf: they do not fit it."""
         table = self._tables[candidate]

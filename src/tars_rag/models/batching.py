@@ -19,6 +19,10 @@ from tars_rag.runtimes.base import FloatArray, IntArray, Runtime
 TOKENS_PER_BATCH: Final = 2048
 """Padded tokens in one batch of an embedder on the CPU; see docs/performance.md."""
 
+PAIR_TOKENS_PER_BATCH: Final = 256
+"""Of a cross-encoder: long passages run one at a time, notes of a line several at once. Larger
+batches are slower on the CPU, see docs/performance.md."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

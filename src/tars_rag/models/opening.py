@@ -6,16 +6,28 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tars_rag.errors import DeviceError, ModelError
+from tars_rag.models.assignment import Candidate
+from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
+from tars_rag.models.verdict import MEASURE
+from tars_rag.models.verdict import NAME as VERDICT
+from tars_rag.models.weights import CONFIG_NAME, read_json
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.settings import Placement, Precision
 
+if TYPE_CHECKING:
+    from tars_rag.runtimes.npu.probe import Machine
+
 logger = logging.getLogger("tars_rag")
+
+# Tokens of a text that decides what is opened first: a question.
+_SHORT = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +38,14 @@ class Opened:
         runtime: Runs it.
         precision: The class its fidelity earns, for the fingerprint: see `precision_class`.
         max_length: The longest text it takes, in tokens, where the device limits it.
+        arithmetic: What it computes in: ``fp32``, ``bf16``, ``f16``, ``int8``; ``ready``: what its
+            ready-made graph says; on the NPU the precision of the bundle.
     """
 
     runtime: Runtime
     precision: str
     max_length: int | None = None
+    arithmetic: str = "fp32"
 
 
 def open_runtime(
@@ -54,6 +69,10 @@ def open_runtime(
         DeviceError: ``npu`` was asked for and cannot be used.
         ModelError: The model's files do not make a graph of the kind asked for.
     """
+    if placement.device == "auto" or (placement.device == "cpu" and placement.engine == "auto"):
+        planned = _open_planned(model, cache, output, pooling, placement)
+        if planned:
+            return planned
 
     def cpu(precision: Precision = placement.precision) -> Opened:
         return _open_cpu(model, cache, output, pooling, replace(placement, precision=precision))
@@ -71,6 +90,13 @@ def open_runtime(
     return cpu()
 
 
+def candidate_of(placement: Placement, opened: Opened) -> Candidate:
+    """How measurements name what a placement of one device and engine opened."""
+    if placement.device == "npu":
+        return Candidate("npu", "rknn", opened.arithmetic, opened.precision)
+    return Candidate("cpu", placement.engine, opened.arithmetic, opened.precision)
+
+
 def precision_class(cosine: float, identity: str) -> str:
     """The class of a fingerprint that a mean cosine to FP32 earns.
 
@@ -80,6 +106,60 @@ def precision_class(cosine: float, identity: str) -> str:
         if cosine >= least:
             return name
     return identity[:16]
+
+
+def _open_planned(
+    model: LocalModel, cache: Path, output: Output, pooling: Pooling, placement: Placement
+) -> Opened | None:
+    """Open the model as this machine's verdict says; None: there is none that holds."""
+    if not (cache / VERDICT).is_file():
+        return None
+    from tars_rag.models import following
+    from tars_rag.models.planned import PlannedRuntime
+
+    kind: ModelKind = "embedder" if output == "pooled" else "cross-encoder"
+    plan = following.plan_for(model, kind, cache, placement, _machine(placement), pooling)
+    if plan is None:
+        return None
+
+    def opened(candidate: Candidate) -> Opened:
+        chosen = following.placement_of(candidate, placement)
+        one = open_runtime(model, cache, output=output, pooling=pooling, placement=chosen)
+        if one.precision != candidate.precision_class:
+            one.runtime.close()
+            msg = (
+                f"{candidate} was measured as class {candidate.precision_class} and is "
+                f"{one.precision}. Measure again: {MEASURE}"
+            )
+            raise ModelError(msg)
+        return one
+
+    # Where the NPU has a part it is opened at once: its bundle says how long a text may be.
+    on_npu = [candidate for candidate in plan.candidates if candidate.device == "npu"]
+    first = on_npu[0] if on_npu else plan.assign([_SHORT])[0][0]
+    try:
+        one = opened(first)
+    except (DeviceError, ModelError) as error:
+        logger.warning("%s is not run as it was measured: %s", model.name, error)
+        return None
+    if len(plan.candidates) == 1 and not first.tokens_per_batch:
+        return one
+    runtime = PlannedRuntime(
+        plan,
+        lambda candidate: opened(candidate).runtime,
+        opened={first: one.runtime},
+        tokens_per_batch=TOKENS_PER_BATCH if output == "pooled" else PAIR_TOKENS_PER_BATCH,
+        pad_id=int(read_json(model.directory / CONFIG_NAME).get("pad_token_id") or 0),
+    )
+    return replace(one, runtime=runtime)
+
+
+def _machine(placement: Placement) -> Machine:
+    from tars_rag.runtimes.npu.interpreter import find
+    from tars_rag.runtimes.npu.probe import probe
+
+    named = placement.npu_python
+    return probe(other=find(Path(named))) if named else probe()
 
 
 def _open_cpu(
@@ -93,8 +173,11 @@ def _open_cpu(
 
     runtime, fidelity, precision = open_cpu(model, cache, output, pooling, placement)
     if precision == "ready":
-        return Opened(runtime, "exact")
-    return Opened(runtime, precision_class(fidelity, identity(model, placement)))
+        return Opened(runtime, "exact", arithmetic=precision)
+    if output == "logit":  # scores of one ranking are of one arithmetic
+        return Opened(runtime, "exact" if precision == "fp32" else precision, arithmetic=precision)
+    earned = precision_class(fidelity, identity(model, placement))
+    return Opened(runtime, earned, arithmetic=precision)
 
 
 def _open_npu(
@@ -106,11 +189,7 @@ def _open_npu(
     cpu: Callable[[Precision], Opened],
 ) -> Opened | None:
     """Open the model on the NPU; None where the device is ``auto`` and there is none."""
-    from tars_rag.runtimes.npu.interpreter import find
-    from tars_rag.runtimes.npu.probe import probe
-
-    named = placement.npu_python
-    machine = probe(other=find(Path(named))) if named else probe()
+    machine = _machine(placement)
     if placement.device == "auto" and not machine.has_npu:
         return None
     from tars_rag.models import npu
@@ -145,4 +224,5 @@ def _open_npu(
         except BaseException:
             pool.close()
             raise
-    return Opened(pool, earned, file.max_length or (pool.lengths or (None,))[-1])
+    longest = file.max_length or (pool.lengths or (None,))[-1]
+    return Opened(pool, earned, longest, file.precision or "fp16")

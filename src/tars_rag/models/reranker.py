@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from tars_rag.errors import ConfigError, InvalidInputError
-from tars_rag.models.batching import Batch, feed, plan
+from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, Batch, feed, plan
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
@@ -27,10 +27,6 @@ MAX_LENGTH: Final = 512
 
 # Room for a short question and a few words of a passage.
 _LEAST_LENGTH: Final = 16
-
-TOKENS_PER_BATCH: Final = 256
-"""Padded tokens in one batch: long passages run one at a time, notes of a line several at once.
-Larger batches are slower on the CPU, see docs/performance.md."""
 
 
 class Reranker:
@@ -171,7 +167,7 @@ class Reranker:
         batches = plan(
             [len(encoding) for encoding in encodings],
             buckets=self._runtime.lengths,
-            tokens_per_batch=TOKENS_PER_BATCH,
+            tokens_per_batch=PAIR_TOKENS_PER_BATCH,
             max_rows=self._runtime.max_rows,
             ordered=budget_ms is not None,
         )

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tars_rag.errors import ModelError
 from tars_rag.files import write_atomically
@@ -21,7 +21,9 @@ from tars_rag.guests import version_of
 from tars_rag.models.assignment import Candidate, Measurement, Plan
 from tars_rag.runtimes.cores import allowed_cores
 from tars_rag.runtimes.npu.manifest import ModelKind
-from tars_rag.runtimes.npu.probe import Machine
+
+if TYPE_CHECKING:
+    from tars_rag.runtimes.npu.probe import Machine
 
 NAME: Final = "placement.json"
 MEASURE: Final = "tars-rag bench"
