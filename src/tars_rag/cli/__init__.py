@@ -31,6 +31,7 @@ _COMMANDS: dict[str, str] = {
     "doctor": "tars_rag.cli.doctor:doctor",
     "npu": "tars_rag.cli.npu:app",
     "bench": "tars_rag.cli.bench:bench",
+    "padding": "tars_rag.cli.padding:padding",
 }
 
 

@@ -36,35 +36,14 @@ def doctor(as_json: JsonOption = False, clear_npu_notes: ClearOption = False) ->
 
     With --json: everything that a bug report needs, without secrets.
     """
-    from tars_rag.cli import surroundings
-    from tars_rag.runtimes.npu import faults, gate, interpreter
-    from tars_rag.runtimes.npu.probe import probe
+    from tars_rag.runtimes.npu import gate
 
     if clear_npu_notes:
         gate.clear()
-    settings, problems = _settings()
-    named = settings.npu_python if settings else None
-    machine = probe(other=interpreter.find(named)) if named else probe()
-    problems += [asdict(f) for f in (*machine.findings, *_untested())]
-    models = _models(settings) if settings else []
-    problems += [*_model_findings(models, machine), *map(_freeze, gate.freezes())]
-    recent = [asdict(f) for f in faults.recent()[-5:]]
     if as_json:
-        root = _cache(settings) if settings else None
-        report = {
-            "npu_usable": not machine.reason,
-            "npu_reason": machine.reason,
-            **surroundings.versions(),
-            "machine": {k: v for k, v in asdict(machine).items() if k != "findings"},
-            "settings": surroundings.settings_as_json(settings),
-            "model_cache": surroundings.model_cache(root),
-            "models": models,
-            "findings": problems,
-            "npu_notes": [asdict(note) for note in gate.notes()],
-            "faults": recent,
-        }
-        print_json(surroundings.without_home(report))
+        print_json(examined())
         return
+    machine, models, problems, recent = _examine()[1:]
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in _rows(machine, models):
         table.add_row(Text(name, style="bold"), Text(value))
@@ -86,6 +65,45 @@ def doctor(as_json: JsonOption = False, clear_npu_notes: ClearOption = False) ->
         out.print(Text(verdict_text), soft_wrap=True)
     else:
         out.print(Text(f"NPU: ready, {machine.npu_cores} core(s).", style="green"))
+
+
+def examined() -> dict[str, Any]:
+    """What a bug report needs, without secrets, as plain values."""
+    from tars_rag.cli import surroundings
+    from tars_rag.runtimes.npu import gate
+
+    settings, machine, models, problems, recent = _examine()
+    root = _cache(settings) if settings else None
+    report = {
+        "npu_usable": not machine.reason,
+        "npu_reason": machine.reason,
+        **surroundings.versions(),
+        "machine": {k: v for k, v in asdict(machine).items() if k != "findings"},
+        "settings": surroundings.settings_as_json(settings),
+        "model_cache": surroundings.model_cache(root),
+        "models": models,
+        "findings": problems,
+        "npu_notes": [asdict(note) for note in gate.notes()],
+        "faults": recent,
+    }
+    found: dict[str, Any] = surroundings.without_home(report)
+    return found
+
+
+def _examine() -> tuple[
+    Settings | None, Machine, list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]
+]:
+    """Settings, machine, models, what is wrong, and the NPU's last retirements."""
+    from tars_rag.runtimes.npu import faults, gate, interpreter
+    from tars_rag.runtimes.npu.probe import probe
+
+    settings, problems = _settings()
+    named = settings.npu_python if settings else None
+    machine = probe(other=interpreter.find(named)) if named else probe()
+    problems += [asdict(f) for f in (*machine.findings, *_untested())]
+    models = _models(settings) if settings else []
+    problems += [*_model_findings(models, machine), *map(_freeze, gate.freezes())]
+    return settings, machine, models, problems, [asdict(f) for f in faults.recent()[-5:]]
 
 
 def _settings() -> tuple[Settings | None, list[dict[str, str]]]:

@@ -1,0 +1,173 @@
+"""From measured rows to ``placement.json``: which place runs what, and the figures it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from tars_rag.bench.rows import EmbedderRow, RerankerRow
+from tars_rag.errors import TarsRagError
+from tars_rag.models import layout, npu, verdict
+from tars_rag.models.assignment import Candidate, Measurement
+from tars_rag.models.batching import plan
+from tars_rag.models.cache import ModelCache
+from tars_rag.models.cpu import onnx_file
+from tars_rag.models.reranker import TOKENS_PER_BATCH
+from tars_rag.models.weights import WEIGHTS_NAME
+from tars_rag.runtimes.npu.manifest import ModelKind
+from tars_rag.settings import Placement
+
+if TYPE_CHECKING:
+    from tars_rag.models.local import LocalModel
+    from tars_rag.runtimes.npu.probe import Machine
+
+_PASSAGES: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that a verdict is about.
+
+    Attributes:
+        name: As in the rows.
+        kind: As what it was measured.
+        reference: Name or path.
+        rknn_path: A bundle outside the cache.
+    """
+
+    name: str
+    kind: ModelKind
+    reference: str
+    rknn_path: Path | None = None
+
+
+def measurements(rows: Iterable[EmbedderRow | RerankerRow]) -> list[Measurement]:
+    """What the rows say of whole calls.
+
+    Left out: one thread or one core of several, random weights, the user's own texts (which are
+    of several lengths), and batches that nothing but a bench would make.
+    """
+    rows = [row for row in rows if not (row.absent or row.random or row.sample.startswith("own"))]
+    most: dict[tuple[str, ...], int] = {}
+    for row in rows:
+        most[_place(row)] = max(most.get(_place(row), 0), row.cores or 0)
+    found = []
+    for row in rows:
+        if row.length is None or row.cores != most[_place(row)]:
+            continue
+        candidate = Candidate(
+            _device(row.device),
+            row.engine or "rknn",
+            row.precision,
+            row.earned or "exact",
+        )
+        spread = row.spread_ms or 0.0
+        if isinstance(row, EmbedderRow):
+            if row.total_ms and row.texts:
+                measured = Measurement(row.length, row.texts, candidate, row.total_ms, spread)
+                found.append(measured)
+        elif row.passage_ms and row.five_ms and row.batch == planned(row):
+            found.append(Measurement(row.length, 1, candidate, row.passage_ms, spread))
+            found.append(Measurement(row.length, _PASSAGES, candidate, row.five_ms))
+    return found
+
+
+def planned(row: RerankerRow) -> int:
+    """Passages in one run, as `Reranker` would send five of that length."""
+    most = 1 if row.device == "npu" else None
+    lengths = [row.length or 1] * _PASSAGES
+    return len(plan(lengths, tokens_per_batch=TOKENS_PER_BATCH, max_rows=most)[0].rows)
+
+
+def judge(
+    models: Sequence[Model],
+    rows: Sequence[EmbedderRow | RerankerRow],
+    *,
+    cache: ModelCache,
+    machine: Machine,
+    notes: Mapping[str, str],
+) -> list[verdict.Verdict]:
+    """A verdict for each model that has figures.
+
+    Args:
+        models: Those measured.
+        rows: All rows.
+        cache: Where the models are.
+        machine: What `probe` found.
+        notes: What else was seen while it was measured.
+
+    Returns:
+        Not written yet.
+
+    Raises:
+        TarsRagError: A model cannot be read any more.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    made = []
+    for model in models:
+        of = EmbedderRow if model.kind == "embedder" else RerankerRow
+        mine = [row for row in rows if isinstance(row, of) and row.model == model.name]
+        figures = measurements(mine)
+        local = cache.find(model.reference) if figures else None
+        if local is None:
+            continue
+        throttled = {row.note for row in mine if row.note.startswith("throttled")}
+        made.append(
+            verdict.Verdict(
+                local.name,
+                model.kind,
+                {**verdict.machine_key(machine), **_model_key(model, local, cache, machine)},
+                tuple(dict.fromkeys(figures)),
+                now,
+                "; ".join(sorted(throttled)),
+                notes,
+            )
+        )
+    return made
+
+
+def as_rows(verdicts: Sequence[verdict.Verdict]) -> list[dict[str, Any]]:
+    """For tables: what is fastest for each length and count within each class."""
+    return [
+        {
+            "model": v.model,
+            "length": choice.length,
+            "count": choice.count,
+            "precision_class": name,
+            "place": str(choice.candidate),
+            "ms": round(choice.ms, 4),
+            "reason": choice.reason,
+            "note": v.throttled,
+        }
+        for v in verdicts
+        for name in sorted({row.candidate.precision_class for row in v.rows})
+        for choice in v.plan(name).choices()
+    ]
+
+
+def _model_key(
+    model: Model, local: LocalModel, cache: ModelCache, machine: Machine
+) -> dict[str, str]:
+    ready = onnx_file(local.directory) if model.kind == "cross-encoder" else None
+    weights = local.digest(ready.name if ready else WEIGHTS_NAME)
+    bundle = None
+    if not machine.reason:
+        placement = Placement(device="npu", rknn_path=model.rknn_path, cache_dir=cache.root)
+        pooling = layout.pooling(local) if model.kind == "embedder" else "mean"
+        try:
+            file = npu.find_model(local, model.kind, pooling, placement, cache.root, machine)
+            bundle = file.contents or file.identity
+        except TarsRagError:
+            pass  # there is none: the rows say so
+    return verdict.model_key(weights, bundle)
+
+
+def _place(row: EmbedderRow | RerankerRow) -> tuple[str, ...]:
+    return (row.device, row.engine, row.precision)
+
+
+def _device(name: str) -> Literal["cpu", "npu"]:
+    return "npu" if name == "npu" else "cpu"
