@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import shutil
 import sqlite3
 import statistics
 import tempfile
@@ -25,7 +26,7 @@ from common import interleaved, notes
 from store_100k import DIMENSION, NoEmbedder, percentile
 from tars_rag import HybridStore, Passage
 
-ROUNDS, THREADS = 300, 8
+ROUNDS, THREADS, TAIL = 300, 8, 200
 
 
 def written() -> int:
@@ -64,6 +65,7 @@ def main() -> None:
         print(f"written: {size / 1000:.1f} kB a passage")
         against_sqlite(path, made[-ROUNDS - 1 :], rows[-ROUNDS - 1 :])
         at_once(path, made[: arguments.passages // 2], rows)
+        beside_a_tail(path, made[:TAIL], rows)
 
 
 def against_sqlite(path: Path, made: list[Passage], rows: np.ndarray) -> None:
@@ -102,6 +104,31 @@ def at_once(path: Path, made: list[Passage], rows: np.ndarray) -> None:
         list(pool.map(lambda n: store.upsert(made[n : n + 1], rows[n : n + 1]), range(len(made))))
         rate = len(made) / (time.perf_counter() - began)
     print(f"{THREADS} threads at once: {rate:.0f} passages a second")
+
+
+def beside_a_tail(path: Path, made: list[Passage], rows: np.ndarray) -> None:
+    """A search of a store whose indexes have everything, and of its copy with a full tail."""
+    other = path.with_name("tailed")
+    shutil.copytree(path, other)
+    choose = random.Random(1)
+    with HybridStore(path, NoEmbedder()) as flushed, HybridStore(other, NoEmbedder()) as tailed:
+        for number, passage in enumerate(made):
+            new = Passage(f"new{number}", passage.text, passage.metadata)
+            tailed.upsert([new], rows[number : number + 1])
+
+        def searching(store: HybridStore) -> None:
+            store.search(notes(choose, 8, 12), vector=rows[choose.randrange(len(rows))])
+
+        took = interleaved(
+            {
+                "indexes alone": lambda: searching(flushed),
+                f"{TAIL} in the tail": lambda: searching(tailed),
+            },
+            ROUNDS,
+        )
+        held = flushed.count()
+    for name, seconds in took.items():
+        print(f"hybrid, {held} passages, {name}: median {1e3 * statistics.median(seconds):.2f} ms")
 
 
 if __name__ == "__main__":
