@@ -16,8 +16,8 @@ from tars_rag.bench.contenders import Subject
 from tars_rag.bench.measuring import Clock, Timing, take_turns
 from tars_rag.bench.rows import RerankerRow
 from tars_rag.bench.texts import QUERY, Sample, made_up
+from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH as TOKENS_PER_BATCH
 from tars_rag.models.batching import Batch, feed, plan
-from tars_rag.models.reranker import TOKENS_PER_BATCH
 
 PASSAGES: Final = 5
 RUNS: Final = 5

@@ -12,10 +12,10 @@ from tars_rag.bench.rows import EmbedderRow, RerankerRow
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout, npu, verdict
 from tars_rag.models.assignment import Candidate, Measurement
+from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH as TOKENS_PER_BATCH
 from tars_rag.models.batching import plan
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.cpu import onnx_file
-from tars_rag.models.reranker import TOKENS_PER_BATCH
 from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.settings import Placement
