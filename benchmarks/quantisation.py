@@ -228,7 +228,11 @@ def shapes(_: argparse.Namespace) -> None:
     python = environment.toolkit_python()
     for host in (True, False):
         table = source.word_table() if host else None
-        names = host_input_names("pooled", source.pooling, scaled=False) if host else source.inputs
+        names = (
+            host_input_names(source.weights, "pooled", source.pooling, scaled=False)
+            if host
+            else source.inputs
+        )
 
         def run(
             name: str,

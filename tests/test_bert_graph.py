@@ -130,7 +130,7 @@ def test_a_graph_of_what_the_host_prepares_takes_no_integers(
     )
     onnx.checker.check_model(model, full_check=True)
     names = tuple(value.name for value in model.graph.input)
-    assert names == host_input_names(output, pooling, scaled=scaled)
+    assert names == host_input_names(WEIGHTS, output, pooling, scaled=scaled)
     assert {value.type.tensor_type.elem_type for value in model.graph.input} == {
         onnx.TensorProto.FLOAT
     }
@@ -176,7 +176,7 @@ def test_scales_change_the_numbers_inside_and_not_the_result() -> None:
 
 def test_the_names_that_the_converter_goes_by() -> None:
     nodes = {node.name: node for node in build_graph(WEIGHTS, output="logit").graph.node}
-    assert {"emb.word", "l0.q.mm", "l1.ff2", "head.pool", "head.logit"} <= set(nodes)
+    assert {"emb.word", "l0.q.mm", "l1.ff2", "head.0", "head.1"} <= set(nodes)
     for layer in range(SMALL.layers):
         for key in LINEAR:
             assert nodes[f"l{layer}.{key}.mm"].op_type == "MatMul"
@@ -210,15 +210,16 @@ def test_weights_are_read_with_any_prefix_and_precision(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "roberta"}, "model_type='roberta'"),
-        ({"model_type": "distilbert"}, "model_type='distilbert'"),
+        ({"model_type": "gpt2"}, "model_type='gpt2'.*'bert'.*'modernbert'"),
+        ({"model_type": ["bert"]}, "model_type="),
+        ({"model_type": "distilbert"}, "lacks or garbles 'n_layers'"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type"),
         ({"hidden_act": "relu"}, "hidden_act='relu'"),
         ({"is_decoder": True}, "is_decoder"),
         ({"num_attention_heads": 5}, "multiple of 5 heads"),
         ({"num_hidden_layers": None}, "garbles"),
         ({"num_hidden_layers": 3}, r"lacks the tensor encoder\.layer\.2"),
-        ({"intermediate_size": 65}, r"intermediate\.dense\.weight is float32 \(64, 32\)"),
+        ({"intermediate_size": 65}, r"intermediate\.dense\.weight is F32 \(64, 32\)"),
     ],
 )
 def test_what_is_not_supported_is_said(tmp_path: Path, change: dict, message: str) -> None:

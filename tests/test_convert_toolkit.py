@@ -17,6 +17,8 @@ import pytest
 from tars_rag.convert import environment
 from tars_rag.convert.build import convert
 from tars_rag.errors import ConversionError
+from tars_rag.models.architectures.config import BertConfig, Rotary
+from tars_rag.models.random_model import write_random_model
 from tars_rag.runtimes.npu.manifest import Manifest, verify_bundle
 from tiny_models import write_model
 
@@ -152,6 +154,49 @@ def test_a_graph_that_takes_integers_says_what_the_cpu_does(wide: Path, tmp_path
     assert graph.operators.integer_inputs == 2
     [remark] = manifest.remarks
     assert "run by the CPU inside the runtime: Gather" in remark
+
+
+OTHERS = {
+    "xlm-roberta": BertConfig(
+        2, 64, 4, 128, 200, 64, 1, 1e-5, 1, "xlm-roberta", first_position=2
+    ),
+    "distilbert": BertConfig(
+        2, 64, 4, 128, 200, 64, 0, architecture="distilbert", classifier_activation="relu"
+    ),
+    "mpnet": BertConfig(
+        2, 64, 4, 128, 200, 64, 0, 1e-5, 1, "mpnet", first_position=2, buckets=32
+    ),
+    "modernbert": BertConfig(
+        3, 64, 4, 128, 200, 64, 0, 1e-5, 0, "modernbert",
+        rotary=Rotary((False, True, True), 16), classifier_activation="gelu",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+@pytest.mark.parametrize(("head", "precision"), [(False, "fp16-host"), (True, "fp16")])
+def test_every_architecture_builds_exactly(
+    architecture: str, head: bool, precision: str, tmp_path: Path
+) -> None:
+    model = write_random_model(tmp_path / "model", OTHERS[architecture], head=head, seed=3)
+    out = tmp_path / "bundle"
+    _, manifest = convert(
+        str(model), precision=precision, lengths=(48,), out=out, allow_degraded=head
+    )
+    # The order of random scores hangs on their last bits.
+    if head:
+        assert (manifest.fidelity.mean_spearman or 0) > 0.99
+    else:
+        assert (manifest.fidelity.mean_cosine or 0) > 0.9999
+        assert manifest.graphs[0].operators
+        assert not manifest.graphs[0].operators.on_cpu
+    assert "token_type_ids" not in manifest.inputs
+
+
+def test_int8_of_an_architecture_it_is_not_worked_out_for_is_refused(tmp_path: Path) -> None:
+    model = write_random_model(tmp_path / "model", OTHERS["modernbert"], head=False)
+    with pytest.raises(ConversionError, match=r"hq is not to be had.*modernbert.*fp16-host"):
+        convert(str(model), precision="hq", lengths=(48,), out=tmp_path / "bundle")
 
 
 def peak(manifest: Manifest) -> int:

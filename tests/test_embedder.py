@@ -238,8 +238,15 @@ def test_pooling_and_length_are_read_from_the_models_own_files(tmp_path: Path) -
     (encoding,) = Tokenizer(folder, 64).encode(["a b c"])
     first = reference_bert(random_weights(SMALL, head=False), encoding.ids)[0]
     np.testing.assert_allclose(cls.embed_query("a b c"), first / np.linalg.norm(first), atol=1e-4)
-    pooling.write_text(json.dumps({"pooling_mode_max_tokens": True}))
-    with pytest.raises(ModelError, match="max_tokens"):
+    pooling.write_text(json.dumps({"pooling_mode": "lasttoken", "include_prompt": True}))
+    last = Embedder(folder, cache_dir=tmp_path)
+    tokens = reference_bert(random_weights(SMALL, head=False), encoding.ids)
+    np.testing.assert_allclose(
+        last.embed_query("a b c"), tokens[-1] / np.linalg.norm(tokens[-1]), atol=1e-4
+    )
+    assert len({cls.fingerprint, last.fingerprint}) == 2
+    pooling.write_text(json.dumps({"pooling_mode_weightedmean_tokens": True}))
+    with pytest.raises(ModelError, match="weightedmean_tokens"):
         Embedder(folder, cache_dir=tmp_path)
 
 
@@ -419,11 +426,11 @@ def test_the_pooling_is_where_modules_json_says(tmp_path: Path, cache: Path) -> 
 
 
 def test_modules_that_are_not_run_are_refused_by_name(tmp_path: Path, cache: Path) -> None:
-    """A Dense layer that is left out makes other vectors, and nobody would notice."""
-    dense = ("sentence_transformers.models.Dense", "2_Dense")
+    """A layer that is left out makes other vectors, and nobody would notice."""
+    other = ("sentence_transformers.models.WeightedLayerPooling", "2_Layers")
     folder = write_random_model(tmp_path / "m", head=False)
-    with_modules(folder, (ENCODER, ""), (POOLING, "1_Pooling"), dense)
-    with pytest.raises(ModelError, match="Transformer, Pooling, Dense; only"):
+    with_modules(folder, (ENCODER, ""), (POOLING, "1_Pooling"), other)
+    with pytest.raises(ModelError, match="Transformer, Pooling, WeightedLayerPooling; only"):
         Embedder(folder, cache_dir=cache)
     (folder / "modules.json").write_text("[3]")
     with pytest.raises(ModelError, match=r"modules\.json cannot be read"):

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from tars_rag.errors import ConversionError
-from tars_rag.models.bert_graph import LINEAR, build_graph, linear_input
+from tars_rag.models.bert_graph import build_graph, traced
 from tars_rag.models.weights import BertWeights
 from tars_rag.runtimes.base import Feeds
 
@@ -29,8 +29,7 @@ def largest_activation(weights: BertWeights, feeds: Sequence[Feeds]) -> tuple[st
     import onnxruntime
     from onnx import helper
 
-    layers = [(layer, key) for layer in range(weights.config.layers) for key in LINEAR]
-    names = sorted({name for at in layers for name in (linear_input(*at), f"l{at[0]}.{at[1]}")})
+    names = traced(weights)
     graph = build_graph(weights, output="logit" if weights.head else "tokens")
     graph.graph.output.extend(helper.make_tensor_value_info(name, 1, None) for name in names)
     session = onnxruntime.InferenceSession(

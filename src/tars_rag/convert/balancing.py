@@ -15,7 +15,7 @@ import numpy as np
 
 from tars_rag.convert.equalise import smooth
 from tars_rag.convert.statistics import Channels, FloatArray, Linear
-from tars_rag.models.bert_graph import LINEAR
+from tars_rag.models.architectures.bert import LINEAR
 from tars_rag.models.weights import BertWeights
 
 _LEAST = 1e-3

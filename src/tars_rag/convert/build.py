@@ -113,6 +113,13 @@ def convert(
             f"of {source.name}. Leave it out of --lengths."
         )
         raise InvalidInputError(msg)
+    if row.int8 and source.weights.config.rotary:
+        msg = (
+            f"{row.name} is not to be had for {source.name}: int8 layers are worked out for BERT's "
+            f"encoder, and this is a {source.weights.config.architecture}. Exact, and half the "
+            f"size of fp16: tars-rag convert {model} --precision fp16-host"
+        )
+        raise ConversionError(msg)
     plan = Plan(
         source=source,
         recipe=row,
@@ -255,7 +262,7 @@ def _manifest(
         toolkit=plan.toolkit_version,
         inputs=plan.inputs,
         output=plan.output,
-        dimension=source.weights.config.hidden,
+        dimension=source.dimension,
         max_length=graphs[-1].lengths[-1],
         graphs=tuple(graphs),
         tokenizer=BundleFile(**_file(staging / TOKENIZER_NAME)),

@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from tars_rag.convert.statistics import Channels, FloatArray, Linear
-from tars_rag.models.bert_graph import Scales, linear_input, linear_weight
+from tars_rag.models.architectures.bert import Scales, linear_input, linear_weight
 from tars_rag.models.weights import BertWeights
 
 _QKV: Final = ("q", "k", "v")

@@ -59,7 +59,8 @@ class Plan:
         if self.source.kind == "cross-encoder":
             return "logit"
         # What an untouched export ends in; every other recipe pools in float16, which is exact.
-        return "tokens" if self.recipe.quantise == "everything" else "pooled"
+        simple = self.source.pooling in ("mean", "cls") and not self.source.weights.modules
+        return "tokens" if self.recipe.quantise == "everything" and simple else "pooled"
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -67,7 +68,9 @@ class Plan:
         if self.table is None:
             return self.source.inputs
         scaled = self.recipe.equalise and any(key != "o" for key in self.recipe.int8)
-        return host_input_names(self.output, self.source.pooling, scaled=scaled)
+        return host_input_names(
+            self.source.weights, self.output, self.source.pooling, scaled=scaled
+        )
 
     @property
     def layers(self) -> list[Linear]:
@@ -139,7 +142,7 @@ class Plan:
             "length": length,
             "inputs": self.inputs,
             "output": self.output,
-            "dimension": self.source.weights.config.hidden,
+            "dimension": self.source.dimension,
             "weights_sha256": self.source.weights_sha256,
             "calibration_sha256": self.calibration.sha256 if self.calibration else None,
         }

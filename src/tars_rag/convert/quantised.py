@@ -12,7 +12,7 @@ from tars_rag.convert.balancing import balanced
 from tars_rag.convert.equalise import scales, word_scale
 from tars_rag.convert.rounding import round_weights
 from tars_rag.convert.statistics import FloatArray, Linear, observe
-from tars_rag.models.bert_graph import Scales, linear_input, linear_weight
+from tars_rag.models.architectures.bert import Scales, linear_input, linear_weight
 from tars_rag.models.weights import BertWeights
 from tars_rag.runtimes.base import Feeds
 

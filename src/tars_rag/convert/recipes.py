@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.models.bert_graph import LINEAR
+from tars_rag.models.architectures.bert import LINEAR
 from tars_rag.runtimes.npu.manifest import ModelKind
 
 Quantise = Literal["none", "chosen", "everything"]

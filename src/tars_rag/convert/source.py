@@ -12,21 +12,20 @@ import numpy as np
 from tars_rag.convert.texts import Sample
 from tars_rag.errors import ConversionError, InvalidInputError, ModelError
 from tars_rag.models import layout
+from tars_rag.models.architectures.tensors import WORDS
 from tars_rag.models.batching import Batch, feed
+from tars_rag.models.bert_graph import takes_types
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import find_spec
-from tars_rag.models.local import LocalModel
+from tars_rag.models.local import WEIGHTS_NAME, LocalModel, weight_files
 from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Encoding, Tokenizer
-from tars_rag.models.weights import WEIGHTS_NAME, BertWeights, load_weights
+from tars_rag.models.weights import BertWeights, load_weights
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import Feeds
 from tars_rag.runtimes.npu.manifest import ModelKind
 
-INPUTS: Final[dict[ModelKind, tuple[str, ...]]] = {
-    "embedder": ("input_ids", "attention_mask"),
-    "cross-encoder": ("input_ids", "attention_mask", "token_type_ids"),
-}
+INPUTS: Final = ("input_ids", "attention_mask")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +52,15 @@ class Source:
         return "cross-encoder" if self.weights.head else "embedder"
 
     @property
+    def dimension(self) -> int:
+        """Width of an embedding; of a cross-encoder's layers."""
+        return self.weights.config.hidden if self.weights.head else self.weights.width
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the graph's inputs, all int64 [1, tokens]."""
-        return INPUTS[self.kind]
+        typed = self.kind == "cross-encoder" and takes_types(self.weights)
+        return (*INPUTS, "token_type_ids") if typed else INPUTS
 
     def encode(self, sample: Sample, length: int) -> list[Encoding]:
         """The texts or pairs as tokens, cut at `length`."""
@@ -84,7 +89,7 @@ class Source:
             ConversionError: A value does not fit into float16.
         """
         with np.errstate(over="ignore"):
-            table = self.weights.arrays["embeddings.word_embeddings.weight"].astype(np.float16)
+            table = self.weights.arrays[WORDS].astype(np.float16)
         if not np.isfinite(table).all():
             msg = (
                 f"The word embeddings of {self.name} do not fit into float16, which the NPU "
@@ -107,7 +112,8 @@ def open_source(
 
     Raises:
         InvalidInputError: It is an ONNX file, or a directory with an ONNX model only.
-        ModelError: Unknown, damaged, not to be had, not of the BERT family, or several logits.
+        ModelError: Unknown, damaged, not to be had, of no supported architecture, or with more
+            than two logits.
     """
     path = Path(model).expanduser()
     spec = find_spec(model)
@@ -119,14 +125,14 @@ def open_source(
         if path.name != WEIGHTS_NAME:
             _refuse_onnx(model)
         path = path.parent
-    if spec is None and path.is_dir() and not (path / WEIGHTS_NAME).is_file():
+    if spec is None and path.is_dir() and not weight_files(path):
         _refuse_onnx(model)
     found = ModelCache(cache_dir).get(spec.name if spec else str(path), progress)
     return Source(
         name=found.name.removesuffix("-fp32"),
         directory=found.directory,
         weights=load_weights(found.directory),
-        weights_sha256=found.digest(WEIGHTS_NAME),
+        weights_sha256=found.weights_digest,
         pooling=_pooling(found),
     )
 

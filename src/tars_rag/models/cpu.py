@@ -20,7 +20,6 @@ from tars_rag.models.graphs import SAMPLE, cpu_graph
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.runtimes.openvino import Arithmetic, OpenVinoRuntime
@@ -80,7 +79,7 @@ def open_cpu(
 
 def identity(model: LocalModel, placement: Placement) -> str:
     """The class of what is too far from float32 to share one."""
-    return f"{model.digest(WEIGHTS_NAME)[:8]}{placement.precision}"
+    return f"{model.weights_digest[:8]}{placement.precision}"
 
 
 def onnx_file(directory: Path) -> Path | None:

@@ -12,13 +12,13 @@ import numpy as np
 
 from tars_rag.errors import ConfigError
 from tars_rag.models import layout
+from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.background import unrelated_cosine
 from tars_rag.models.batching import run_batched
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.prompts import NO_PROMPTS
 from tars_rag.models.tokenizer import TOKENIZER_NAME, Tokenizer, require_text, require_texts
-from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import CoreMask, Device, Engine, Placement, Precision, Settings
@@ -120,11 +120,11 @@ class Embedder:
         )
         self._runtime = opened.runtime
         self.model = local.name
-        self.reference = local.name if local.spec else str(local.directory.resolve())
-        self.dimension = config.hidden
+        self.reference = local.reference
+        self.dimension = layout.width(local, config)
         length = layout.max_length(local, config)
         self.max_length = min(length, opened.max_length or config.positions)
-        digest = local.digest(WEIGHTS_NAME)[:16]
+        digest = local.weights_digest[:16]
         made = f"{pooling}+{self.prompts.digest}" if self.prompts else pooling
         self.fingerprint = f"{digest}:{made}:{self.max_length}:{opened.precision}"
         self._pad_id = config.pad_id

@@ -19,7 +19,6 @@ from tars_rag.models.cpu import onnx_file
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.models.verdict import Stale, Verdict
-from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.runtimes.openvino import is_installed
 from tars_rag.settings import Engine, Placement, Precision
@@ -42,7 +41,7 @@ def current_key(
 ) -> dict[str, str]:
     """What a verdict of this model, measured now, would hold for."""
     ready = onnx_file(model.directory) if kind == "cross-encoder" else None
-    weights = model.digest(ready.name if ready else WEIGHTS_NAME)
+    weights = model.digest(ready.name) if ready else model.weights_digest
     bundle = None
     if machine.has_npu:
         from tars_rag.models import npu

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tars_rag.files import sha256_of, write_atomically
+from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import GRAPH_VERSION, Output, build_graph
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, BertConfig, load_weights
+from tars_rag.models.weights import load_weights
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import Precision
 
@@ -63,7 +64,7 @@ def cpu_graph(
         graph: bytes = build_graph(weights, output=output, pooling=pooling).SerializeToString()
         return graph
 
-    stem = f"{model.digest(WEIGHTS_NAME)[:32]}-v{GRAPH_VERSION}-{output}-{pooling}"
+    stem = f"{model.weights_digest[:32]}-v{GRAPH_VERSION}-{output}-{pooling}"
     folder = cache / ".graphs"
     exact = _cached(folder / f"{stem}-fp32", lambda: (fp32(), 1.0))
     if precision == "fp32":

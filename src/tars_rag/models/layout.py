@@ -5,21 +5,23 @@ For a model of the catalogue its row says it.
 
 from __future__ import annotations
 
-import json
 from typing import Any, Final
 
 from tars_rag.errors import ModelError
-from tars_rag.models.catalog import fetch_again
+from tars_rag.models.architectures.config import (
+    CONFIG_NAME,
+    COUNTED_FROM_PADDING,
+    BertConfig,
+    read_json,
+)
 from tars_rag.models.local import LocalModel
+from tars_rag.models.modules import MODULES_NAME, read_chain, read_pooling
 from tars_rag.models.prompts import Prompts
 from tars_rag.models.spec import Pooling
-from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.models.weights import CONFIG_NAME, BertConfig, read_json
+from tars_rag.models.tokenizer import TOKENIZER_CONFIG_NAME, Tokenizer
 
-_MODULES: Final = "modules.json"
 _LENGTH: Final = "sentence_bert_config.json"
 _PROMPTS: Final = "config_sentence_transformers.json"
-_POOLINGS: Final[dict[str, Pooling]] = {"mean_tokens": "mean", "cls_token": "cls"}
 
 
 def pooling(model: LocalModel) -> Pooling:
@@ -30,19 +32,12 @@ def pooling(model: LocalModel) -> Pooling:
     """
     if model.spec:
         return model.spec.pooling
-    name = _pooling_file(model)
-    said = _read(model, name)
-    if not said:
-        return "mean"
-    prefix = "pooling_mode_"
-    modes = {key.removeprefix(prefix) for key, on in said.items() if key.startswith(prefix) and on}
-    if len(modes) == 1 and (mode := modes.copy().pop()) in _POOLINGS:
-        return _POOLINGS[mode]
-    msg = (
-        f"{model.directory / name} asks for {', '.join(sorted(modes)) or 'no pooling'}; only "
-        "mean and cls pooling are supported. Choose another model: tars-rag models list"
-    )
-    raise ModelError(msg)
+    return read_pooling(model.directory, _pooling_file(model))
+
+
+def width(model: LocalModel, config: BertConfig) -> int:
+    """The width of an embedding: of the last Dense module, or of the network."""
+    return read_chain(model.directory).width or config.hidden
 
 
 def max_length(model: LocalModel, config: BertConfig) -> int:
@@ -50,7 +45,22 @@ def max_length(model: LocalModel, config: BertConfig) -> int:
     if model.spec:
         return model.spec.max_length
     length = _read(model, _LENGTH).get("max_seq_length")
-    return min(int(length), config.positions) if length else config.positions
+    length = length or _read(model, TOKENIZER_CONFIG_NAME).get("model_max_length")
+    number = isinstance(length, int | float) and length > 0
+    # A tokenizer that knows of no limit has 1e30 there.
+    return int(min(length or 0, config.positions)) if number else config.positions
+
+
+def pair_length(model: LocalModel, most: int) -> int:
+    """The longest query and passage together, in tokens, that a cross-encoder has positions for.
+
+    Read from ``config.json`` alone, because FlashRank's files may be of any architecture.
+    """
+    config = read_json(model.directory / CONFIG_NAME)
+    positions = int(config.get("max_position_embeddings", most))
+    if config.get("model_type") in COUNTED_FROM_PADDING:
+        positions -= int(config.get("pad_token_id", 1)) + 1
+    return min(most, positions)
 
 
 def prompts(model: LocalModel) -> Prompts:
@@ -106,28 +116,19 @@ def require_case(model: LocalModel, tokenizer: Tokenizer) -> None:
 
 
 def _pooling_file(model: LocalModel) -> str:
-    """The settings of the pooling, by what ``modules.json`` says comes after the network.
+    """The settings of the pooling.
 
     Raises:
-        ModelError: There are other modules than an encoder, a pooling and the unit length.
+        ModelError: There is none, or another module that is not supported.
     """
-    path = model.directory / _MODULES
-    if not path.is_file():
-        return f"1_Pooling/{CONFIG_NAME}"
-    try:
-        modules = json.loads(path.read_text(encoding="utf-8"))
-        kinds = [str(module["type"]).rsplit(".", 1)[-1] for module in modules]
-        folders = [str(module["path"]) for module in modules]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        msg = f"{path} cannot be read ({str(error)[:200]}). {fetch_again(model.directory)}"
-        raise ModelError(msg) from error
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+    name = read_chain(model.directory).pooling_file
+    if name is None:
         msg = (
-            f"{path} has the modules {', '.join(kinds) or 'none'}; only Transformer, Pooling and "
-            "Normalize are supported. Choose another model: tars-rag models list"
+            f"{model.directory / MODULES_NAME} has no pooling, so it is not an embedder's. "
+            "Choose another model: tars-rag models list"
         )
         raise ModelError(msg)
-    return f"{folders[1]}/{CONFIG_NAME}"
+    return name
 
 
 def _read(model: LocalModel, name: str) -> dict[str, Any]:

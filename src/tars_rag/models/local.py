@@ -5,6 +5,7 @@ The record is ``files.json``: size and sha256 of each file, and where they came 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -15,9 +16,13 @@ from typing import Any, Final
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
 from tars_rag.models.catalog import fetch_again, find_spec
+from tars_rag.models.modules import read_chain
 from tars_rag.models.spec import ModelFile, ModelSpec
 
 RECORD_NAME: Final = "files.json"
+WEIGHTS_NAME: Final = "model.safetensors"
+INDEX_NAME: Final = "model.safetensors.index.json"
+"""Where weights are in several files: which tensor is in which."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,62 @@ class LocalModel:
             )
             raise ModelError(msg)
         return self.digests.get(name) or sha256_of(path)
+
+    @property
+    def reference(self) -> str:
+        """What it is opened by again: its name, or where it lies if it has none."""
+        known = self.spec or self.name != self.directory.name
+        return self.name if known else str(self.directory.resolve())
+
+    @property
+    def weights_digest(self) -> str:
+        """What stands for the weights: the sha256 of their file.
+
+        Where there are several, or modules behind the pooling, it is that of all they are.
+
+        Raises:
+            ModelError: There are none.
+        """
+        files = weight_files(self.directory) or (WEIGHTS_NAME,)
+        chain = read_chain(self.directory)
+        if files == (WEIGHTS_NAME,) and not chain.modules:
+            return self.digest(WEIGHTS_NAME)
+        files += tuple(f"{folder}/{WEIGHTS_NAME}" for folder in chain.folders)
+        parts = [repr(chain.modules), *(f"{name} {self.digest(name)}" for name in files)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def weight_files(directory: Path) -> tuple[str, ...]:
+    """The names of the safetensors of a model directory; empty if it has none.
+
+    Raises:
+        ModelError: The index of several files cannot be read.
+    """
+    path = directory / INDEX_NAME
+    if (directory / WEIGHTS_NAME).is_file() or not path.is_file():
+        return (WEIGHTS_NAME,) if (directory / WEIGHTS_NAME).is_file() else ()
+    try:
+        return index_files(path.read_bytes())
+    except (OSError, ValueError) as error:
+        msg = f"{path} cannot be read ({str(error)[:200]}). {fetch_again(directory)}"
+        raise ModelError(msg) from error
+
+
+def index_files(content: bytes) -> tuple[str, ...]:
+    """The files that the index of weights in several files names.
+
+    Raises:
+        ValueError: It is no such index.
+    """
+    try:
+        names = tuple(sorted(set(json.loads(content)["weight_map"].values())))
+        good = all(is_plain(name) and name.endswith(".safetensors") for name in names)
+    except (LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(str(error)) from error
+    if not names or not good:
+        msg = f"it names the files {names!r:.80}"
+        raise ValueError(msg)
+    return names
 
 
 def write_record(directory: Path, names: list[str], source: str) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.batching import run_batched
-from tars_rag.models.local import LocalModel
+from tars_rag.models.local import LocalModel, weight_files
+from tars_rag.models.modules import read_chain
 from tars_rag.models.spec import Pooling
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.models.weights import WEIGHTS_NAME
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu import faults
 from tars_rag.runtimes.npu.bundle import NpuModel, find_bundles, read_model
@@ -65,10 +65,10 @@ def open_pool(
             f"Convert it again: tars-rag convert {model.name} --target {machine.soc}"
         )
         raise ModelError(msg)
-    has_weights = (model.directory / WEIGHTS_NAME).is_file()
-    if npu.weights_sha256 and has_weights and npu.weights_sha256 != model.digest(WEIGHTS_NAME):
+    has_weights = bool(weight_files(model.directory))
+    if npu.weights_sha256 and has_weights and npu.weights_sha256 != model.weights_digest:
         msg = (
-            f"{npu.path} was made from other weights than {model.directory / WEIGHTS_NAME}. "
+            f"{npu.path} was made from other weights than the weights in {model.directory}. "
             f"Convert it again: tars-rag convert {model.name}"
         )
         raise ModelError(msg)
@@ -154,6 +154,12 @@ def find_model(
             )
             raise ModelError(msg)
     npu = read_model(Path(path), kind)
+    if kind == "embedder" and npu.spec.output != "pooled" and read_chain(model.directory).modules:
+        msg = (
+            f"{npu.path} is not known to hold the modules that {model.name} has behind its "
+            f"pooling. Convert it: tars-rag convert {model.name} --target {machine.soc}"
+        )
+        raise ModelError(msg)
     return dataclasses.replace(npu, spec=dataclasses.replace(npu.spec, pooling=pooling))
 
 

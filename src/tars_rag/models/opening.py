@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tars_rag.errors import DeviceError, ModelError
+from tars_rag.models.architectures.config import CONFIG_NAME, read_json
 from tars_rag.models.assignment import Candidate
 from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from tars_rag.models.bert_graph import Output
@@ -16,7 +17,6 @@ from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.models.verdict import MEASURE
 from tars_rag.models.verdict import NAME as VERDICT
-from tars_rag.models.weights import CONFIG_NAME, read_json
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.settings import Placement, Precision

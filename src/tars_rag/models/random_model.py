@@ -11,17 +11,17 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.models.architectures import tensors
+from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.catalog import get_spec
 from tars_rag.models.graphs import quantise
+from tars_rag.models.local import WEIGHTS_NAME
 from tars_rag.models.tokenizer import TOKENIZER_NAME
-from tars_rag.models.weights import (
-    CONFIG_NAME,
-    WEIGHTS_NAME,
-    BertConfig,
-    BertWeights,
-    random_weights,
-)
+from tars_rag.models.weights import BertWeights, random_weights
 
 SMALL: Final = BertConfig(layers=2, hidden=32, heads=4, intermediate=64, vocabulary=4096)
 """Big enough for every code path, small enough for a test."""
@@ -64,11 +64,7 @@ def write_random_model(
 
     directory.mkdir(parents=True, exist_ok=True)
     weights = random_weights(config, head=head, seed=seed)
-    prefixed = {
-        name if name.startswith("classifier") or not head else f"bert.{name}": array
-        for name, array in weights.arrays.items()
-    }
-    save_file(prefixed, directory / WEIGHTS_NAME)
+    save_file(stored_arrays(weights), directory / WEIGHTS_NAME)
     _write_json(directory / CONFIG_NAME, config.to_dict())
     _write_json(directory / "special_tokens_map.json", _SPECIAL)
     _write_json(
@@ -81,6 +77,16 @@ def write_random_model(
     if onnx:
         _write_graph(directory / onnx, weights, quantised=quantised)
     return directory
+
+
+def stored_arrays(weights: BertWeights) -> dict[str, NDArray[np.float32]]:
+    """The tensors by the names that a published file has; with a head, prefixed."""
+    prefix = tensors.NAMES[weights.config.architecture].prefix if weights.head else ""
+    own = tuple(f"{module.name}." for module in weights.modules if module.name != "pooler.dense")
+    return {
+        ("" if name.startswith(own) else prefix) + tensors.stored_name(weights.config, name): array
+        for name, array in weights.arrays.items()
+    }
 
 
 def flashrank_name(model: str) -> str:

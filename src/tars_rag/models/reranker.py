@@ -13,11 +13,12 @@ from typing import Any, Final
 import numpy as np
 
 from tars_rag.errors import ConfigError, InvalidInputError
+from tars_rag.models import layout
+from tars_rag.models.architectures.config import CONFIG_NAME, read_json
 from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, Batch, feed, plan
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
-from tars_rag.models.weights import CONFIG_NAME, read_json
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import CoreMask, Device, Engine, Placement, Settings
@@ -125,9 +126,8 @@ class Reranker:
         opened = open_runtime(local, cache.root, output="logit", placement=placement)
         self._runtime = opened.runtime
         self.model = local.name
-        positions = int(config.get("max_position_embeddings", MAX_LENGTH))
-        wanted = MAX_LENGTH if max_length is None else max_length
-        self.max_length = min(wanted, positions, opened.max_length or positions)
+        length = layout.pair_length(local, MAX_LENGTH if max_length is None else max_length)
+        self.max_length = min(length, opened.max_length or length)
         self._pad_id = int(config.get("pad_token_id") or 0)
         self._tokenizer = Tokenizer(local.directory, self.max_length)
         self._seconds_per_token: float | None = None

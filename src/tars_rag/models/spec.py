@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from tars_rag.models.prompts import NO_PROMPTS, Prompts
 
-Pooling = Literal["mean", "cls"]
+Pooling = Literal["mean", "cls", "max", "lasttoken"]
 CatalogueKind = Literal["embedder", "reranker", "weights"]
 
 # Of files whose size no row tells: a tokenizer of 250,000 words has 17 MB, the largest of the

@@ -16,6 +16,7 @@ from tars_rag.models.catalog import fetch_again
 from tars_rag.runtimes.base import IntArray
 
 TOKENIZER_NAME = "tokenizer.json"
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 

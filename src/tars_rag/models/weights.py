@@ -1,235 +1,232 @@
-"""The weights and configuration of a BERT model, read from safetensors and ``config.json``."""
+"""The weights of an encoder, read from safetensors in one file or in several."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import ModelError
+from tars_rag.models.architectures import tensors
+from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig, read_json
+from tars_rag.models.architectures.head import Dense, Module
 from tars_rag.models.catalog import fetch_again
+from tars_rag.models.local import WEIGHTS_NAME, weight_files
+from tars_rag.models.modules import Chain, read_chain, read_pooling
+from tars_rag.models.spec import Pooling
 
-WEIGHTS_NAME = "model.safetensors"
-CONFIG_NAME = "config.json"
+__all__ = ["CONFIG_NAME", "WEIGHTS_NAME", "BertConfig", "BertWeights", "load_weights", "read_json"]
 
 Arrays = Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, slots=True)
-class BertConfig:
-    """The numbers of a BERT model's ``config.json`` that its graph depends on."""
-
-    layers: int
-    hidden: int
-    heads: int
-    intermediate: int
-    vocabulary: int
-    positions: int = 512
-    types: int = 2
-    epsilon: float = 1e-12
-    pad_id: int = 0
-
-    @property
-    def head_size(self) -> int:
-        """Width of one attention head."""
-        return self.hidden // self.heads
-
-    @classmethod
-    def from_json(cls, path: Path) -> BertConfig:
-        """Read ``config.json``.
-
-        Raises:
-            ModelError: It is missing or broken, or describes a network this package does not
-                build: not BERT, other than absolute positions, other than GELU, a decoder.
-        """
-        raw = read_json(path)
-        wanted = {
-            "model_type": ("bert",),
-            "position_embedding_type": ("absolute",),
-            "hidden_act": ("gelu",),
-            "is_decoder": (False,),
-        }
-        defaults = {"position_embedding_type": "absolute", "hidden_act": "gelu"}
-        for key, allowed in wanted.items():
-            value = raw.get(key, defaults.get(key, False))
-            if value not in allowed:
-                msg = (
-                    f"{path} has {key}={value!r}; only {allowed[0]!r} is supported. "
-                    "Use a BERT encoder or cross-encoder, such as those of `tars-rag models list`."
-                )
-                raise ModelError(msg)
-        try:
-            config = cls(
-                layers=int(raw["num_hidden_layers"]),
-                hidden=int(raw["hidden_size"]),
-                heads=int(raw["num_attention_heads"]),
-                intermediate=int(raw["intermediate_size"]),
-                vocabulary=int(raw["vocab_size"]),
-                positions=int(raw.get("max_position_embeddings", 512)),
-                types=int(raw.get("type_vocab_size", 2)),
-                epsilon=float(raw.get("layer_norm_eps", 1e-12)),
-                pad_id=int(raw.get("pad_token_id") or 0),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            msg = f"{path} lacks or garbles {error}. {fetch_again(path.parent)}"
-            raise ModelError(msg) from error
-        if config.heads < 1 or config.hidden % config.heads:
-            msg = f"{path}: hidden size {config.hidden} is not a multiple of {config.heads} heads."
-            raise ModelError(msg)
-        return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as a Hugging Face ``config.json``."""
-        return {
-            "model_type": "bert",
-            "hidden_act": "gelu",
-            "position_embedding_type": "absolute",
-            "num_hidden_layers": self.layers,
-            "hidden_size": self.hidden,
-            "num_attention_heads": self.heads,
-            "intermediate_size": self.intermediate,
-            "vocab_size": self.vocabulary,
-            "max_position_embeddings": self.positions,
-            "type_vocab_size": self.types,
-            "layer_norm_eps": self.epsilon,
-            "pad_token_id": self.pad_id,
-        }
-
-    def shapes(self, *, head: bool) -> dict[str, tuple[int, ...]]:
-        """Every tensor the graph reads, by its name without ``bert.``, and its shape."""
-        h, f = self.hidden, self.intermediate
-        shapes: dict[str, tuple[int, ...]] = {
-            "embeddings.word_embeddings.weight": (self.vocabulary, h),
-            "embeddings.position_embeddings.weight": (self.positions, h),
-            "embeddings.token_type_embeddings.weight": (self.types, h),
-            **_norm("embeddings.LayerNorm", h),
-        }
-        for layer in range(self.layers):
-            p = f"encoder.layer.{layer}."
-            for name in ("query", "key", "value"):
-                shapes |= _dense(f"{p}attention.self.{name}", h, h)
-            shapes |= _dense(f"{p}attention.output.dense", h, h)
-            shapes |= _norm(f"{p}attention.output.LayerNorm", h)
-            shapes |= _dense(f"{p}intermediate.dense", f, h)
-            shapes |= _dense(f"{p}output.dense", h, f)
-            shapes |= _norm(f"{p}output.LayerNorm", h)
-        if head:
-            shapes |= _dense("pooler.dense", h, h) | _dense("classifier", 1, h)
-        return shapes
+_NUMBERS: Final = ("F16", "F32", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
 class BertWeights:
-    """A BERT encoder, or a single-logit cross-encoder, in float32.
+    """An encoder, or a cross-encoder with one logit, in float32.
 
     Attributes:
         config: Its sizes.
-        arrays: The tensors by Hugging Face name, without the prefix ``bert.``; linear layers as
-            stored there, [out, in].
-        head: There is a pooler and a classifier with one logit.
+        arrays: The tensors by BERT's names, or by those of its own architecture, without their
+            prefix; linear layers as stored, [out, in].
+        head: It ends in a logit: a cross-encoder.
+        modules: After the pooling: the classification head, or what sentence-transformers adds.
+        pooling: Of a cross-encoder: what its head is given.
     """
 
     config: BertConfig
     arrays: Arrays
     head: bool
+    modules: tuple[Module, ...] = ()
+    pooling: Pooling = "cls"
+
+    @property
+    def width(self) -> int:
+        """Width of what comes out: of an embedding, or 1."""
+        dense = [module for module in self.modules if isinstance(module, Dense)]
+        return len(self.arrays[f"{dense[-1].name}.weight"]) if dense else self.config.hidden
 
 
 def load_weights(directory: Path) -> BertWeights:
-    """Read ``config.json`` and ``model.safetensors`` of a model directory.
+    """Read ``config.json``, ``modules.json`` and the safetensors of a model directory.
 
-    float16 and float32 are read, both into float32. Names may have the prefix ``bert.``.
+    float16, bfloat16 and float32 are read, all into float32. Names may have the prefix of the
+    architecture. A classifier with two logits becomes one: the second less the first, whose
+    sigmoid is the softmax of the second.
 
     Raises:
         ModelError: A file is missing or damaged, a tensor is missing or of another shape, or
-            the classifier has several logits.
+            the classifier has more than two logits.
     """
-    from safetensors import SafetensorError, safe_open
-
     config = BertConfig.from_json(directory / CONFIG_NAME)
-    path = directory / WEIGHTS_NAME
-    if not path.is_file():
+    chain = read_chain(directory)
+    files = weight_files(directory)
+    if not files:
         msg = f"{directory} has no {WEIGHTS_NAME}. {fetch_again(directory)}"
         raise ModelError(msg)
+    stored = _Stored(directory, files)
+    prefix = tensors.NAMES[config.architecture].prefix
+    head = not chain.modules and _classifier(config) in stored.names
     arrays: dict[str, NDArray[np.float32]] = {}
-    try:
-        with safe_open(path, framework="numpy") as file:
-            stored = {name.removeprefix("bert."): name for name in file.keys()}  # noqa: SIM118
-            head = "classifier.weight" in stored
-            if head and (logits := file.get_slice(stored["classifier.weight"]).get_shape()[0]) != 1:
-                msg = (
-                    f"{path} has {logits} logits; only cross-encoders with a single logit are "
-                    "supported. Choose one that gives a single score for a pair; those of "
-                    "`tars-rag models list` do."
-                )
-                raise ModelError(msg)
-            for name, shape in config.shapes(head=head).items():
-                if name not in stored:
-                    msg = (
-                        f"{path} lacks the tensor {name}, so it is not a complete BERT model. "
-                        f"{fetch_again(directory)}"
-                    )
-                    raise ModelError(msg)
-                array = file.get_tensor(stored[name])
-                if array.shape != shape or array.dtype not in (np.float16, np.float32):
-                    msg = (
-                        f"{path}: {name} is {array.dtype} {array.shape}, where config.json asks "
-                        f"for float16 or float32 {shape}."
-                    )
-                    raise ModelError(msg)
-                arrays[name] = np.asarray(array, np.float32)
-    except (SafetensorError, OSError, TypeError) as error:
-        msg = f"{path} cannot be read ({error}). {fetch_again(directory)}"
-        raise ModelError(msg) from error
-    return BertWeights(config, arrays, head)
+    for name, shape in tensors.shapes(config, head=head).items():
+        if head and name in _last(config):
+            shape = (2 if stored.rows(_classifier(config)) == 2 else 1, *shape[1:])
+        arrays[name] = stored.read(tensors.stored_name(config, name), prefix, shape)
+    for name, shape in tensors.optional(config, head=head).items():
+        if (found := stored.find(tensors.stored_name(config, name), prefix)) is not None:
+            arrays[name] = stored.read(found, "", shape)
+    if head:
+        arrays |= {
+            name: arrays[name][1:] - arrays[name][:1]
+            for name in _last(config)
+            if len(arrays[name]) == 2
+        }
+        return BertWeights(
+            config, arrays, True, tensors.classifier(config), config.classifier_pooling
+        )
+    arrays |= _module_arrays(directory, chain, config.hidden)
+    scored = chain.width == 1 and chain.pooling_file is not None
+    pooling = read_pooling(directory, chain.pooling_file or "") if scored else "cls"
+    return BertWeights(config, arrays, scored, chain.modules, pooling)
 
 
 def random_weights(config: BertConfig, *, head: bool = True, seed: int = 0) -> BertWeights:
     """Seeded random weights, scaled so that outputs spread like a trained model's."""
     random = np.random.default_rng(seed)
     arrays = {}
-    for name, shape in config.shapes(head=head).items():
-        if name.endswith("LayerNorm.weight"):
+    for name, shape in tensors.shapes(config, head=head).items():
+        if len(shape) == 1 and name.endswith("weight"):
             array = np.ones(shape)
         elif name.endswith("bias"):
             array = random.standard_normal(shape) * 0.02
         else:
             array = random.standard_normal(shape) / math.sqrt(shape[-1])
         arrays[name] = array.astype(np.float32)
-    return BertWeights(config, arrays, head)
+    modules = tensors.classifier(config) if head else ()
+    return BertWeights(config, arrays, head, modules, config.classifier_pooling)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file of a model directory.
+def _last(config: BertConfig) -> tuple[str, str]:
+    name = tensors.classifier(config)[-1].name
+    return f"{name}.weight", f"{name}.bias"
 
-    Raises:
-        ModelError: Missing, unreadable or not an object.
-    """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+
+def _classifier(config: BertConfig) -> str:
+    return _last(config)[0]
+
+
+def _module_arrays(directory: Path, chain: Chain, width: int) -> dict[str, NDArray[np.float32]]:
+    """The tensors of what comes after the pooling."""
+    arrays: dict[str, NDArray[np.float32]] = {}
+    for module, folder in zip(chain.modules, chain.folders, strict=True):
+        path = directory / folder / WEIGHTS_NAME
+        if not path.is_file():
+            msg = (
+                f"{directory} has no {folder}/{WEIGHTS_NAME}. Weights that are pickles "
+                f"(pytorch_model.bin) are not read. {fetch_again(directory)}"
+            )
+            raise ModelError(msg)
+        stored = _Stored(directory / folder, (WEIGHTS_NAME,))
+        own = module.name.removeprefix(f"{folder}.")
+        rows = stored.rows(f"{own}.weight") or width
+        shape = (rows, width) if isinstance(module, Dense) else (width,)
+        arrays[f"{module.name}.weight"] = stored.read(f"{own}.weight", "", shape)
+        if f"{own}.bias" in stored.names:
+            arrays[f"{module.name}.bias"] = stored.read(f"{own}.bias", "", (rows,))
+        width = rows
+    return arrays
+
+
+class _Stored:
+    """The tensors of some safetensors files of a directory; each is read when it is asked for."""
+
+    def __init__(self, directory: Path, files: tuple[str, ...]) -> None:
+        self.directory = directory
+        self.names: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for file in files:
+            path = directory / file
+            with _readable(path) as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                    self.names[name] = path
+                    self._shapes[name] = tuple(opened.get_slice(name).get_shape())
+
+    def rows(self, name: str) -> int | None:
+        """The first dimension of a tensor; None where it is not there."""
+        shape = self._shapes.get(name)
+        return shape[0] if shape else None
+
+    def find(self, name: str, prefix: str) -> str | None:
+        """The name as it stands in the file, with the architecture's prefix or without it."""
+        return next((n for n in (name, f"{prefix}{name}") if n in self.names), None)
+
+    def read(self, name: str, prefix: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        """One tensor, in float32.
+
+        Raises:
+            ModelError: It is missing, or of another shape or type.
+        """
+        found = self.find(name, prefix)
+        if found is None:
+            msg = (
+                f"{self.directory} lacks the tensor {name}, so it is not a complete model. "
+                f"{fetch_again(self.directory)}"
+            )
+            raise ModelError(msg)
+        path = self.names[found]
+        with _readable(path) as opened:
+            kind = opened.get_slice(found).get_dtype()
+            if self._shapes[found] != shape or kind not in _NUMBERS:
+                self._refuse(path, name, kind, shape, self._shapes[found])
+            array = _bfloat16(path, found) if kind == "BF16" else opened.get_tensor(found)
+        return np.asarray(array, np.float32).reshape(shape)
+
+    @staticmethod
+    def _refuse(
+        path: Path, name: str, kind: str, shape: tuple[int, ...], found: tuple[int, ...]
+    ) -> None:
+        if name.endswith(("classifier.weight", "out_proj.weight")) and found[1:] == shape[1:]:
+            msg = (
+                f"{path} has {found[0]} logits; only cross-encoders with a single logit, or with "
+                "two, are supported. Choose one that gives a single score for a pair; those of "
+                "`tars-rag models list` do."
+            )
+            raise ModelError(msg)
         msg = (
-            f"{path.parent} has no {path.name}, so it is not a complete model. "
-            f"{fetch_again(path.parent)}"
+            f"{path}: {name} is {kind} {found}, where config.json asks for F16, BF16 or F32 "
+            f"{shape}."
         )
-        raise ModelError(msg) from None
-    except (OSError, ValueError) as error:
+        raise ModelError(msg)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[Any]:
+    """A safetensors file, opened; what is wrong with it is told as a `ModelError`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except (SafetensorError, OSError, TypeError) as error:
         msg = f"{path} cannot be read ({error}). {fetch_again(path.parent)}"
         raise ModelError(msg) from error
-    if not isinstance(raw, dict):
-        msg = f"{path} does not hold a JSON object. {fetch_again(path.parent)}"
-        raise ModelError(msg)
-    return raw
 
 
-def _dense(name: str, rows: int, columns: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (rows, columns), f"{name}.bias": (rows,)}
-
-
-def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
-    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+def _bfloat16(path: Path, name: str) -> NDArray[np.float32]:
+    """A tensor that NumPy has no type for: the upper half of a float32."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))[name]
+        start, end = header["data_offsets"]
+        file.seek(8 + length + start)
+        raw = np.frombuffer(file.read(end - start), "<u2")
+    wide = raw.astype(np.uint32) << np.uint32(16)
+    array: NDArray[np.float32] = wide.view(np.float32).reshape(header["shape"])
+    return array

@@ -18,6 +18,7 @@ from tars_rag.runtimes.base import Feeds, FloatArray
 WORDS: Final = "word_embeddings"
 MASK: Final = "additive_mask"
 POOLING: Final = "pooling_weights"
+LAST: Final = "last_token"
 TYPES: Final = "token_types"
 ONE: Final = "live_one"
 
@@ -29,6 +30,7 @@ NEEDS: Final[Mapping[str, str]] = {
     WORDS: "input_ids",
     MASK: "attention_mask",
     POOLING: "attention_mask",
+    LAST: "attention_mask",
     TYPES: "token_type_ids",
     ONE: "attention_mask",
 }
@@ -64,9 +66,16 @@ def _shares(mask: NDArray[np.int64]) -> FloatArray:
     return np.asarray(numbers / numbers.sum(axis=1, keepdims=True), np.float32)
 
 
+def _last(mask: NDArray[np.int64]) -> FloatArray:
+    one = np.zeros(mask.shape, np.float32)
+    one[np.arange(len(mask)), mask.sum(axis=1) - 1] = 1
+    return one
+
+
 _OF_MASK: Final[Mapping[str, Callable[[NDArray[np.int64]], FloatArray]]] = {
     MASK: _additive,
     POOLING: _shares,
+    LAST: _last,
     ONE: lambda mask: np.ones((len(mask), 1), np.float32),
 }
 

@@ -115,7 +115,7 @@ class Manifest(_Frozen):
         "of them in float32 (see `host_inputs`)."
     )
     output: OutputKind
-    dimension: int = Field(gt=0, description="Hidden size of the encoder.")
+    dimension: int = Field(gt=0, description="Width of an embedding; of a cross-encoder's layers.")
     max_length: int = Field(gt=0, description="Longest text in tokens; longer ones are cut.")
     graphs: tuple[GraphFile, ...] = Field(min_length=1)
     tokenizer: BundleFile

@@ -172,10 +172,7 @@ class NpuSession:
             if raw.size % mask.size or raw.size == mask.size or raw.ndim < 3:
                 self._refuse(f"shape {raw.shape} for {mask.size} tokens")
             hidden = raw.reshape(1, mask.size, -1)
-            weights = mask.astype(np.float32)[..., None]
-            rows: FloatArray = hidden[:, 0]
-            if self._spec.pooling == "mean":
-                rows = (hidden * weights).sum(axis=1) / weights.sum(axis=1)
+            rows = _pooled(hidden, mask.astype(bool), self._spec.pooling)
         else:
             rows = raw.reshape(1, -1)
         norm = float(np.linalg.norm(rows))
@@ -270,6 +267,14 @@ def _input_order(inputs: tuple[TensorInfo, ...]) -> tuple[str, ...]:
         msg = f"The model takes inputs {names}; 2 or 3 of {FEED_NAMES} were expected. {_CONVERT}"
         raise DeviceError(msg)
     return FEED_NAMES[: len(names)]
+
+
+def _pooled(hidden: FloatArray, seen: NDArray[np.bool_], pooling: str) -> FloatArray:
+    """The vectors of a text's tokens, [1, tokens, hidden], as one, [1, hidden]."""
+    tokens = hidden[0, seen[0]]
+    of = {"mean": tokens.mean, "max": tokens.max}
+    row = of[pooling](axis=0) if pooling in of else tokens[-1 if pooling == "lasttoken" else 0]
+    return np.asarray(row[None], np.float32)
 
 
 def _output_kind(outputs: tuple[TensorInfo, ...]) -> OutputKind:

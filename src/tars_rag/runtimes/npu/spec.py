@@ -49,7 +49,7 @@ class NpuSpec:
     graphs: tuple[RknnFile, ...]
     inputs: tuple[str, ...] = ()
     output: OutputKind | None = None
-    pooling: Literal["mean", "cls"] = "mean"
+    pooling: Literal["mean", "cls", "max", "lasttoken"] = "mean"
     word_table: str | None = None
     answers: tuple[KnownAnswer, ...] = ()
     lazy: bool = False
