@@ -10,7 +10,7 @@ import pytest
 HEAVY = (
     *("chromadb", "onnxruntime", "onnx", "tokenizers", "tantivy", "numpy", "pydantic"),
     *("langchain_core", "llama_index", "torch", "transformers", "flashrank", "huggingface_hub"),
-    *("rknnlite", "rknn", "safetensors", "semantic_text_splitter"),
+    *("rknnlite", "rknn", "safetensors"),
 )
 
 

@@ -12,11 +12,11 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 
 from tars_rag import Embedder, HybridStore, index
 from tars_rag.errors import ConfigError, InvalidInputError
-from tars_rag.ingest.chunks import Splitter
 from tars_rag.langchain import TarsEmbeddings
 from tars_rag.langchain import TarsVectorStore as LangChainStore
 from tars_rag.llama_index import TarsEmbedding
 from tars_rag.llama_index import TarsVectorStore as LlamaStore
+from tars_rag.splitting.splitter import Splitter
 
 pytest_plugins = ["tiny_models"]
 

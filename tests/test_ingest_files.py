@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from tars_rag.ingest.chunks import Splitter, pieces
+from tars_rag.ingest.chunks import pieces
 from tars_rag.ingest.files import find
-from tars_rag.ingest.markdown_file import front_matter, headings
+from tars_rag.ingest.markdown_file import front_matter
+from tars_rag.retrieval.passage import CONTEXT
+from tars_rag.splitting.splitter import Splitter
 from tiny_models import write_model
 
 
@@ -82,13 +82,18 @@ def test_front_matter_becomes_metadata_and_no_text(tmp_path: Path, splitter: Spl
     [piece] = pieces(path, splitter)
     assert piece.passage is not None
     assert piece.passage.text == "# Care\n\nOil it."
-    assert piece.passage.metadata == {
+    metadata = dict(piece.passage.metadata)
+    assert metadata.pop("modified")[10] == "T"
+    assert metadata == {
         "title": "The pump",
         "tags": ["heat", 2],
         "date": "2024-05-01",
         "source": str(path),
         "chunk": 0,
         "heading": "Care",
+        "start": 100,
+        "end": 115,
+        CONTEXT: "The pump",
     }
 
 
@@ -104,29 +109,3 @@ def test_front_matter_becomes_metadata_and_no_text(tmp_path: Path, splitter: Spl
 )
 def test_what_is_no_front_matter_stays_text(text: str) -> None:
     assert front_matter(text)[0] == {}
-
-
-@pytest.mark.parametrize(
-    ("text", "right"),
-    [
-        ("Pump\n====\n\ntext\n\nCare *of* it\n---\n", ["Pump", "Pump > Care *of* it"]),
-        ("# A\n\n~~~~\n~~~\n# no\n~~~~\n\n# B\n", ["A", "B"]),
-        ("# A\n\n<div>\n# no\n</div>\n\n<!-- # no\n\n# no -->\n\n## B\n", ["A", "A > B"]),
-        ("# F#\n\n#tag\n\n    # code\n\n## D ##\n", ["F#", "F# > D"]),
-        ("---\nt: 1\n---\n# A\n\n> # quoted\n\n- # item\n\n### C\n", ["A", "A > C"]),
-        ("\ufeff# A\r\n\r\n## B\r\r## C\n", None),
-        ("#\n\n# \n\n# A\n", ["A"]),
-    ],
-)
-def test_headings_are_those_of_commonmark(text: str, right: list[str] | None) -> None:
-    found = headings(text)
-    if right is not None:
-        assert [trail for _, trail in found] == right
-    for start, trail in found:
-        assert text[start:].lstrip("> ").lstrip("#= ").startswith(trail.split(" > ")[-1][:1])
-
-
-@given(st.text("#-=` ~>\n\r<!a1é\u2028", max_size=60))
-def test_a_heading_is_a_line_of_the_text(text: str) -> None:
-    for start, _ in headings(text):
-        assert start == 0 or text[start - 1] in "\r\n"

@@ -120,7 +120,7 @@ def _compare_passage(store: HybridStore, embed: Callable[[list[str]], FloatArray
     for passage in store.get(limit=1):
         stored = store.vectors([passage.id]).get(passage.id)
         if stored is not None:
-            cosine = cosine_of(stored, embed([passage.text])[0])
+            cosine = cosine_of(stored, embed([passage.indexed])[0])
             _require_same(store, cosine, least=SAME_MODEL)
 
 

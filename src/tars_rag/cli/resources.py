@@ -12,11 +12,11 @@ from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
 
 if TYPE_CHECKING:
-    from tars_rag.ingest.chunks import Splitter
     from tars_rag.models.embedder import Embedder
     from tars_rag.models.reranker import Reranker
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.settings import Settings
+    from tars_rag.splitting.splitter import Splitter
 
 StoreOption = Annotated[
     Path, typer.Option("--store", metavar="DIR", help="The store's directory.", show_default=False)
@@ -124,9 +124,9 @@ def make_splitter(
     settings: Settings, embedder: Embedder, tokens: int | None, overlap: int
 ) -> Splitter:
     """A splitter whose chunks `embedder` reads whole, measured with its own tokenizer."""
-    from tars_rag.ingest.chunks import Splitter
     from tars_rag.models.cache import ModelCache
     from tars_rag.models.tokenizer import TOKENIZER_NAME
+    from tars_rag.splitting.splitter import Splitter
 
     model = ModelCache(settings.model_cache_dir).get(settings.embed_model)
     return Splitter(model.directory / TOKENIZER_NAME, embedder.passage_length, tokens, overlap)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Protocol
 
 from tars_rag.errors import InvalidInputError, shown
-from tars_rag.ingest.chunks import Splitter
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
@@ -19,6 +18,7 @@ from tars_rag.retrieval.storage.layout import language_for, store_path
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.settings import Settings
+from tars_rag.splitting.splitter import Splitter
 
 PathLike = str | os.PathLike[str]
 
@@ -125,7 +125,7 @@ def _splitter(embedder: TextEmbedder, tokens: int | None, overlap: int) -> Split
         msg = (
             f"The store's embedder ({embedder.fingerprint}) is not one of tars-rag, so its tokens "
             "cannot be counted. Give what cuts long texts: index(..., splitter=Splitter("
-            "TOKENIZER_JSON, MAX_LENGTH)), from tars_rag.ingest.chunks."
+            "TOKENIZER_JSON, MAX_LENGTH)), from tars_rag.splitting.splitter."
         )
         raise InvalidInputError(msg)
     return Splitter(embedder.tokenizer_path, embedder.passage_length, tokens, overlap)

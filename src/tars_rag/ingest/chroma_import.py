@@ -206,7 +206,7 @@ def _agreement(records: _Records, total: int, store: HybridStore) -> tuple[bool,
     if not sample:
         return False, "its vectors are all zero, or its records have no text" if total else ""
     passages = [as_passage(record) for record in sample]
-    again = np.asarray(store.embedder.embed([passage.text for passage in passages]), np.float32)
+    again = np.asarray(store.embedder.embed([passage.indexed for passage in passages]), np.float32)
     vectors = np.stack([record.vector for record in sample])
     if again.shape != vectors.shape:
         return False, f"its vectors have {vectors.shape[1]} numbers, this model's {again.shape[1]}"

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tars_rag.errors import ConfigError, InvalidInputError
+from tars_rag.errors import InvalidInputError
 from tars_rag.ingest.files import MARKDOWN, RECORDS, read_lines, read_text
 from tars_rag.ingest.markdown_file import front_matter
-from tars_rag.ingest.markdown_file import headings as _headings
 from tars_rag.retrieval.indexes.codec import check_passage
-from tars_rag.retrieval.passage import Passage
-
-if TYPE_CHECKING:
-    from semantic_text_splitter import MarkdownSplitter, TextSplitter
-    from tokenizers import Tokenizer
-
-_READER = 2  # what a file is read as; 2: front matter is no text
-_SPECIAL_TOKENS = 2  # [CLS] and [SEP]
+from tars_rag.retrieval.passage import CONTEXT, Passage
+from tars_rag.splitting.splitter import Chunk, Splitter
 
 
 @dataclass(frozen=True)
@@ -39,75 +32,13 @@ class Piece:
     problem: str | None = None
 
 
-class Splitter:
-    """Cuts text at the largest boundary (heading, paragraph, sentence, word) that fits.
-
-    Args:
-        tokenizer: The embedder's ``tokenizer.json``.
-        max_length: The longest text the embedder reads, in tokens.
-        tokens: Tokens in a chunk; None: all that the embedder reads.
-        overlap: Tokens a chunk repeats of the one before it, where a paragraph had to be cut.
-
-    Raises:
-        ConfigError: `tokens` is more than the embedder reads, or `overlap` is not less than it.
-    """
-
-    def __init__(
-        self, tokenizer: Path, max_length: int, tokens: int | None = None, overlap: int = 32
-    ) -> None:
-        room = max_length - _SPECIAL_TOKENS
-        tokens = room if tokens is None else tokens
-        if not 1 <= tokens <= room:
-            msg = f"Chunks of {tokens} tokens are not possible: this embedder reads 1 to {room}."
-            raise ConfigError(msg)
-        if not 0 <= overlap < tokens:
-            msg = f"An overlap of {overlap} tokens is not possible: allowed are 0 to {tokens - 1}."
-            raise ConfigError(msg)
-        self._file, self._tokens, self._overlap = tokenizer, tokens, overlap
-
-    @property
-    def settings(self) -> str:
-        """The settings as text; a file that was cut with others is indexed again."""
-        return f"tokens={self._tokens} overlap={self._overlap} reader={_READER}"
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self._file))
-        tokenizer.no_truncation()  # which would make every long text look short
-        tokenizer.no_padding()
-        return tokenizer
-
-    @cached_property
-    def _text(self) -> TextSplitter:
-        from semantic_text_splitter import TextSplitter
-
-        return TextSplitter.from_huggingface_tokenizer(
-            self._tokenizer, self._tokens, overlap=self._overlap
-        )
-
-    @cached_property
-    def _markdown(self) -> MarkdownSplitter:
-        from semantic_text_splitter import MarkdownSplitter
-
-        return MarkdownSplitter.from_huggingface_tokenizer(
-            self._tokenizer, self._tokens, overlap=self._overlap
-        )
-
-    def split(self, text: str, *, markdown: bool = False) -> list[tuple[int, str]]:
-        """Cut `text` into (start in characters, chunk)."""
-        chunks = (self._markdown if markdown else self._text).chunk_indices(text)
-        return [(start, chunk) for start, chunk in chunks if chunk.strip()]  # \x1f alone is none
-
-
 def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
     """The passages of a file in their order, and its problems.
 
-    Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk`` and, in
-    Markdown, ``heading`` and what its front matter says. A JSONL row keeps its id (``id``, or
-    ``_id`` as in BEIR's files), unless it is too long for the embedder: then its chunks are
-    ``<id>#<number>``.
+    Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk``, ``start`` and
+    ``end`` (characters in the text), ``modified`` and, in Markdown, ``title``, ``heading`` and
+    what its front matter says. A JSONL row keeps its id (``id``, or ``_id`` as in BEIR's files),
+    unless it is too long for the embedder: then its chunks are ``<id>#<number>``.
     """
     suffix = path.suffix.lower()
     try:
@@ -120,16 +51,38 @@ def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
     text = read_text(path)
     markdown = suffix in MARKDOWN
     about, begin = front_matter(text) if markdown else ({}, 0)
-    headings = _headings(text) if markdown else []
-    trail = ""
-    for number, (place, chunk) in enumerate(splitter.split(text[begin:], markdown=markdown)):
-        start = begin + place
-        while headings and headings[0][0] <= start:
-            trail = headings.pop(0)[1]
-        metadata: dict[str, Any] = {**about, "source": str(path), "chunk": number}
-        if trail:
-            metadata["heading"] = trail
-        yield Piece(start, check_passage(Passage(f"{path}#{number}", chunk, metadata)))
+    title = about.get("title")
+    chunks = splitter.split(
+        text,
+        "markdown" if markdown else "plain",
+        title=title if isinstance(title, str) else "",
+        begin=begin,
+    )
+    if chunks and "title" not in about and (first := chunks[0].heading):
+        about["title"] = first.split(" > ")[0]
+    about |= {"source": str(path), "modified": _modified(path)}
+    for number, chunk in enumerate(chunks):
+        metadata = {**about, "chunk": number, **_place(chunk)}
+        yield Piece(chunk.start, check_passage(Passage(f"{path}#{number}", chunk.text, metadata)))
+
+
+def _place(chunk: Chunk) -> dict[str, Any]:
+    """What the metadata says of where a chunk stands."""
+    place: dict[str, Any] = {"start": chunk.start, "end": chunk.end}
+    if chunk.heading:
+        place["heading"] = chunk.heading
+    if chunk.context:
+        place[CONTEXT] = chunk.context
+    return place
+
+
+def _modified(path: Path) -> str:
+    """When a file was changed: UTC, ISO 8601, in seconds."""
+    try:
+        seconds = int(path.stat().st_mtime)
+    except OSError:
+        seconds = 0
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
 def _rows(path: Path, splitter: Splitter) -> Iterator[Piece]:
@@ -153,12 +106,14 @@ def _rows(path: Path, splitter: Splitter) -> Iterator[Piece]:
 
 
 def _cut(row: Passage, splitter: Splitter) -> list[Passage]:
-    chunks = splitter.split(row.text)
+    title = row.metadata.get("title")
+    title = title if isinstance(title, str) else ""
+    chunks = splitter.split(row.text, title=title)
     if len(chunks) <= 1:
-        return [row]
+        return [replace(row, metadata={**row.metadata, CONTEXT: title}) if title else row]
     return [
-        Passage(f"{row.id}#{n}", chunk, {"chunk": n, **row.metadata})
-        for n, (_, chunk) in enumerate(chunks)
+        Passage(f"{row.id}#{n}", chunk.text, {"chunk": n, **_place(chunk), **row.metadata})
+        for n, chunk in enumerate(chunks)
     ]
 
 

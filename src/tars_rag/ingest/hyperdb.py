@@ -291,7 +291,7 @@ def _usable(
     if not sample.size:
         return none, "the file's vectors are all zero" if passages else ""
     sample = sample[np.unique(np.linspace(0, len(sample) - 1, _SAMPLE).astype(int))]
-    again = store.embedder.embed([passages[row].text for row in sample])
+    again = store.embedder.embed([passages[row].indexed for row in sample])
     if again.shape[1] != vectors.shape[1]:
         return none, f"its vectors have {vectors.shape[1]} numbers, this model's {again.shape[1]}"
     cosines = np.einsum("ij,ij->i", _unit(vectors[sample]), _unit(again))

@@ -1,25 +1,15 @@
-"""What a Markdown file says about itself: its front matter, and where its headings are.
-
-Blocks are found by a CommonMark parser: a `#` in a fence, in a comment or in front matter is no
-heading, and an underlined line is one.
-"""
+"""What a Markdown file says about itself: its front matter."""
 
 from __future__ import annotations
 
 import re
 from datetime import date
-from functools import lru_cache
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from markdown_it import MarkdownIt
+from typing import Any
 
 _FRONT = re.compile(
     r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.DOTALL | re.MULTILINE
 )
 _LARGEST_FRONT = 64 << 10  # characters
-_LINE = re.compile(r"\r\n?|\n")  # as the parser counts lines
 
 
 def front_matter(text: str) -> tuple[dict[str, Any], int]:
@@ -45,32 +35,6 @@ def front_matter(text: str) -> tuple[dict[str, Any], int]:
         return {}, 0
     values = {str(key): _plain(value) for key, value in held.items()}
     return {key: value for key, value in values.items() if value is not None}, found.end()
-
-
-def headings(text: str) -> list[tuple[int, str]]:
-    """The start of each heading, and its path, for example ``Boards > Cooling``."""
-    lines = [0, *(match.end() for match in _LINE.finditer(text))]
-    found: list[tuple[int, str]] = []
-    trail: dict[int, str] = {}
-    _, begin = front_matter(text)
-    body = _parser().parse(text[begin:])
-    shift = len(_LINE.findall(text, 0, begin))
-    for opened, inline in pairwise(body):
-        title = " ".join(inline.content.split())
-        if opened.type == "heading_open" and opened.level == 0 and opened.map and title:
-            level = int(opened.tag[1])
-            trail = {n: above for n, above in trail.items() if n < level} | {level: title}
-            found.append((lines[opened.map[0] + shift], " > ".join(trail.values())))
-    return found
-
-
-@lru_cache(maxsize=1)
-def _parser() -> MarkdownIt:
-    from markdown_it import MarkdownIt
-
-    parser = MarkdownIt("commonmark")
-    parser.core.ruler.enableOnly(["normalize", "block"])  # what is in a line does not matter
-    return parser
 
 
 def _plain(value: object) -> Any:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sha256_of
-from tars_rag.ingest.chunks import Piece, Splitter, pieces
+from tars_rag.ingest.chunks import Piece, pieces
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Ledger, batches
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
+from tars_rag.splitting.splitter import Splitter
 
 if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore

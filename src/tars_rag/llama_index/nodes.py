@@ -17,7 +17,7 @@ from tars_rag.adapters.ordering import diverse
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.llama_index.filters import Where, both, to_where
 from tars_rag.retrieval.indexes.checks import matrix
-from tars_rag.retrieval.passage import Passage, ScoredPassage
+from tars_rag.retrieval.passage import CONTEXT, Passage, ScoredPassage
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import Strategy
@@ -38,6 +38,7 @@ _NEARNESS, _PREFETCH, _MOST = 0.5, 4.0, 1 << 40
 def as_passage(node: BaseNode) -> Passage:
     """What is found by is the text that was embedded; the node itself rides along as JSON."""
     metadata = node_to_metadata_dict(node)
+    metadata.pop(CONTEXT, None)  # the vector was made without it; the node keeps it
     whole = {key: metadata.pop(key) for key in ("_node_content", "_node_type")}
     own = {key: node.metadata[key] for key in _FRAMEWORK_KEYS if key in node.metadata}
     reserved = {NODE: whole, NODE_ID: node.node_id, REF_DOC_ID: node.ref_doc_id}
@@ -49,7 +50,13 @@ def as_node(passage: Passage) -> BaseNode:
     """The node that a passage was made from; a text node for what LangChain or files brought."""
     whole = passage.metadata.get(NODE)
     if whole is None:
-        return TextNode(id_=passage.id, text=passage.text, metadata=dict(passage.metadata))
+        kept = [key for key in (CONTEXT,) if key in passage.metadata]
+        return TextNode(
+            id_=passage.id,
+            text=passage.text,
+            metadata=dict(passage.metadata),
+            excluded_llm_metadata_keys=kept,  # its parts are there as title and heading
+        )
     return metadata_dict_to_node(whole)
 
 

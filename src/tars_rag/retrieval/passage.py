@@ -18,6 +18,8 @@ Ranking: TypeAlias = list[tuple[str, float]]
 """Ids with their scores, best first; equal scores are in the order of the ids."""
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
+CONTEXT = "_tars:context"
+"""Key of the metadata: where a text stands, such as its title and headings (see `indexed`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Passage:
 
     Attributes:
         id: Unique in a store; upserting the same id replaces the passage.
-        text: What is embedded, indexed and returned, unchanged.
+        text: What is returned, unchanged, and what is embedded and indexed (see `indexed`).
         metadata: Any JSON-serialisable mapping. Top-level strings, numbers and booleans, and lists
             of one type of them, can be filtered on with `where`.
     """
@@ -34,6 +36,16 @@ class Passage:
     id: str
     text: str
     metadata: Mapping[str, Any] = field(default_factory=lambda: _NONE, hash=False)
+
+    @property
+    def indexed(self) -> str:
+        """What is embedded and what gives the words: the text, below its context if it has one.
+
+        The context is a string under `CONTEXT` in the metadata, so that it is kept wherever the
+        metadata is, and the text stays its author's own.
+        """
+        context = self.metadata.get(CONTEXT)
+        return f"{context}\n{self.text}" if isinstance(context, str) and context else self.text
 
 
 @dataclass(frozen=True, slots=True)

@@ -330,7 +330,7 @@ class HybridStore:
     ) -> NDArray[np.float32]:
         names = [f"passage {p.id!r}" for p in batch]
         if rows is None:
-            made = np.asarray(self.embedder.embed([p.text for p in batch]), np.float32)
+            made = np.asarray(self.embedder.embed([p.indexed for p in batch]), np.float32)
         else:
             made = checks.matrix(list(islice(rows, len(batch))), names)
         return checks.check_vectors(made, names, self.dimension, self._advice)

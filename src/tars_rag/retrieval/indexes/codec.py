@@ -26,12 +26,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, shown
-from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.passage import CONTEXT, Passage
 
 ENVELOPE = "_tars"
 UNHELD_LISTS = "_tars:lists"
 """Names the keys whose lists Chroma cannot hold, or `ALL_KEYS`."""
-RESERVED = (ENVELOPE, UNHELD_LISTS)
+RESERVED = (ENVELOPE, UNHELD_LISTS, CONTEXT)
 ALL_KEYS = ""
 INT64 = 1 << 63
 MAX_ID_BYTES = 4096

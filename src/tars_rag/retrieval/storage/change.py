@@ -57,7 +57,7 @@ class Entry:
     def terms(self, terms_of: Callable[[str], list[str]]) -> Terms:
         """What it is found by; `terms_of` is asked once."""
         if self._terms is None:
-            object.__setattr__(self, "_terms", Terms.of(terms_of(self.passage.text)))
+            object.__setattr__(self, "_terms", Terms.of(terms_of(self.passage.indexed)))
         assert self._terms is not None
         return self._terms
 

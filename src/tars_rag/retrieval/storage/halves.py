@@ -300,6 +300,6 @@ def _put_back(
 def _embedded(
     indexes: IndexSet, embedder: TextEmbedder, passages: Sequence[Passage]
 ) -> NDArray[np.float32]:
-    made = np.asarray(embedder.embed([passage.text for passage in passages]), np.float32)
+    made = np.asarray(embedder.embed([passage.indexed for passage in passages]), np.float32)
     names = [f"passage {passage.id!r}" for passage in passages]
     return check_vectors(made, names, indexes.store_json.dimension)

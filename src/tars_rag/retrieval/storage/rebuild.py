@@ -157,7 +157,7 @@ def _embed(
             f"{indexes.store_json.reembed_command(indexes.path)}"
         )
         raise StoreError(msg)
-    rows = np.asarray(embedder.embed([passage.text for passage in passages]), np.float32)
+    rows = np.asarray(embedder.embed([passage.indexed for passage in passages]), np.float32)
     try:
         return check_vectors(rows, [f"passage {p.id!r}" for p in passages], dimension)
     except InvalidInputError as error:

@@ -90,7 +90,7 @@ class LexicalIndex:
                 document = self._tantivy.Document()
                 document.add_text("id", key)
                 document.add_bytes("content", pack_content(passage))
-                document.add_text("text", self._analyser.passage_terms(passage.text))
+                document.add_text("text", self._analyser.passage_terms(passage.indexed))
                 writer.add_document(document)
 
     def refresh(self) -> None:
@@ -148,7 +148,7 @@ class LexicalIndex:
         """The terms of passages, by id, remembered until the next commit."""
         known = self._counted
         for key, passage in self.passages([key for key in ids if key not in known]).items():
-            known[key] = Terms.of(self.terms_of(passage.text))
+            known[key] = Terms.of(self.terms_of(passage.indexed))
         found = {key: known[key] for key in ids if key in known}
         if len(known) > _MOST_COUNTED:
             self._counted = {}

@@ -118,7 +118,7 @@ class Snapshot:
                 self._searcher,
                 self._make,
                 self._schema,
-                lambda document: terms_of(_passage(document).text),
+                lambda document: terms_of(_passage(document).indexed),
             )
         return self._mean
 

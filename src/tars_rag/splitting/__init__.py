@@ -1,0 +1,1 @@
+"""Texts in, passages of them out: the one place that decides where a text is cut."""
