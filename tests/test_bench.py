@@ -22,9 +22,12 @@ from tars_rag.bench.tables import terminal
 from tars_rag.bench.texts import made_up, own
 from tars_rag.cli import app
 from tars_rag.models.cache import ModelCache
+from tars_rag.models.following import look_up
 from tars_rag.models.tokenizer import Tokenizer
+from tars_rag.models.verdict import Verdict
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.probe import probe
+from tars_rag.settings import Placement
 
 pytest_plugins = ["tiny_models"]
 
@@ -241,6 +244,14 @@ def test_a_whole_run_over_real_models(
     json.dumps(report, allow_nan=False)
     places = {(r["device"], bool(r["absent"])) for r in report["embedder"]["rows"]}
     assert places == {("cpu", False), ("npu", True)}
+    # The verdict is kept, and holds for what an Embedder or Reranker would look up.
+    assert report["verdict"]["kept"]
+    for name, kind in ((embedder_dir, "embedder"), (reranker_dir, "cross-encoder")):
+        local = want.cache.get(name)
+        placement = Placement(cache_dir=tmp_path)
+        found = look_up(local, kind, tmp_path, placement, want.machine)  # type: ignore[arg-type]
+        assert isinstance(found, Verdict)
+        assert {row.candidate.engine for row in found.rows} >= {"onnxruntime"}
     query = [r for r in report["query"]["rows"] if not r["absent"]]
     assert {r["reranker"] for r in query} >= {"none"}
     assert all(r["total_ms"] > 0 and r["embed"] > 0 for r in query)

@@ -25,6 +25,7 @@ from tars_rag.cli import app
 from tars_rag.cli.bench_report import shareable
 from tars_rag.errors import InvalidInputError
 from tars_rag.models import verdict
+from tars_rag.models.assignment import Candidate
 from tars_rag.models.cache import ModelCache
 from tars_rag.runtimes.npu.probe import probe
 
@@ -191,12 +192,17 @@ def test_the_placement_rests_on_whole_devices_and_real_weights() -> None:
         RERANKER,
         dataclasses.replace(RERANKER, batch=1, passage_ms=1.0),  # not what Reranker would send
     ]
-    found = [(str(m.candidate), m.length, m.count, m.ms) for m in measurements(rows)]
+    names = {
+        ("tiny", "cpu", "onnxruntime", "fp32"): Candidate("cpu", "onnxruntime", "fp32"),
+        ("tiny", "npu", "", "fp16"): Candidate("npu", "rknn", "fp16"),
+        ("ce", "cpu", "onnxruntime", "int8"): Candidate("cpu", "onnxruntime", "ready"),
+    }
+    found = [(str(m.candidate), m.length, m.count, m.ms) for m in measurements(rows, names)]
     assert found == [
         ("cpu, onnxruntime fp32", 32, 1, 4.2),
         ("npu, rknn fp16", 64, 1, 3.0),
-        ("cpu, onnxruntime int8", 122, 1, 20.0),
-        ("cpu, onnxruntime int8", 122, 5, 90.0),
+        ("cpu, onnxruntime ready", 122, 1, 20.0),
+        ("cpu, onnxruntime ready", 122, 5, 90.0),
     ]
 
 
@@ -207,7 +213,11 @@ def test_the_verdict_is_what_was_measured_and_for_this_machine(
     fast = dataclasses.replace(EMBEDDER, engine="openvino", precision="bf16", total_ms=2.0)
     slow = dataclasses.replace(EMBEDDER, note="throttled: cpu policy0 at 408 of 2400 MHz")
     model = Model("tiny", "embedder", embedder_dir)
-    made = judge([model], [slow, fast], cache=cache, machine=machine, notes={"a": "b"})
+    names = {
+        ("tiny", "cpu", "onnxruntime", "fp32"): Candidate("cpu", "onnxruntime", "fp32"),
+        ("tiny", "cpu", "openvino", "bf16"): Candidate("cpu", "openvino", "bf16"),
+    }
+    made = judge([model], [slow, fast], names, cache=cache, machine=machine, notes={"a": "b"})
     rows = as_rows(made)
     assert [row["place"] for row in rows] == ["cpu, openvino bf16"]
     assert rows[0]["reason"] == "2.0 ms against 4.2 ms on cpu, onnxruntime fp32"
@@ -217,7 +227,7 @@ def test_the_verdict_is_what_was_measured_and_for_this_machine(
     assert isinstance(held, verdict.Verdict)
     other = {**made[0].key, "onnxruntime": "0.0"}
     assert isinstance(verdict.read(tmp_path, "tiny", "embedder", other), verdict.Stale)
-    assert judge([model], [], cache=cache, machine=machine, notes={}) == []
+    assert judge([model], [], names, cache=cache, machine=machine, notes={}) == []
 
 
 def test_a_place_for_files_is_asked_for_before_anything_is_measured(tmp_path: Path) -> None:

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from importlib.util import find_spec as find_spec_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout
+from tars_rag.models.assignment import Candidate
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import CATALOG, find_spec
 from tars_rag.models.cpu import onnx_file
 from tars_rag.models.local import LocalModel
-from tars_rag.models.opening import open_runtime
+from tars_rag.models.opening import candidate_of, open_runtime
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, read_json
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.cores import big_cores
 from tars_rag.runtimes.npu.bundle import find_bundles
 from tars_rag.runtimes.npu.manifest import Manifest, ModelKind, load_manifest
-from tars_rag.runtimes.openvino import INSTALL, OpenVinoRuntime
+from tars_rag.runtimes.openvino import INSTALL, is_installed
 from tars_rag.settings import CoreMask, Engine, Placement, Precision
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ class Subject:
         earned: Class of its fingerprint; of an embedder.
         megabytes: Of the files it was opened from, 10^6 bytes.
         pooled: Where tokens' vectors become the text's, in words; of an embedder.
+        candidate: What a verdict calls it.
     """
 
     contender: Contender
@@ -84,6 +85,7 @@ class Subject:
     earned: str = ""
     megabytes: float | None = None
     pooled: str = "in the graph"
+    candidate: Candidate | None = None
 
 
 def contenders(
@@ -147,9 +149,8 @@ def open_subject(contender: Contender) -> Subject:
     output: Output = "pooled" if contender.kind == "embedder" else "logit"
     pooling = layout.pooling(local) if contender.kind == "embedder" else "mean"
     opened = open_runtime(local, cache.root, output=output, pooling=pooling, placement=placement)
-    if contender.precision == FASTEST and isinstance(opened.runtime, OpenVinoRuntime):
-        precision = opened.runtime.arithmetic.replace("f32", "fp32")
-        contender = dataclasses.replace(contender, precision=precision)
+    if contender.precision == FASTEST:
+        contender = dataclasses.replace(contender, precision=opened.arithmetic)
     try:
         config = read_json(local.directory / CONFIG_NAME)
         positions = int(config.get("max_position_embeddings") or 512)
@@ -162,6 +163,7 @@ def open_subject(contender: Contender) -> Subject:
             opened.precision,
             _megabytes(contender, local),
             _where_pooled(contender),
+            candidate_of(placement, opened),
         )
     except BaseException:
         opened.runtime.close()
@@ -190,12 +192,12 @@ def _on_cpu(base: Contender, local: LocalModel, thorough: bool) -> list[Contende
         )
         for count in threads
         for engine in engines
-        if engine != "openvino" or find_spec_of("openvino")
+        if engine != "openvino" or is_installed()
         for shown, precision in precisions
         # Our INT8 graphs are ONNX Runtime's kind: by OpenVINO they are slower, where measured.
         if thorough or engine != "openvino" or base.kind != "embedder" or precision == "fp32"
     ]
-    if not find_spec_of("openvino"):
+    if not is_installed():
         row = dataclasses.replace(base, engine="openvino")
         rows.append(dataclasses.replace(row, absent=f"OpenVINO is not installed: {INSTALL}"))
     return rows

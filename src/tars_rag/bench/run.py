@@ -20,6 +20,7 @@ from tars_rag.bench.rows import EmbedderRow, RerankerRow
 from tars_rag.bench.texts import QUERY, own
 from tars_rag.bench.whole import measure_whole
 from tars_rag.errors import TarsRagError
+from tars_rag.models.assignment import Candidate
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.verdict import write as keep
 from tars_rag.runtimes.cores import allowed_cores
@@ -92,6 +93,7 @@ class Bench:
     tell: Tell = lambda what: None
     open: Callable[[Contender], Subject] = open_subject
     _known: dict[Contender, Contender] = field(default_factory=dict)
+    _candidates: dict[verdict.Place, Candidate] = field(default_factory=dict)
 
     def run(self) -> Report:
         """Measure all of it. After Ctrl-C the report has what was measured until then."""
@@ -137,7 +139,9 @@ class Bench:
         notes = {"amount": self.report.how} | {
             f"note {n}": t for n, t in enumerate(self.report.notes)
         }
-        made = verdict.judge(named, rows, cache=w.cache, machine=w.machine, notes=notes)
+        made = verdict.judge(
+            named, rows, self._candidates, cache=w.cache, machine=w.machine, notes=notes
+        )
         self.report.verdict = {"rows": verdict.as_rows(made), "kept": False}
         if made and w.keep:
             try:
@@ -236,6 +240,9 @@ class Bench:
                         continue
                     stack.callback(subject.runtime.close)
                     self._known[c] = subject.contender
+                    if subject.candidate:
+                        of = (c.model, c.device, c.engine, subject.contender.precision)
+                        self._candidates[of] = subject.candidate
                     subjects.append(subject)
                 if subjects:
                     yield subjects

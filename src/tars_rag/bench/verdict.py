@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from tars_rag.bench.rows import EmbedderRow, RerankerRow
 from tars_rag.errors import TarsRagError
@@ -15,8 +15,7 @@ from tars_rag.models.assignment import Candidate, Measurement
 from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH as TOKENS_PER_BATCH
 from tars_rag.models.batching import plan
 from tars_rag.models.cache import ModelCache
-from tars_rag.models.cpu import onnx_file
-from tars_rag.models.weights import WEIGHTS_NAME
+from tars_rag.models.following import current_key
 from tars_rag.runtimes.npu.manifest import ModelKind
 from tars_rag.settings import Placement
 
@@ -44,26 +43,32 @@ class Model:
     rknn_path: Path | None = None
 
 
-def measurements(rows: Iterable[EmbedderRow | RerankerRow]) -> list[Measurement]:
-    """What the rows say of whole calls.
+Place = tuple[str, str, str, str]
+"""Model, device, engine and precision of a row."""
+
+
+def place_of(row: EmbedderRow | RerankerRow) -> Place:
+    """Where it ran."""
+    return (row.model, row.device, row.engine, row.precision)
+
+
+def measurements(
+    rows: Iterable[EmbedderRow | RerankerRow], candidates: Mapping[Place, Candidate]
+) -> list[Measurement]:
+    """What the rows say of whole calls in places that a verdict has a name for.
 
     Left out: one thread or one core of several, random weights, the user's own texts (which are
     of several lengths), and batches that nothing but a bench would make.
     """
     rows = [row for row in rows if not (row.absent or row.random or row.sample.startswith("own"))]
-    most: dict[tuple[str, ...], int] = {}
+    most: dict[Place, int] = {}
     for row in rows:
-        most[_place(row)] = max(most.get(_place(row), 0), row.cores or 0)
+        most[place_of(row)] = max(most.get(place_of(row), 0), row.cores or 0)
     found = []
     for row in rows:
-        if row.length is None or row.cores != most[_place(row)]:
+        candidate = candidates.get(place_of(row))
+        if row.length is None or row.cores != most[place_of(row)] or candidate is None:
             continue
-        candidate = Candidate(
-            _device(row.device),
-            row.engine or "rknn",
-            row.precision,
-            row.earned or "exact",
-        )
         spread = row.spread_ms or 0.0
         if isinstance(row, EmbedderRow):
             if row.total_ms and row.texts:
@@ -85,6 +90,7 @@ def planned(row: RerankerRow) -> int:
 def judge(
     models: Sequence[Model],
     rows: Sequence[EmbedderRow | RerankerRow],
+    candidates: Mapping[Place, Candidate],
     *,
     cache: ModelCache,
     machine: Machine,
@@ -95,6 +101,8 @@ def judge(
     Args:
         models: Those measured.
         rows: All rows.
+        candidates: What a verdict calls their places. Of several bundles only the one that the
+            NPU would run is kept.
         cache: Where the models are.
         machine: What `probe` found.
         notes: What else was seen while it was measured.
@@ -110,16 +118,22 @@ def judge(
     for model in models:
         of = EmbedderRow if model.kind == "embedder" else RerankerRow
         mine = [row for row in rows if isinstance(row, of) and row.model == model.name]
-        figures = measurements(mine)
-        local = cache.find(model.reference) if figures else None
+        local = cache.find(model.reference) if mine else None
         if local is None:
             continue
+        bundle = _bundle(model, local, cache, machine)
+        fitting = [row for row in mine if row.device == "cpu" or row.precision == bundle]
+        figures = measurements(fitting, candidates)
+        if not figures:
+            continue
+        placement = Placement(rknn_path=model.rknn_path, cache_dir=cache.root)
+        pooling = layout.pooling(local) if model.kind == "embedder" else "mean"
         throttled = {row.note for row in mine if row.note.startswith("throttled")}
         made.append(
             verdict.Verdict(
                 local.name,
                 model.kind,
-                {**verdict.machine_key(machine), **_model_key(model, local, cache, machine)},
+                current_key(local, model.kind, cache.root, placement, machine, pooling),
                 tuple(dict.fromkeys(figures)),
                 now,
                 "; ".join(sorted(throttled)),
@@ -148,26 +162,14 @@ def as_rows(verdicts: Sequence[verdict.Verdict]) -> list[dict[str, Any]]:
     ]
 
 
-def _model_key(
-    model: Model, local: LocalModel, cache: ModelCache, machine: Machine
-) -> dict[str, str]:
-    ready = onnx_file(local.directory) if model.kind == "cross-encoder" else None
-    weights = local.digest(ready.name if ready else WEIGHTS_NAME)
-    bundle = None
-    if not machine.reason:
-        placement = Placement(device="npu", rknn_path=model.rknn_path, cache_dir=cache.root)
-        pooling = layout.pooling(local) if model.kind == "embedder" else "mean"
-        try:
-            file = npu.find_model(local, model.kind, pooling, placement, cache.root, machine)
-            bundle = file.contents or file.identity
-        except TarsRagError:
-            pass  # there is none: the rows say so
-    return verdict.model_key(weights, bundle)
-
-
-def _place(row: EmbedderRow | RerankerRow) -> tuple[str, ...]:
-    return (row.device, row.engine, row.precision)
-
-
-def _device(name: str) -> Literal["cpu", "npu"]:
-    return "npu" if name == "npu" else "cpu"
+def _bundle(model: Model, local: LocalModel, cache: ModelCache, machine: Machine) -> str | None:
+    """The precision of the bundle that the NPU would run."""
+    if machine.reason:
+        return None
+    placement = Placement(device="npu", rknn_path=model.rknn_path, cache_dir=cache.root)
+    pooling = layout.pooling(local) if model.kind == "embedder" else "mean"
+    try:
+        file = npu.find_model(local, model.kind, pooling, placement, cache.root, machine)
+    except TarsRagError:
+        return None
+    return file.precision or "not said"
