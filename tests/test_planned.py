@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from tars_rag import Embedder, Reranker
+from tars_rag.cli import app
 from tars_rag.errors import DeviceError, InvalidInputError, ModelError
 from tars_rag.models import following
 from tars_rag.models.assignment import Candidate, Measurement, Plan
@@ -22,6 +26,7 @@ from tars_rag.models.verdict import NAME, Verdict, write
 from tars_rag.runtimes.base import Feeds, FloatArray, Runtime
 from tars_rag.runtimes.npu.probe import probe
 from tars_rag.runtimes.onnx import OnnxRuntime
+from tars_rag.runtimes.openvino import OpenVinoRuntime
 from tars_rag.settings import Placement
 
 pytest.importorskip("openvino")
@@ -231,9 +236,10 @@ def test_a_reranker_follows_and_one_ranking_is_of_one_arithmetic(
     fast = Candidate("cpu", "openvino", precision, its_class, tokens_per_batch=512)
     measured(reranker_dir, tmp_path, "cross-encoder", {ORT: {8: 1, 128: 90}, fast: {8: 2, 128: 9}})
     followed = Reranker(reranker_dir, cache_dir=tmp_path)
-    assert isinstance(followed._runtime, PlannedRuntime)
-    if its_class != "exact":
-        assert followed._runtime.plan.candidates == (fast,)
+    if its_class == "exact":
+        assert isinstance(followed._runtime, PlannedRuntime)
+    else:
+        assert isinstance(followed._runtime, OpenVinoRuntime), "all of it, or none"
     right = Reranker(reranker_dir, engine="openvino", cache_dir=tmp_path).score("a cat", TEXTS)
     np.testing.assert_allclose(followed.score("a cat", TEXTS), right, atol=0.005)
     limited = followed.score("a cat", TEXTS, budget_ms=10_000)
@@ -252,6 +258,37 @@ def test_an_engine_that_is_gone_is_replaced(
     embedder = Embedder(embedder_dir, cache_dir=tmp_path)
     assert embedder.embed(TEXTS).shape == (5, 32)
     assert "pip install 'tars-rag[openvino]'" in caplog.text
+
+
+def told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, model: str) -> dict[str, Any]:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("EMBED_MODEL", model)
+    report: dict[str, Any] = json.loads(CliRunner().invoke(app, ["doctor", "--json"]).stdout)
+    return report
+
+
+def test_doctor_tells_of_engines_and_verdicts(
+    embedder_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert told(monkeypatch, tmp_path, embedder_dir)["placements"] == []
+    page = CliRunner().invoke(app, ["doctor"]).stdout
+    assert "openvino 20" in page
+    assert "not measured: defaults" in page
+    measured(embedder_dir, tmp_path, "embedder", SPLIT)
+    (entry,) = told(monkeypatch, tmp_path, embedder_dir)["placements"]
+    assert (entry["model"], entry["kind"]) == ("tiny", "embedder")
+    assert entry["choices"]["exact"][0]["candidate"]["engine"] == "onnxruntime"
+    assert "tiny (embedder): measured 2026-01-01" in CliRunner().invoke(app, ["doctor"]).stdout
+    measured(embedder_dir, tmp_path, "embedder", SPLIT, openvino="2024.1")
+    report = told(monkeypatch, tmp_path, embedder_dir)
+    assert "openvino was 2024.1" in report["placements"][0]["stale"]
+    (finding,) = [f for f in report["findings"] if "holds no more" in f["what"]]
+    assert finding["fix"] == "tars-rag bench"
+    (tmp_path / NAME).write_text("{")
+    assert "placement.json cannot be read" in str(
+        told(monkeypatch, tmp_path, embedder_dir)["findings"]
+    )
 
 
 def test_what_there_is_to_measure() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -43,9 +43,13 @@ def doctor(as_json: JsonOption = False, clear_npu_notes: ClearOption = False) ->
     if as_json:
         print_json(examined())
         return
-    machine, models, problems, recent = _examine()[1:]
+    from tars_rag.cli import surroundings
+
+    seen = _examine()
+    machine, problems, recent = seen.machine, seen.problems, seen.recent
     table = Table(show_header=False, box=None, pad_edge=False)
-    for name, value in _rows(machine, models):
+    engines, placement = ("Engines", surroundings.engines()), _placement_row(seen.placed)
+    for name, value in [*_rows(machine, seen.models), engines, placement]:
         table.add_row(Text(name, style="bold"), Text(value))
     out.print(table)
     for problem in problems:
@@ -72,7 +76,8 @@ def examined() -> dict[str, Any]:
     from tars_rag.cli import surroundings
     from tars_rag.runtimes.npu import gate
 
-    settings, machine, models, problems, recent = _examine()
+    seen = _examine()
+    settings, machine = seen.settings, seen.machine
     root = _cache(settings) if settings else None
     report = {
         "npu_usable": not machine.reason,
@@ -81,19 +86,30 @@ def examined() -> dict[str, Any]:
         "machine": {k: v for k, v in asdict(machine).items() if k != "findings"},
         "settings": surroundings.settings_as_json(settings),
         "model_cache": surroundings.model_cache(root),
-        "models": models,
-        "findings": problems,
+        "models": seen.models,
+        "placements": seen.placed,
+        "findings": seen.problems,
         "npu_notes": [asdict(note) for note in gate.notes()],
-        "faults": recent,
+        "faults": seen.recent,
     }
     found: dict[str, Any] = surroundings.without_home(report)
     return found
 
 
-def _examine() -> tuple[
-    Settings | None, Machine, list[dict[str, Any]], list[dict[str, str]], list[dict[str, Any]]
-]:
-    """Settings, machine, models, what is wrong, and the NPU's last retirements."""
+@dataclass(frozen=True, slots=True)
+class _Examined:
+    """What was looked at. `placed`: where models were measured to run best."""
+
+    settings: Settings | None
+    machine: Machine
+    models: list[dict[str, Any]]
+    placed: list[dict[str, Any]]
+    problems: list[dict[str, str]]
+    recent: list[dict[str, Any]]
+
+
+def _examine() -> _Examined:
+    from tars_rag.cli import surroundings
     from tars_rag.runtimes.npu import faults, gate, interpreter
     from tars_rag.runtimes.npu.probe import probe
 
@@ -102,8 +118,11 @@ def _examine() -> tuple[
     machine = probe(other=interpreter.find(named)) if named else probe()
     problems += [asdict(f) for f in (*machine.findings, *_untested())]
     models = _models(settings) if settings else []
-    problems += [*_model_findings(models, machine), *map(_freeze, gate.freezes())]
-    return settings, machine, models, problems, [asdict(f) for f in faults.recent()[-5:]]
+    placed = surroundings.placements(settings, machine) if settings else []
+    problems += [*_model_findings(models, machine), *_placement_findings(placed)]
+    problems += map(_freeze, gate.freezes())
+    recent = [asdict(f) for f in faults.recent()[-5:]]
+    return _Examined(settings, machine, models, placed, problems, recent)
 
 
 def _settings() -> tuple[Settings | None, list[dict[str, str]]]:
@@ -242,6 +261,35 @@ def _model_findings(models: list[dict[str, Any]], machine: Machine) -> list[dict
                 else f"python benchmarks/npu_cores.py --rknn-path {shlex.quote(model['path'])}"
             )
             found.append(_finding("warning", f"{name}: {remark}", why, fix))
+    return found
+
+
+def _placement_row(placed: list[dict[str, Any]]) -> tuple[str, str]:
+    """Of which models it was measured where they run fastest."""
+    told = [
+        f"{entry['model']} ({entry['kind']}): "
+        + ("stale" if "stale" in entry else f"measured {entry['measured_at']}")
+        for entry in placed
+        if "problem" not in entry
+    ]
+    return "Placement", "; ".join(told) or "not measured: defaults; to measure: tars-rag bench"
+
+
+def _placement_findings(placed: list[dict[str, Any]]) -> list[dict[str, str]]:
+    from tars_rag.models.verdict import MEASURE
+
+    found = []
+    for entry in placed:
+        if "problem" in entry:
+            fix = f"rm {shlex.quote(entry['path'])} && {MEASURE}"
+            found.append(_finding("warning", entry["problem"], "it is not followed", fix))
+        elif "stale" in entry:
+            what = f"what was measured of {entry['model']} ({entry['kind']}) holds no more"
+            reason = entry["stale"].partition(" Measure again:")[0].rstrip(".")
+            found.append(_finding("warning", what, f"{reason}; it is not followed", MEASURE))
+        elif entry["throttled"]:
+            what = f"{entry['model']} ({entry['kind']}) was measured while it was slowed down"
+            found.append(_finding("warning", what, entry["throttled"], MEASURE))
     return found
 
 

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +17,7 @@ from tars_rag import __version__
 from tars_rag.guests import GUESTS, version_of
 
 if TYPE_CHECKING:
+    from tars_rag.runtimes.npu.probe import Machine
     from tars_rag.settings import Settings
 
 _SECRET: Final = re.compile("token|secret|passw|key|credential", re.IGNORECASE)
@@ -83,6 +85,55 @@ def model_cache(root: Path | None) -> dict[str, Any]:
         known["problem"] = str(error)
     known["writable"] = os.access(there, os.W_OK)
     return known
+
+
+def engines() -> str:
+    """The CPU engines and their versions, in one line."""
+    openvino = version_of("openvino") or "not installed (pip install 'tars-rag[openvino]')"
+    return f"onnxruntime {version_of('onnxruntime')}; openvino {openvino}"
+
+
+def placements(settings: Settings, machine: Machine) -> list[dict[str, Any]]:
+    """What was measured of the models, and whether it still holds.
+
+    Each with ``model``, ``kind``, ``measured_at`` and ``throttled``, and ``stale``, the reason, or
+    ``choices`` by precision class; or one entry with a ``problem``.
+    """
+    from tars_rag.errors import TarsRagError
+    from tars_rag.models import following, layout, verdict
+    from tars_rag.models.cache import ModelCache
+
+    store = ModelCache(settings.model_cache_dir)
+    try:
+        known = verdict.read_all(store.root)
+    except TarsRagError as error:
+        return [{"problem": str(error), "path": str(store.root / verdict.NAME)}]
+    named = {Path(m).name: m for m in (settings.embed_model, settings.rerank_model) if m}
+    entries = []
+    for found in known:
+        is_embedder = found.kind == "embedder"
+        placement = settings.embedder_placement if is_embedder else settings.reranker_placement
+        entry: dict[str, Any] = {"model": found.model, "kind": found.kind}
+        entry |= {"measured_at": found.measured_at, "throttled": found.throttled}
+        try:
+            local = store.find(named.get(found.model, found.model))
+            if local is None:
+                entry["stale"] = "the model is not on this machine any more"
+            else:
+                pooling = layout.pooling(local) if is_embedder else "mean"
+                now = following.look_up(local, found.kind, store.root, placement, machine, pooling)
+                if isinstance(now, verdict.Stale):
+                    entry["stale"] = now.reason
+        except TarsRagError as error:
+            entry["stale"] = str(error)
+        if "stale" not in entry:
+            classes = {row.candidate.precision_class for row in found.rows}
+            entry["choices"] = {
+                name: [asdict(choice) for choice in found.plan(name).choices()]
+                for name in sorted(classes)
+            }
+        entries.append(entry)
+    return entries
 
 
 def without_home(value: Any) -> Any:

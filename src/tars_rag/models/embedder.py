@@ -14,7 +14,7 @@ from tars_rag.errors import ConfigError
 from tars_rag.models import layout
 from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.background import unrelated_cosine
-from tars_rag.models.batching import run_batched
+from tars_rag.models.batching import TOKENS_PER_BATCH, run_batched
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.prompts import NO_PROMPTS
@@ -119,6 +119,7 @@ class Embedder:
             local, cache.root, output="pooled", pooling=pooling, placement=placement
         )
         self._runtime = opened.runtime
+        self._tokens_per_batch = opened.tokens_per_batch or TOKENS_PER_BATCH
         self.model = local.name
         self.reference = local.reference
         self.dimension = layout.width(local, config)
@@ -216,7 +217,11 @@ class Embedder:
             window = texts[start : start + _WINDOW]
             encodings = self._tokenizer.encode([prompt + text for text in window])
             rows[start : start + _WINDOW] = run_batched(
-                self._runtime, encodings, pad_id=self._pad_id, urgent=urgent
+                self._runtime,
+                encodings,
+                tokens_per_batch=self._tokens_per_batch,
+                pad_id=self._pad_id,
+                urgent=urgent,
             )
         return rows
 

@@ -43,7 +43,7 @@ def current_key(
     ready = onnx_file(model.directory) if kind == "cross-encoder" else None
     weights = model.digest(ready.name) if ready else model.weights_digest
     bundle = None
-    if machine.has_npu:
+    if machine.has_npu and not machine.reason:
         from tars_rag.models import npu
 
         try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.architectures.config import CONFIG_NAME, read_json
 from tars_rag.models.assignment import Candidate
-from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
+from tars_rag.models.batching import OPENVINO_PAIR_TOKENS, PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
@@ -38,6 +38,8 @@ class Opened:
         runtime: Runs it.
         precision: The class its fidelity earns, for the fingerprint: see `precision_class`.
         max_length: The longest text it takes, in tokens, where the device limits it.
+        tokens_per_batch: Padded tokens in the batches that it is fastest with, where they are not
+            those that are usual for the model's kind.
         arithmetic: What it computes in: ``fp32``, ``bf16``, ``f16``, ``int8``; ``ready``: what its
             ready-made graph says; on the NPU the precision of the bundle.
     """
@@ -46,6 +48,7 @@ class Opened:
     precision: str
     max_length: int | None = None
     arithmetic: str = "fp32"
+    tokens_per_batch: int | None = None
 
 
 def open_runtime(
@@ -94,7 +97,9 @@ def candidate_of(placement: Placement, opened: Opened) -> Candidate:
     """How measurements name what a placement of one device and engine opened."""
     if placement.device == "npu":
         return Candidate("npu", "rknn", opened.arithmetic, opened.precision)
-    return Candidate("cpu", placement.engine, opened.arithmetic, opened.precision)
+    return Candidate(
+        "cpu", placement.engine, opened.arithmetic, opened.precision, opened.tokens_per_batch
+    )
 
 
 def precision_class(cosine: float, identity: str) -> str:
@@ -142,8 +147,8 @@ def _open_planned(
     except (DeviceError, ModelError) as error:
         logger.warning("%s is not run as it was measured: %s", model.name, error)
         return None
-    if len(plan.candidates) == 1 and not first.tokens_per_batch:
-        return one
+    if len(plan.candidates) == 1:
+        return replace(one, tokens_per_batch=first.tokens_per_batch)
     runtime = PlannedRuntime(
         plan,
         lambda candidate: opened(candidate).runtime,
@@ -151,7 +156,7 @@ def _open_planned(
         tokens_per_batch=TOKENS_PER_BATCH if output == "pooled" else PAIR_TOKENS_PER_BATCH,
         pad_id=int(read_json(model.directory / CONFIG_NAME).get("pad_token_id") or 0),
     )
-    return replace(one, runtime=runtime)
+    return replace(one, runtime=runtime, tokens_per_batch=None)
 
 
 def _machine(placement: Placement) -> Machine:
@@ -175,7 +180,9 @@ def _open_cpu(
     if precision == "ready":
         return Opened(runtime, "exact", arithmetic=precision)
     if output == "logit":  # scores of one ranking are of one arithmetic
-        return Opened(runtime, "exact" if precision == "fp32" else precision, arithmetic=precision)
+        tokens = OPENVINO_PAIR_TOKENS if placement.engine == "openvino" else None
+        earned = "exact" if precision == "fp32" else precision
+        return Opened(runtime, earned, arithmetic=precision, tokens_per_batch=tokens)
     earned = precision_class(fidelity, identity(model, placement))
     return Opened(runtime, earned, arithmetic=precision)
 

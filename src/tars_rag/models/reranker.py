@@ -125,6 +125,7 @@ class Reranker:
         config = read_json(local.directory / CONFIG_NAME)
         opened = open_runtime(local, cache.root, output="logit", placement=placement)
         self._runtime = opened.runtime
+        self._tokens_per_batch = opened.tokens_per_batch or PAIR_TOKENS_PER_BATCH
         self.model = local.name
         length = layout.pair_length(local, MAX_LENGTH if max_length is None else max_length)
         self.max_length = min(length, opened.max_length or length)
@@ -167,7 +168,8 @@ class Reranker:
         batches = plan(
             [len(encoding) for encoding in encodings],
             buckets=self._runtime.lengths,
-            tokens_per_batch=PAIR_TOKENS_PER_BATCH,
+            # Within a budget small steps count: what is begun is finished.
+            tokens_per_batch=self._tokens_per_batch if budget_ms is None else PAIR_TOKENS_PER_BATCH,
             max_rows=self._runtime.max_rows,
             ordered=budget_ms is not None,
         )
