@@ -36,8 +36,8 @@ EMBEDDER = EmbedderRow(
     "in the graph", 4.2, 0.1, 238.0, 7, 0.8,
 )  # fmt: skip
 RERANKER = RerankerRow(
-    "ce", "cpu", "onnxruntime", "int8", 2, "exact", "122 tokens", 122, 122, 2, 34.0, 20.0, 0.5,
-    90.0, 5, cpu_seconds_100=4.0,
+    "ce", "cpu", "onnxruntime", "int8", 2, "exact", "122 tokens", 122, 122, 2, True, 34.0, 20.0,
+    0.5, 90.0, 5, cpu_seconds_100=4.0,
 )  # fmt: skip
 
 
@@ -190,7 +190,9 @@ def test_the_placement_rests_on_whole_devices_and_real_weights() -> None:
             EMBEDDER, device="npu", engine="", precision="fp16", cores=3, length=64, total_ms=3.0
         ),
         RERANKER,
-        dataclasses.replace(RERANKER, batch=1, passage_ms=1.0),  # not what Reranker would send
+        dataclasses.replace(
+            RERANKER, batch=1, planned=False, passage_ms=1.0
+        ),  # not what Reranker would send
     ]
     names = {
         ("tiny", "cpu", "onnxruntime", "fp32"): Candidate("cpu", "onnxruntime", "fp32"),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout
 from tars_rag.models.assignment import Candidate
+from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import CATALOG, find_spec
@@ -76,6 +77,7 @@ class Subject:
         megabytes: Of the files it was opened from, 10^6 bytes.
         pooled: Where tokens' vectors become the text's, in words; of an embedder.
         candidate: What a verdict calls it.
+        tokens_per_batch: Padded tokens in one run, as `Embedder` and `Reranker` would send them.
     """
 
     contender: Contender
@@ -86,6 +88,7 @@ class Subject:
     megabytes: float | None = None
     pooled: str = "in the graph"
     candidate: Candidate | None = None
+    tokens_per_batch: int = PAIR_TOKENS_PER_BATCH
 
 
 def contenders(
@@ -148,6 +151,7 @@ def open_subject(contender: Contender) -> Subject:
     local = cache.get(contender.reference)
     output: Output = "pooled" if contender.kind == "embedder" else "logit"
     pooling = layout.pooling(local) if contender.kind == "embedder" else "mean"
+    usual = TOKENS_PER_BATCH if contender.kind == "embedder" else PAIR_TOKENS_PER_BATCH
     opened = open_runtime(local, cache.root, output=output, pooling=pooling, placement=placement)
     if contender.precision == FASTEST:
         contender = dataclasses.replace(contender, precision=opened.arithmetic)
@@ -164,6 +168,7 @@ def open_subject(contender: Contender) -> Subject:
             _megabytes(contender, local),
             _where_pooled(contender),
             candidate_of(placement, opened),
+            opened.tokens_per_batch or usual,
         )
     except BaseException:
         opened.runtime.close()

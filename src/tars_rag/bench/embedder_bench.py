@@ -18,6 +18,7 @@ from tars_rag.bench.measuring import Clock, take_turns
 from tars_rag.bench.rows import EmbedderRow
 from tars_rag.bench.texts import Sample, made_up
 from tars_rag.models.batching import run_batched
+from tars_rag.models.tokenizer import Encoding
 
 LENGTHS: Final = (32, 64, 96, 128, 192, 256)
 """The buckets that `convert` makes; on the CPU, just lengths."""
@@ -98,9 +99,7 @@ def _measure(
         lengths[number] = next((n for n in longest or () if n >= sample.tokens), sample.tokens)
         encodings = subject.tokenizer.encode(sample.passages)
         calls[number, "tokenise"] = partial(subject.tokenizer.encode, sample.passages)
-        calls[number, "infer"] = partial(
-            run_batched, subject.runtime, encodings, pad_id=subject.pad_id, urgent=True
-        )
+        calls[number, "infer"] = partial(_infer, subject, encodings)
         calls[number, "total"] = partial(embed, subject, sample.passages)
     if not calls:
         return
@@ -140,4 +139,14 @@ def _measure(
 def embed(subject: Subject, texts: Sequence[str]) -> None:
     """What `Embedder.embed` does with a call of so few texts."""
     encodings = subject.tokenizer.encode(texts)
-    run_batched(subject.runtime, encodings, pad_id=subject.pad_id, urgent=True)
+    _infer(subject, encodings)
+
+
+def _infer(subject: Subject, encodings: Sequence[Encoding]) -> None:
+    run_batched(
+        subject.runtime,
+        encodings,
+        tokens_per_batch=subject.tokens_per_batch,
+        pad_id=subject.pad_id,
+        urgent=True,
+    )

@@ -16,7 +16,6 @@ from tars_rag.bench.contenders import Subject
 from tars_rag.bench.measuring import Clock, Timing, take_turns
 from tars_rag.bench.rows import RerankerRow
 from tars_rag.bench.texts import QUERY, Sample, made_up
-from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH as TOKENS_PER_BATCH
 from tars_rag.models.batching import Batch, feed, plan
 
 PASSAGES: Final = 5
@@ -78,7 +77,8 @@ def measure_rerankers(
     for sample in samples:
         padded = amount.lengths if sample is standard else ()
         for length in sorted({sample.tokens, *(n for n in padded if sample.tokens < n <= most)}):
-            for batch in _batches(length, amount.batches):
+            planned = {_planned(subject, length) for subject in subjects}
+            for batch in sorted({*planned, *amount.batches}):
                 fitting = {
                     number: placed
                     for number, subject in enumerate(subjects)
@@ -122,10 +122,14 @@ def with_ratios(rows: Sequence[RerankerRow]) -> list[RerankerRow]:
     ]
 
 
-def _batches(length: int, wanted: Sequence[int]) -> list[int]:
-    """Passages in one run: what `Reranker` makes of five of that length, and those wanted."""
-    planned = plan([length] * PASSAGES, tokens_per_batch=TOKENS_PER_BATCH)
-    return sorted({len(planned[0].rows), *wanted})
+def _planned(subject: Subject, length: int) -> int:
+    """Passages in one run, as `Reranker` would send five of that length."""
+    batches = plan(
+        [length] * PASSAGES,
+        tokens_per_batch=subject.tokens_per_batch,
+        max_rows=subject.runtime.max_rows,
+    )
+    return len(batches[0].rows)
 
 
 def _length(subject: Subject, length: int, tokens: int) -> int | None:
@@ -179,6 +183,7 @@ def _measure(
                 tokens=sample.tokens,
                 length=length,
                 batch=batch,
+                planned=batch == _planned(subjects[number], length),
                 passage_ms=alone.median,
                 spread_ms=alone.spread,
                 five_ms=five.median,

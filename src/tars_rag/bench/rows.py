@@ -20,6 +20,7 @@ class RerankerRow:
         tokens: Query and passage together, of the longest, without padding.
         length: Tokens that each row was padded to; equal to `tokens` where there is no padding.
         batch: Passages in one run of the graph.
+        planned: It is what `Reranker` would send.
         megabytes: Of its files, 10^6 bytes.
         passage_ms: One passage ranked alone, median.
         spread_ms: Standard deviation of it.
@@ -45,6 +46,7 @@ class RerankerRow:
     tokens: int | None = None
     length: int | None = None
     batch: int | None = None
+    planned: bool = False
     megabytes: float | None = None
     passage_ms: float | None = None
     spread_ms: float | None = None

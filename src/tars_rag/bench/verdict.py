@@ -12,8 +12,6 @@ from tars_rag.bench.rows import EmbedderRow, RerankerRow
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout, npu, verdict
 from tars_rag.models.assignment import Candidate, Measurement
-from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH as TOKENS_PER_BATCH
-from tars_rag.models.batching import plan
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.following import current_key
 from tars_rag.runtimes.npu.manifest import ModelKind
@@ -74,17 +72,10 @@ def measurements(
             if row.total_ms and row.texts:
                 measured = Measurement(row.length, row.texts, candidate, row.total_ms, spread)
                 found.append(measured)
-        elif row.passage_ms and row.five_ms and row.batch == planned(row):
+        elif row.passage_ms and row.five_ms and row.planned:
             found.append(Measurement(row.length, 1, candidate, row.passage_ms, spread))
             found.append(Measurement(row.length, _PASSAGES, candidate, row.five_ms))
     return found
-
-
-def planned(row: RerankerRow) -> int:
-    """Passages in one run, as `Reranker` would send five of that length."""
-    most = 1 if row.device == "npu" else None
-    lengths = [row.length or 1] * _PASSAGES
-    return len(plan(lengths, tokens_per_batch=TOKENS_PER_BATCH, max_rows=most)[0].rows)
 
 
 def judge(
