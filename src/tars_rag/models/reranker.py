@@ -18,6 +18,7 @@ from tars_rag.models.architectures.config import CONFIG_NAME, read_json
 from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, Batch, feed, plan
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.opening import open_runtime
+from tars_rag.models.pace import Pace
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.base import FloatArray
@@ -26,6 +27,8 @@ from tars_rag.settings import CoreMask, Device, Engine, Placement, Settings
 MAX_LENGTH: Final = 512
 """FlashRank's default: query and passage together, in tokens."""
 
+# Texts tokenised at a time where there is a deadline.
+_AHEAD: Final = 8
 # Room for a short question and a few words of a passage.
 _LEAST_LENGTH: Final = 16
 
@@ -131,7 +134,7 @@ class Reranker:
         self.max_length = min(length, opened.max_length or length)
         self._pad_id = int(config.get("pad_token_id") or 0)
         self._tokenizer = Tokenizer(local.directory, self.max_length)
-        self._seconds_per_token: float | None = None
+        self._pace = Pace()
 
     @property
     def device(self) -> str:
@@ -145,8 +148,8 @@ class Reranker:
             query: What is asked.
             texts: The passages. With a budget: best first, since that is the order in which they
                 are scored.
-            budget_ms: Milliseconds this may take. A batch is begun only if, by the time that
-                the batches before it took per token, it ends in time; the first one always is.
+            budget_ms: Milliseconds this may take. A batch is begun only if it will end in time by
+                what the ones before it took; if not even the first will, nothing is scored.
 
         Returns:
             float32 [len(texts)] in 0 to 1 (sigmoid of the logit) in the order of `texts`; NaN
@@ -164,22 +167,11 @@ class Reranker:
             msg = f"budget_ms={budget_ms} is not valid: give milliseconds, or None for no limit."
             raise InvalidInputError(msg)
         scores = np.full(len(texts), np.nan, np.float32)
-        encodings = self._tokenizer.encode_pairs(query, texts)
-        batches = plan(
-            [len(encoding) for encoding in encodings],
-            buckets=self._runtime.lengths,
-            # Within a budget small steps count: what is begun is finished.
-            tokens_per_batch=self._tokens_per_batch if budget_ms is None else PAIR_TOKENS_PER_BATCH,
-            max_rows=self._runtime.max_rows,
-            ordered=budget_ms is not None,
-        )
-        deadline = math.inf if budget_ms is None else start + budget_ms / 1000
-        while batches:
-            count = self._affordable(batches, deadline, begun=not np.isnan(scores).all())
-            if not count:
-                break
-            self._run(batches[:count], encodings, scores)
-            del batches[:count]
+        if budget_ms is not None and math.isfinite(budget_ms):
+            self._score_until(start + budget_ms / 1000, query, texts, scores)
+        elif texts:
+            encodings = self._tokenizer.encode_pairs(query, texts)
+            self._run(self._planned(encodings, self._tokens_per_batch), encodings, scores)
         return scores
 
     def close(self) -> None:
@@ -205,37 +197,81 @@ class Reranker:
         """The reranker that the environment and ``.env`` describe, as `from_settings`."""
         return cls.from_settings(Settings.from_env(), **overrides)
 
-    def _affordable(self, batches: Sequence[Batch], deadline: float, *, begun: bool) -> int:
+    def _score_until(
+        self, deadline: float, query: str, texts: Sequence[str], scores: FloatArray
+    ) -> None:
+        """Score texts in their order, as many as there is time for.
+
+        A few are tokenised at a time, which takes time too.
+        """
+        if texts and not self._pace.is_known and time.perf_counter() < deadline:
+            self._learn(query)
+        encodings: list[Encoding] = []
+        batches: list[Batch] = []
+        while time.perf_counter() < deadline:
+            if len(batches) < _AHEAD and len(encodings) < len(texts):
+                more = texts[len(encodings) : len(encodings) + _AHEAD]
+                first = len(encodings)
+                encodings += self._tokenizer.encode_pairs(query, more)
+                batches += self._planned(encodings, PAIR_TOKENS_PER_BATCH, first)
+            if not batches:
+                return
+            count = self._affordable(batches, deadline)
+            if count:
+                self._run(batches[:count], encodings, scores)
+                del batches[:count]
+            elif len(batches[0].rows) > 1:  # a part of it may fit
+                lengths = [len(encoding) for encoding in encodings]
+                batches[:1] = [Batch((row,), lengths[row]) for row in batches[0].rows]
+            else:
+                return
+
+    def _planned(
+        self, encodings: Sequence[Encoding], tokens_per_batch: int, first: int | None = None
+    ) -> list[Batch]:
+        """Batches of the encodings; with `first` of those from there on, in their order."""
+        batches = plan(
+            [len(encoding) for encoding in encodings[first or 0 :]],
+            buckets=self._runtime.lengths,
+            tokens_per_batch=tokens_per_batch,
+            max_rows=self._runtime.max_rows,
+            ordered=first is not None,
+        )
+        if not first:
+            return batches
+        return [Batch(tuple(row + first for row in b.rows), b.length) for b in batches]
+
+    def _learn(self, query: str) -> None:
+        """Run the query alone, and once more for the time: the first run prepares much."""
+        encodings = self._tokenizer.encode_pairs(query, [""])
+        batches = self._planned(encodings, PAIR_TOKENS_PER_BATCH)
+        feeds = [feed(b, encodings, self._runtime.input_names, self._pad_id) for b in batches]
+        self._runtime.run(feeds, urgent=True)
+        self._run(batches, encodings, np.empty(1, np.float32))
+
+    def _affordable(self, batches: Sequence[Batch], deadline: float) -> int:
         """How many batches to send next; 0: none can end before the deadline.
 
-        Half of what fits, so that several workers are kept busy and the estimate is still
-        corrected before the time is up.
+        On the CPU one. On the NPU half of what fits, so that several cores are kept busy and the
+        estimate is still corrected before the time is up.
         """
-        if math.isinf(deadline):
-            return len(batches)
-        rate, left = self._seconds_per_token, deadline - time.perf_counter()
-        if rate is None:
-            return 1
-        fitting, tokens = 0, 0
-        for batch in batches:
-            tokens += batch.tokens
-            if tokens * rate > left:
-                break
+        left = deadline - time.perf_counter()
+        fitting, most = 0, 1 if self._runtime.device == "cpu" else len(batches)
+        while fitting < most and self._pace.seconds(batches[: fitting + 1]) <= left:
             fitting += 1
-        return max(fitting and (fitting + 1) // 2, 0 if begun else 1)
+        return (fitting + 1) // 2
 
     def _run(
         self, batches: Sequence[Batch], encodings: Sequence[Encoding], scores: FloatArray
     ) -> None:
-        """Run batches, write their scores, and note the time they took per token."""
+        """Run batches, write their scores, and note how long they took."""
         start = time.perf_counter()
         names = self._runtime.input_names
         feeds = [feed(batch, encodings, names, self._pad_id) for batch in batches]
         # A person waits for a ranking: it goes before bulk work.
         for batch, logits in zip(batches, self._runtime.run(feeds, urgent=True), strict=True):
             scores[list(batch.rows)] = _probability(logits)
-        tokens = sum(batch.tokens for batch in batches)
-        self._seconds_per_token = (time.perf_counter() - start) / tokens
+        self._pace.note(batches, time.perf_counter() - start)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).placed, self._asked_for
