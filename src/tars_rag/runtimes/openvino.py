@@ -212,15 +212,15 @@ def _tables(model: Any) -> dict[str, int]:
                 if rows.is_static:
                     sizes[port.any_name] = int(rows.get_length())
     for node in model.get_ops():
-        if node.get_type_name() not in ("Slice", "StridedSlice"):
+        inputs = [value.get_node() for value in node.input_values()]
+        if node.get_type_name() != "Slice" or len(inputs) < 5:
             continue
-        data, *limits = (value.get_node() for value in node.input_values())
-        if data.get_type_name() == "Constant" and any(
-            limit.get_type_name() != "Constant" for limit in limits
-        ):
-            shape = [*data.output(0).get_shape()]
-            rows = shape[-1] if data.get_element_type().is_integral() else shape[-2]
-            sizes[POSITIONS] = min(int(rows), sizes.get(POSITIONS, int(rows)))
+        data, _, stop, _, axes = inputs
+        kinds = [one.get_type_name() for one in (data, stop, axes)]
+        if kinds[0] == kinds[2] == "Constant" and kinds[1] != "Constant":
+            shape = data.output(0).get_shape()
+            rows = min(int(shape[int(axis)]) for axis in axes.get_data())
+            sizes[POSITIONS] = min(rows, sizes.get(POSITIONS, rows))
     return sizes
 
 
