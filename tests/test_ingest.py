@@ -6,6 +6,7 @@ import codecs
 import json
 import os
 import sqlite3
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from conftest import HashEmbedder
 from tars_rag.errors import ConfigError, InvalidInputError, StoreError
 from tars_rag.ingest import run
 from tars_rag.ingest.chunks import pieces
+from tars_rag.ingest.documents import DocumentReader
 from tars_rag.ingest.files import find, read_text
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.retrieval.storage.layout import SOURCES as NAME
@@ -83,7 +85,10 @@ def test_unicode_in_any_marked_encoding(tmp_path: Path, encoding: str, mark: byt
     assert read_text(path) == "smörgås 🚢"
 
 
-def test_another_encoding_is_named_with_the_byte(tmp_path: Path) -> None:
+def test_another_encoding_is_named_with_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "charset_normalizer", None)  # as without the extra
     path = tmp_path / "latin.txt"
     path.write_bytes("smörgås".encode("latin-1"))
     with pytest.raises(InvalidInputError, match=r"latin\.txt is not UTF-8 text \(byte 2: 0xf6\)"):
@@ -118,7 +123,7 @@ def test_chunks_fit_the_model_and_cover_the_text(
 ) -> None:
     path = tmp_path / "long.txt"
     path.write_text(prose(300))
-    passages = [piece.passage for piece in pieces(path, splitter)]
+    passages = [piece.passage for piece in pieces(path, splitter, DocumentReader())]
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     assert len(passages) > 5
     for n, passage in enumerate(passages):
@@ -145,7 +150,7 @@ def test_headings_say_where_a_chunk_is_from(tmp_path: Path, splitter: Splitter) 
         f"{body}\n\n# Boards\n\n{body}\n\n## Cooling ##\n\n{body}\n\n"
         f"```sh\n# not a heading\n```\n\n# Music\n\n{body}\n"
     )
-    found = [p.passage for p in pieces(path, splitter)]
+    found = [p.passage for p in pieces(path, splitter, DocumentReader())]
     headings = [p.metadata.get("heading") for p in found if p and "board" in p.text]
     assert headings[0] is None
     assert [h for n, h in enumerate(headings) if h and h not in headings[:n]] == [

@@ -21,7 +21,7 @@ _SHOWN = 20
 def index(
     paths: Annotated[
         list[Path],
-        typer.Argument(metavar="PATH...", help="Text, Markdown or JSONL files, or directories."),
+        typer.Argument(metavar="PATH...", help="Files, or directories of them."),
     ],
     store: resources.StoreOption,
     chunk_tokens: Annotated[
@@ -34,6 +34,20 @@ def index(
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the passages of files that are gone.")
     ] = False,
+    exclude: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Leave out, as in a .gitignore; may be repeated."),
+    ] = None,
+    ocr: Annotated[
+        bool, typer.Option("--ocr", help="Read pages that are pictures, with tesseract.")
+    ] = False,
+    max_file_mb: Annotated[
+        float, typer.Option(min=0.001, help="Largest document that is read.")
+    ] = 200,
+    max_pages: Annotated[int, typer.Option(min=1, help="Most pages of a document.")] = 5000,
+    max_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Longest time that a document may take.")
+    ] = 120,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     engine: resources.EngineOption = None,
@@ -46,12 +60,19 @@ def index(
     JSONL rows are objects with id, text and metadata. Files that cannot be read are reported, the
     others are indexed, and the exit code is 1.
     """
+    from tars_rag.ingest.documents import Limits
     from tars_rag.ingest.run import ingest, nothing_to_ingest
 
+    left_out = exclude or []
+    limits = Limits(max_file_mb, max_pages, max_seconds, ocr=ocr)
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         splitter = resources.make_splitter(settings, embedder, chunk_tokens, overlap)
-        nothing = None if resources.is_store(store) else nothing_to_ingest(paths, splitter)
+        nothing = (
+            None
+            if resources.is_store(store)
+            else nothing_to_ingest(paths, splitter, exclude=left_out, limits=limits)
+        )
         if nothing is not None:
             if json:
                 print_json(_as_json(nothing, 0))
@@ -61,7 +82,15 @@ def index(
             resources.open_store(store, embedder, language=language) as opened,
             progress_bar() as progress,
         ):
-            report = ingest(opened, paths, splitter, prune=prune, progress=progress)
+            report = ingest(
+                opened,
+                paths,
+                splitter,
+                prune=prune,
+                exclude=left_out,
+                limits=limits,
+                progress=progress,
+            )
             total = opened.count()
     if json:
         print_json(_as_json(report, total))
@@ -75,26 +104,49 @@ def index(
 def _nothing(paths: list[Path], store: Path) -> str:
     return (
         f"There is no text to index in {', '.join(map(str, paths))}, so no store was made at "
-        f"{store}. Give text, Markdown or JSONL files, or a directory that holds some."
+        f"{store}. Give files with text in them, or a directory that holds some."
     )
 
 
 def _summary(report: Report, total: int) -> str:
     return (
         f"{report.indexed} files indexed, {report.unchanged} unchanged; passages: "
-        f"{report.written} written, {report.deleted} deleted, {total} in the store "
-        f"({report.seconds:.1f} s)"
+        f"{report.written} written{_reused(report)}, {report.deleted} deleted, {total} in "
+        f"the store ({report.seconds:.1f} s)"
     )
 
 
+def _reused(report: Report) -> str:
+    return f" ({report.reused} without embedding them)" if report.reused else ""
+
+
+def _documents(report: Report) -> bool:
+    from tars_rag.ingest.formats import FORMATS
+
+    kinds = [FORMATS[suffix].kind for suffix in report.ignored if suffix in FORMATS]
+    return "document" in kinds
+
+
 def _explain(report: Report, prune: bool) -> None:
+    from tars_rag.ingest.formats import documents_are_read
+
     for line in _problems(report.failures):
         say(line, style="red")
     if report.vanished and not prune:
         say(f"{len(report.vanished)} indexed files are gone; --prune deletes their passages.")
     if report.ignored:
         kinds = ", ".join(f"{n} {suffix}" for suffix, n in sorted(report.ignored.items()))
-        say(f"Left out as not text, Markdown or JSONL: {kinds}.")
+        more = (
+            ""
+            if documents_are_read() or not _documents(report)
+            else (" To read documents: pip install 'tars-rag[documents]'")
+        )
+        say(f"Left out as of no known kind: {kinds}.{more}")
+    if report.excluded:
+        say(f"Left out by .gitignore or --exclude: {report.excluded} files and directories.")
+    if report.copies:
+        first = " and ".join(report.copies[0][:2])
+        say(f"{len(report.copies)} files have copies, which --json lists: {first}.")
 
 
 def _problems(failures: list[tuple[str, str]]) -> list[str]:

@@ -151,8 +151,8 @@ def _show_wrapped(line: str, question: Question) -> None:
 
 
 def _is_markdown(passage: ScoredPassage) -> bool:
-    from tars_rag.ingest.files import MARKDOWN
+    from tars_rag.ingest.formats import format_of
 
     source = passage.metadata.get("source")
     name = source if isinstance(source, str) else passage.id.partition("#")[0]
-    return PurePath(name).suffix.lower() in MARKDOWN
+    return format_of(PurePath(name)).form == "markdown"

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from tars_rag.errors import InvalidInputError, shown
+from tars_rag.ingest.documents import Limits
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
@@ -38,11 +39,13 @@ def index(
     chunk_tokens: int | None = None,
     overlap: int = 32,
     prune: bool = False,
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
     splitter: Splitter | None = None,
     language: str | None = None,
     progress: NamedProgress | None = None,
 ) -> Report:
-    """Index text, Markdown and JSONL files, new and changed ones only; may be repeated.
+    """Index text, Markdown, JSONL and documents, new and changed ones only; may be repeated.
 
     ```python
     from tars_rag import Embedder, HybridStore, index
@@ -61,6 +64,8 @@ def index(
         chunk_tokens: Tokens in a chunk; None: all that the embedder reads.
         overlap: Tokens shared by neighbouring chunks.
         prune: Delete the passages of files that are gone.
+        exclude: What to leave out of directories, as in a .gitignore.
+        limits: What a document (PDF, office, HTML, ...) may cost; None: `Limits()`.
         splitter: Cuts long texts instead; for stores whose embedder is another library's.
         language: How the words of a store that is given by its directory are read (``"de"``); None:
             as the store has it, a new one by RAG_LANGUAGE.
@@ -83,7 +88,7 @@ def index(
             directory = store_path(Path(store))
             cut = splitter or _splitter(embedder, chunk_tokens, overlap)
             if not (directory / STORE_JSON).exists():
-                nothing = nothing_to_ingest(files, cut)
+                nothing = nothing_to_ingest(files, cut, exclude=exclude, limits=limits)
                 if nothing is not None:
                     return nothing  # a slip in a path leaves no empty store behind
             language = language or language_for(directory, settings)
@@ -98,7 +103,9 @@ def index(
                 )
                 raise InvalidInputError(msg)
             cut = splitter or _splitter(target.embedder, chunk_tokens, overlap)
-        return ingest(target, files, cut, prune=prune, progress=progress)
+        return ingest(
+            target, files, cut, prune=prune, exclude=exclude, limits=limits, progress=progress
+        )
 
 
 def _paths(paths: PathLike | Iterable[PathLike]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.ingest.files import MARKDOWN, RECORDS, read_lines, read_text
+from tars_rag.ingest.documents import Document, DocumentReader
+from tars_rag.ingest.files import read_lines, read_text
+from tars_rag.ingest.formats import format_of
 from tars_rag.ingest.markdown_file import front_matter
 from tars_rag.retrieval.indexes.codec import check_passage
 from tars_rag.retrieval.passage import CONTEXT, Passage
@@ -32,37 +35,44 @@ class Piece:
     problem: str | None = None
 
 
-def pieces(path: Path, splitter: Splitter) -> Iterator[Piece]:
+def pieces(path: Path, splitter: Splitter, reader: DocumentReader) -> Iterator[Piece]:
     """The passages of a file in their order, and its problems.
 
-    Text and Markdown give ``<path>#<number>`` with metadata ``source``, ``chunk``, ``start`` and
-    ``end`` (characters in the text), ``modified`` and, in Markdown, ``title``, ``heading`` and
-    what its front matter says. A JSONL row keeps its id (``id``, or ``_id`` as in BEIR's files),
-    unless it is too long for the embedder: then its chunks are ``<id>#<number>``.
+    A file of text and a document give ``<path>#<number>`` with metadata ``source``, ``chunk``,
+    ``start`` and ``end`` (characters in the text), ``modified`` and, where there is one,
+    ``title``, ``heading``, ``page`` and what front matter or document say of themselves. A JSONL
+    row keeps its id (``id``, or ``_id`` as in BEIR's files), unless it is too long for the
+    embedder: then its chunks are ``<id>#<number>``.
     """
-    suffix = path.suffix.lower()
     try:
-        yield from _rows(path, splitter) if suffix in RECORDS else _chunks(path, splitter, suffix)
+        if format_of(path).kind == "records":
+            yield from _rows(path, splitter)
+        else:
+            yield from _chunks(path, splitter, reader)
     except InvalidInputError as error:
         yield Piece(0, problem=str(error))
 
 
-def _chunks(path: Path, splitter: Splitter, suffix: str) -> Iterator[Piece]:
-    text = read_text(path)
-    markdown = suffix in MARKDOWN
-    about, begin = front_matter(text) if markdown else ({}, 0)
-    title = about.get("title")
-    chunks = splitter.split(
-        text,
-        "markdown" if markdown else "plain",
-        title=title if isinstance(title, str) else "",
-        begin=begin,
-    )
-    if chunks and "title" not in about and (first := chunks[0].heading):
-        about["title"] = first.split(" > ")[0]
+def _chunks(path: Path, splitter: Splitter, reader: DocumentReader) -> Iterator[Piece]:
+    form, begin = format_of(path), 0
+    if form.kind == "document":
+        document = reader.read(path, form)
+    else:
+        document = Document(read_text(path))
+        if form.form == "markdown":
+            about, begin = front_matter(document.text)
+            title = about.get("title")
+            document = Document(document.text, title if isinstance(title, str) else "", about)
+    chunks = splitter.split(document.text, form.form, title=document.title, begin=begin)
+    about = dict(document.about)
+    if "title" not in about and (document.title or (chunks and chunks[0].heading)):
+        about["title"] = document.title or chunks[0].heading.split(" > ")[0]
     about |= {"source": str(path), "modified": _modified(path)}
+    starts = [start for start, _ in document.pages]
     for number, chunk in enumerate(chunks):
         metadata = {**about, "chunk": number, **_place(chunk)}
+        if starts:
+            metadata["page"] = document.pages[max(0, bisect_right(starts, chunk.start) - 1)][1]
         yield Piece(chunk.start, check_passage(Passage(f"{path}#{number}", chunk.text, metadata)))
 
 

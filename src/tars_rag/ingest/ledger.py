@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import sqlite3
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,31 @@ from types import TracebackType
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.storage.layout import SOURCES
 
+_ALIKE = 4  # passages with one digest that are looked at: some may be gone
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sources(source TEXT PRIMARY KEY, version TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS passages(id TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS passages(
+    id TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL DEFAULT ''
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_source ON passages(source);
 """
+_DIGESTS = "ALTER TABLE passages ADD COLUMN digest TEXT NOT NULL DEFAULT ''"
+_BY_DIGEST = "CREATE INDEX IF NOT EXISTS by_digest ON passages(digest) WHERE digest != ''"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is recorded of a passage.
+
+    Attributes:
+        id: Of the passage.
+        source: The file it comes from.
+        digest: Of what is embedded of it; passages with the same one have the same vector.
+    """
+
+    id: str
+    source: str
+    digest: str
 
 
 class Ledger:
@@ -37,6 +58,10 @@ class Ledger:
             # Autocommit: every statement is durable when it returns.
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.executescript(_SCHEMA)
+            columns = [row[1] for row in self._db.execute("PRAGMA table_info(passages)")]
+            if "digest" not in columns:  # a record of before
+                self._db.execute(_DIGESTS)
+            self._db.execute(_BY_DIGEST)
         except sqlite3.Error as error:
             msg = (
                 f"{path}, the record of indexed files, cannot be used ({error}). Delete it and "
@@ -71,11 +96,38 @@ class Ledger:
             found.update(self._db.execute(sql, batch))
         return found
 
-    def claim(self, owners: Iterable[tuple[str, str]]) -> None:
-        """Record (id, source) pairs, before the store gets them."""
+    def claim(self, claims: Iterable[Claim]) -> None:
+        """Record passages, before the store gets them."""
+        rows = [(one.id, one.source, one.digest) for one in claims]
         with self._db:
             self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?)", owners)
+            self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?, ?)", rows)
+
+    def alike(self, digests: Iterable[str]) -> dict[str, list[str]]:
+        """Map digests to ids of passages that may have them in the store: a few of each."""
+        found: dict[str, list[str]] = {}
+        for batch in batches(digests, 500):
+            marks = ",".join("?" * len(batch))
+            sql = f"SELECT digest, id FROM passages WHERE digest IN ({marks}) AND digest != ''"
+            for digest, key in self._db.execute(sql, batch):
+                ids = found.setdefault(digest, [])
+                if len(ids) < _ALIKE:
+                    ids.append(key)
+        return found
+
+    def copies(self) -> list[list[str]]:
+        """Files with the same content, two or more each."""
+        sql = "SELECT version, source FROM sources ORDER BY version, source"
+        same: dict[str, list[str]] = {}
+        for version, source in self._db.execute(sql):
+            same.setdefault(version, []).append(source)
+        return [sources for sources in same.values() if len(sources) > 1]
+
+    def counts(self) -> dict[str, int]:
+        """How many passages each file has, files without any among them."""
+        found = dict.fromkeys(self.sources(), 0)
+        sql = "SELECT source, COUNT(*) FROM passages GROUP BY source"
+        return found | dict(self._db.execute(sql))
 
     def reopen(self, source: str) -> None:
         """Record that a file is being indexed: it does not count as done until `finish`."""

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, pieces
+from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
-from tars_rag.ingest.ledger import Ledger, batches
+from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.vectors import Known, digest_of
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
@@ -36,7 +38,10 @@ class Report:
         vanished: Files that were indexed earlier and are gone, below those of the given paths
             that exist.
         ignored: Suffix -> number of files found in directories that are of no known type.
-        written: Passages embedded and stored.
+        excluded: Files and directories that .gitignore or patterns leave out.
+        written: Passages stored.
+        reused: How many of them did not have to be embedded: a moved file, or the same text twice.
+        copies: Files with the same content, two or more each.
         kept: Passages of changed files or interrupted runs that were stored already.
         deleted: Passages that are no longer in their file or, when pruning, whose file is gone.
         seconds: Wall time.
@@ -47,7 +52,10 @@ class Report:
     failures: list[tuple[str, str]] = field(default_factory=list)
     vanished: list[str] = field(default_factory=list)
     ignored: dict[str, int] = field(default_factory=dict)
+    excluded: int = 0
     written: int = 0
+    reused: int = 0
+    copies: list[list[str]] = field(default_factory=list)
     kept: int = 0
     deleted: int = 0
     seconds: float = 0.0
@@ -69,6 +77,8 @@ def ingest(
     splitter: Splitter,
     *,
     prune: bool = False,
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
     progress: NamedProgress | None = None,
 ) -> Report:
     """Index files and directories into `store`, as far as they are not indexed yet.
@@ -81,6 +91,8 @@ def ingest(
         paths: Files and directories.
         splitter: Cuts long texts.
         prune: Delete the passages of files that vanished.
+        exclude: What to leave out of directories, as in a .gitignore.
+        limits: What a document may cost.
         progress: Told the file being read, bytes done, and bytes in all.
 
     Raises:
@@ -88,13 +100,14 @@ def ingest(
     """
     began = perf_counter()
     report = Report()
-    found = find(paths)
-    report.ignored = dict(found.ignored)
+    found = find(paths, exclude)
+    report.ignored, report.excluded = dict(found.ignored), found.excluded
     report.failures += sorted(found.failures.items())
     try:
-        with Ledger(store.path) as ledger:
-            _Run(store, ledger, splitter, report, progress or _quiet).files(found.files)
+        with Ledger(store.path) as ledger, DocumentReader(limits) as reader:
+            _Run(store, ledger, splitter, reader, report, progress or _quiet).files(found.files)
             _vanished(store, ledger, paths, report, prune)
+            report.copies = ledger.copies()
     except sqlite3.Error as error:
         msg = (
             f"The record of indexed files in {store.path} cannot be written ({error}). Make room "
@@ -105,25 +118,33 @@ def ingest(
     return report
 
 
-def nothing_to_ingest(paths: Sequence[Path], splitter: Splitter) -> Report | None:
+def nothing_to_ingest(
+    paths: Sequence[Path],
+    splitter: Splitter,
+    *,
+    exclude: Sequence[str] = (),
+    limits: Limits | None = None,
+) -> Report | None:
     """Find out whether no file holds a single passage, before a store is made.
 
     Returns:
         None if there is a passage; files are read only as far as the first one. Otherwise what
         `ingest` would report.
     """
-    found = find(paths)
+    found = find(paths, exclude)
     report = Report(ignored=dict(found.ignored), failures=sorted(found.failures.items()))
-    for path in found.files:
-        try:
-            source = _name(path)
-        except InvalidInputError as error:
-            report.failures.append((str(path), str(error)))
-            continue
-        for piece in pieces(path, splitter):
-            if piece.problem is None:
-                return None
-            report.failures.append((source, piece.problem))
+    report.excluded = found.excluded
+    with DocumentReader(limits) as reader:
+        for path in found.files:
+            try:
+                source = _name(path)
+            except InvalidInputError as error:
+                report.failures.append((str(path), str(error)))
+                continue
+            for piece in pieces(path, splitter, reader):
+                if piece.problem is None:
+                    return None
+                report.failures.append((source, piece.problem))
     return report
 
 
@@ -135,10 +156,12 @@ class _Run:
         store: HybridStore,
         ledger: Ledger,
         splitter: Splitter,
+        reader: DocumentReader,
         report: Report,
         progress: NamedProgress,
     ) -> None:
         self._store, self._ledger, self._splitter = store, ledger, splitter
+        self._reader = reader
         self._report, self._progress = report, progress
         self._done = 0
         self._batch: list[tuple[_File, Passage]] = []
@@ -164,7 +187,7 @@ class _Run:
             self._report.unchanged += 1
             return
         self._ledger.reopen(file.source)
-        for piece in pieces(path, self._splitter):
+        for piece in pieces(path, self._splitter, self._reader):
             self._take(file, piece)
             if len(self._batch) >= _BATCH:
                 self._flush()
@@ -190,7 +213,7 @@ class _Run:
     def _write(self, batch: list[tuple[_File, Passage]]) -> None:
         owners = self._ledger.owners(passage.id for _, passage in batch)
         chosen: dict[str, Passage] = {}
-        claims: list[tuple[str, str]] = []
+        claims: list[Claim] = []
         for file, passage in batch:
             owner = owners.setdefault(passage.id, file.source)
             if owner != file.source and not _gone(Path(owner)):
@@ -198,15 +221,16 @@ class _Run:
                 continue
             owners[passage.id] = file.source
             file.ids.add(passage.id)
-            claims.append((passage.id, file.source))
+            claims.append(Claim(passage.id, file.source, digest_of(passage)))
             chosen[passage.id] = passage
+        known = Known(self._store, self._ledger)
+        known.look_for(chosen.values())  # before the ids are claimed for other texts
         self._ledger.claim(claims)
         stored = {passage.id: passage for passage in self._store.get(ids=list(chosen))}
         fresh = [
             p for p in chosen.values() if p.id not in stored or not same_content(p, stored[p.id])
         ]
-        if fresh:
-            self._store.upsert(fresh)
+        self._report.reused += known.upsert(fresh)
         self._report.written += len(fresh)
         self._report.kept += len(chosen) - len(fresh)
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 NEVER = 1e6
 """Costs more than everything else together, and still allows a text of headings alone."""
 _SECTION = 1.1  # a heading inside a passage
-_SMALL = 0.25  # of what fits: below it a passage costs up to twice as much
+_SMALL, _REST = 0.25, 0.5  # of what fits: below it a passage costs up to twice as much, the rest of
+# a section sooner, so that its last two passages are about equal
 _TINY = 3.0  # too short to say anything
 _FEWEST_CHARACTERS = 40
 
@@ -58,7 +59,8 @@ def pack(units: Sequence[Unit], room: int) -> list[tuple[int, int]]:
             if last > first and unit.heading:
                 sections += _SECTION
             after = last + 1
-            cost = _cost(size, unit.end - units[first].start, room) + sections + best[after]
+            small = _SMALL if units[first].heading or not first else _REST
+            cost = _cost(size / room, unit.end - units[first].start, small) + sections + best[after]
             cost += units[after].cut if after < count else 0.0
             if cost <= cheapest + 1e-9:
                 cheapest, ends[first] = cost, after
@@ -70,6 +72,6 @@ def pack(units: Sequence[Unit], room: int) -> list[tuple[int, int]]:
     return runs
 
 
-def _cost(tokens: int, characters: int, room: int) -> float:
-    small = max(0.0, 1 - tokens / (_SMALL * room))
-    return 1.0 + small + (_TINY if characters < _FEWEST_CHARACTERS else 0.0)
+def _cost(share: float, characters: int, small: float) -> float:
+    tiny = _TINY if characters < _FEWEST_CHARACTERS else 0.0
+    return 1.0 + max(0.0, 1 - share / small) + tiny

@@ -1,0 +1,175 @@
+"""Documents of real programs are read; what cannot be read costs that file and not the run."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import HashEmbedder
+from documents import MADE, bomb, pdf
+from tars_rag.errors import InvalidInputError
+from tars_rag.ingest import documents
+from tars_rag.ingest.chunks import pieces
+from tars_rag.ingest.documents import DocumentReader, Limits
+from tars_rag.ingest.formats import FORMATS, format_of
+from tars_rag.ingest.run import ingest
+from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.store import HybridStore
+from tars_rag.splitting.splitter import Splitter
+from tiny_models import write_model
+
+pytest.importorskip("kreuzberg")
+
+
+@pytest.fixture(scope="module")
+def splitter(tmp_path_factory: pytest.TempPathFactory) -> Splitter:
+    model = write_model(tmp_path_factory.mktemp("t") / "tiny", head=False, seed=5)
+    return Splitter(model / "tokenizer.json", max_length=66, overlap=8)
+
+
+@pytest.fixture(scope="module")
+def reader() -> Iterator[DocumentReader]:
+    with DocumentReader(Limits(seconds=60)) as opened:
+        yield opened
+
+
+def passages(path: Path, splitter: Splitter, reader: DocumentReader) -> list[Passage]:
+    found = list(pieces(path, splitter, reader))
+    assert [piece.problem for piece in found if piece.problem] == []
+    return [piece.passage for piece in found if piece.passage]
+
+
+@pytest.mark.parametrize("kind", ["docx", "odt", "epub", "rtf", "pptx", "html"])
+def test_what_pandoc_writes_is_read(kind: str, splitter: Splitter, reader: DocumentReader) -> None:
+    found = passages(MADE / f"manual.{kind}", splitter, reader)
+    text = "\n".join(passage.text for passage in found)
+    for part in ("Oil the pump every morning", "sixty degrees", "東京は日本の首都です。", "مرحبا"):
+        assert part in text
+    assert "| hull" in text
+    assert "hidden_word" not in text
+    assert "meta-author" not in text
+    if kind not in ("rtf", "pptx"):
+        assert {passage.metadata["title"] for passage in found} == {"The pump manual"}
+        assert "Care > Heat" in {passage.metadata.get("heading", "")[-11:] for passage in found}
+
+
+def test_a_mail_is_called_what_its_subject_says(splitter: Splitter, reader: DocumentReader) -> None:
+    found = passages(MADE / "mail.eml", splitter, reader)
+    assert {passage.metadata["title"] for passage in found} == {"The pump is heiß"}
+    assert "Zoë oils the pump" in found[-1].text
+
+
+def test_a_pdf_says_on_which_page(
+    tmp_path: Path, splitter: Splitter, reader: DocumentReader
+) -> None:
+    texts = [f"Page {n} is about fan number {n}. " * 12 for n in range(1, 4)]
+    path = pdf(tmp_path / "a.pdf", texts, title="Fans")
+    found = passages(path, splitter, reader)
+    assert {passage.metadata["title"] for passage in found} == {"Fans"}
+    first: dict[int, str] = {}
+    for passage in found:
+        first.setdefault(passage.metadata["page"], passage.text)
+    assert sorted(first) == [1, 2, 3]
+    assert "fan number 3" in first[3]
+
+
+_BINARY = [".pdf", ".docx", ".pptx", ".xlsx", ".odt", ".ods", ".epub", ".msg", ".doc", ".xls"]
+
+
+@pytest.mark.parametrize("kind", _BINARY)
+def test_nothing_and_rubbish_are_named(kind: str, tmp_path: Path, reader: DocumentReader) -> None:
+    path = tmp_path / f"empty{kind}"
+    path.write_bytes(b"")
+    form = format_of(path)
+    with pytest.raises(InvalidInputError, match="is empty"):
+        reader.read(path, form)
+    path.write_bytes(b"PK\3\4\0\0" if "open" in form.mime else b"\xd0\xcf\x11\xe0\0\0\0")
+    with pytest.raises(InvalidInputError, match=re.escape(str(path))):
+        reader.read(path, form)
+
+
+@pytest.mark.parametrize("kind", ["docx", "odt", "epub", "pptx"])
+def test_a_file_that_was_cut_off_is_named(
+    kind: str, tmp_path: Path, reader: DocumentReader
+) -> None:
+    whole = (MADE / f"manual.{kind}").read_bytes()
+    path = tmp_path / f"cut.{kind}"
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        reader.read(path, format_of(path))
+
+
+def test_what_is_hostile_costs_that_file_only(tmp_path: Path, splitter: Splitter) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    pdf(folder / "scan.pdf", ["", ""])
+    (folder / "broken.pdf").write_bytes(b"%PDF-1.4 rubbish")
+    bomb(folder / "bomb.docx")
+    pdf(folder / "large.pdf", ["x" * 3000] * 40)
+    pdf(folder / "good.pdf", ["The pump needs oil."])
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        report = ingest(store, [folder], splitter, limits=Limits(megabytes=0.5, pages=30))
+        texts = [passage.text for passage in store.get()]
+    told = {Path(source).name: problem for source, problem in report.failures}
+    assert sorted(told) == ["bomb.docx", "broken.pdf", "large.pdf", "scan.pdf"]
+    assert "--ocr" in told["scan.pdf"]
+    assert "unpacks to" in told["bomb.docx"]
+    assert "--max-pages" in told["large.pdf"]
+    assert texts == ["The pump needs oil."]
+
+
+def test_a_large_file_is_not_even_opened(tmp_path: Path) -> None:
+    path = pdf(tmp_path / "a.pdf", ["x" * 2000])
+    with pytest.raises(InvalidInputError, match=r"--max-file-mb 1"):
+        DocumentReader(Limits(megabytes=0.001)).read(path, format_of(path))
+
+
+_HARM = {"hang": "time.sleep(60)", "die": "os.abort()", "grow": "bytearray(2 << 30)"}
+
+
+@pytest.mark.parametrize("how", ["hang", "die", "grow"])
+def test_a_reader_that_hangs_or_dies_is_replaced(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in is the library in the child: what it does with a file's bytes."""
+    stub = tmp_path / "stub" / "kreuzberg.py"
+    stub.parent.mkdir()
+    stub.write_text(
+        "import os, time\n"
+        "class ExtractionConfig:\n    def __init__(self, **options): pass\n"
+        "class PageConfig(ExtractionConfig): pass\n"
+        "class Found:\n    content = 'fine'\n    metadata = {}\n    pages = None\n"
+        "def extract_file_sync(path, mime, config):\n"
+        "    if 'bad' in path:\n"
+        f"        {_HARM[how]}\n"
+        "    return Found()\n"
+    )
+    monkeypatch.syspath_prepend(str(stub.parent))
+    good, bad = tmp_path / "good.html", tmp_path / "bad.html"
+    good.write_text("x")
+    bad.write_text("x")
+    began = time.monotonic()
+    with DocumentReader(Limits(seconds=3, memory_megabytes=400)) as reader:
+        assert reader.read(good, format_of(good)).text == "fine"
+        with pytest.raises(InvalidInputError, match=r"bad\.html") as caught:
+            reader.read(bad, format_of(bad))
+        assert reader.read(good, format_of(good)).text == "fine"
+    assert {"hang": "given up", "die": "SIGABRT", "grow": "MemoryError"}[how] in str(caught.value)
+    assert time.monotonic() - began < 40
+
+
+def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = pdf(tmp_path / "a.pdf", ["x"])
+    monkeypatch.setattr(documents, "documents_are_read", lambda: False)
+    with pytest.raises(InvalidInputError, match=r"pip install 'tars-rag\[documents\]'"):
+        DocumentReader().read(path, format_of(path))
+
+
+def test_the_child_is_asked_for_no_source_code() -> None:
+    code = [s for s, form in FORMATS.items() if form.form == "code"]
+    assert ".py" in code
+    assert all(FORMATS[suffix].kind == "text" for suffix in code)
