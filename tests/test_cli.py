@@ -206,11 +206,11 @@ def test_index_twice_and_after_a_change(notes: Path) -> None:
 
 def test_index_goes_on_past_a_bad_file_and_says_so(notes: Path) -> None:
     (notes / "bad.txt").write_bytes(b"\xff\xfe")
-    (notes / "bad.md").write_bytes(b"caf\xe9")
+    (notes / "bad.md").write_bytes(b"caf\0\xe9")
     (notes / "photo.png").write_bytes(b"\x89PNG")
     result = run("index", notes, "--store", "s", "--json")
     assert result.exit_code == 1
-    assert "bad.md is not UTF-8 text (byte 3: 0xe9)" in result.stderr
+    assert "bad.md is a binary file" in result.stderr
     assert "1 .png" in result.stderr
     summary = json.loads(result.stdout)
     assert summary["total"] == 4
@@ -233,7 +233,7 @@ def test_a_file_of_bad_rows_is_one_line(notes: Path) -> None:
 
 def test_many_bad_files_are_counted(notes: Path) -> None:
     for number in range(30):
-        (notes / f"{number:02}.txt").write_bytes(b"caf\xe9")
+        (notes / f"{number:02}.txt").write_bytes(b"caf\0\xe9")
     errors = run("index", notes, "--store", "s").stderr
     assert errors.count("not indexed: ") == 20
     assert "... and 10 more files" in errors

@@ -108,6 +108,6 @@ def test_the_name_is_loaded_on_use_and_imports_of_the_room_do_not_take_it() -> N
     code = """
 import tars_rag.ingest.run, tars_rag.cli
 from tars_rag import index
-assert callable(index) and index.__doc__.startswith("Index text, Markdown and JSONL"), index
+assert callable(index) and index.__doc__.startswith("Index text, Markdown, JSONL"), index
 """
     subprocess.run([sys.executable, "-c", code], check=True)
