@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.models.catalog import ModelFile, ModelSpec, Wheel
+from tars_rag.models.spec import ModelFile, ModelSpec, Wheel
 from tars_rag.models.weights import BertWeights
 
 TINY = "tiny-bert"

@@ -78,6 +78,8 @@ def test_the_default_embedder_is_pinned_whole() -> None:
         ("e5-small-v2", "mean", "query: ", "passage: ", ("en",), 2),
         ("multilingual-e5-small", "mean", "query: ", "passage: ", ("multi",), 2),
         ("paraphrase-multilingual-MiniLM-L12-v2", "mean", "", "", ("multi",), 2),
+        ("granite-embedding-small-english-r2", "cls", "", "", ("en",), 2.67),
+        ("granite-embedding-97m-multilingual-r2", "cls", "", "", ("multi",), 2.67),
     ],
 )
 def test_how_each_embedder_is_used(
@@ -97,6 +99,27 @@ def test_how_each_embedder_is_used(
         languages,
     )
     assert spec.cost == pytest.approx(cost, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "repository", "languages", "cost"),
+    [
+        ("ms-marco-MiniLM-L6-v2", "cross-encoder/ms-marco-MiniLM-L6-v2", "en", 1),
+        ("ettin-reranker-17m-v1", "cross-encoder/ettin-reranker-17m-v1", "en", 0.37),
+        ("ettin-reranker-32m-v1", "cross-encoder/ettin-reranker-32m-v1", "en", 1.18),
+        (
+            "mmarco-mMiniLMv2-L12-H384-v1",
+            "cross-encoder/mmarco-mMiniLMv2-L12-H384-v1",
+            "multi",
+            2,
+        ),
+    ],
+)
+def test_the_rerankers_in_float(name: str, repository: str, languages: str, cost: float) -> None:
+    spec = get_spec(repository)
+    assert (spec.name, spec.kind, spec.languages) == (name, "weights", (languages,))
+    assert spec.cost == pytest.approx(cost, abs=0.01)
+    assert (spec.score is None) == (languages == "multi")
 
 
 def test_rows_cannot_be_changed() -> None:

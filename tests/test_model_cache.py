@@ -30,8 +30,8 @@ from modelkit import FILES, TINY, hub_cache, sha, spec, write_wheel
 from tars_rag.errors import ModelError
 from tars_rag.models import catalog
 from tars_rag.models.cache import ModelCache, default_cache_dir
-from tars_rag.models.catalog import ModelFile, ModelSpec
 from tars_rag.models.random_model import write_random_model
+from tars_rag.models.spec import ModelFile, ModelSpec
 
 CHILD = Path(__file__).with_name("hub_child.py")
 

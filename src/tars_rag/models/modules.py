@@ -33,6 +33,7 @@ _ACTIVATIONS: Final[Mapping[str, str]] = {
     "torch.nn.modules.activation.GELU": "gelu",
     "torch.nn.modules.activation.ReLU": "relu",
     "torch.nn.modules.activation.Sigmoid": "sigmoid",
+    "torch.nn.modules.activation.SiLU": "silu",
 }
 
 

@@ -70,8 +70,10 @@ class ModelSpec:
         pooling: Of an embedder: how the tokens' vectors become the text's.
         prompts: What it was trained to see before a query and before a passage.
         languages: ISO 639-1 codes; ``multi`` for many.
-        score: Published average nDCG@10 over the retrieval tasks of MTEB (BEIR), in percent, from
-            the model card; None where there is none for these languages.
+        score: A published nDCG@10, in percent; None where there is none for these languages.
+        score_of: What it was measured on, and where it is published.
+        layer_cost: Multiplications for a token in the linear parts of a layer, in squares of the
+            width: 12 for BERT.
     """
 
     name: str
@@ -90,11 +92,13 @@ class ModelSpec:
     prompts: Prompts = NO_PROMPTS
     languages: tuple[str, ...] = ("en",)
     score: float | None = None
+    score_of: str = "MTEB retrieval (BEIR), model card"
+    layer_cost: float = 12
 
     @property
     def cost(self) -> float:
         """The work for one token in the encoder's layers, that of all-MiniLM-L6-v2 being 1."""
-        return self.layers * self.dimension**2 / (6 * 384**2)
+        return self.layers * self.layer_cost * self.dimension**2 / (6 * 12 * 384**2)
 
     @property
     def bytes(self) -> int | None:
@@ -102,3 +106,20 @@ class ModelSpec:
         files = (self.archive,) if self.archive else self.files
         sizes = [file.bytes for file in files]
         return sum(size for size in sizes if size) if any(sizes) else None
+
+
+BERT_TOKENIZER: Final = (
+    "d241a60d5e8f04cc1b2b3e9ef7a4921b27bf526d9f6050ab90f9267a1f9e5c66",
+    711_396,
+)
+"""The ``tokenizer.json`` that several models share: its sha256 and size."""
+
+
+def three_files(
+    config: tuple[str, int] | None = None,
+    weights: tuple[str, int] | None = None,
+    tokenizer: tuple[str, int] | None = None,
+) -> tuple[ModelFile, ...]:
+    """The three files of a model, with digest and size where two independent sources agree."""
+    known = {"config.json": config, "model.safetensors": weights, "tokenizer.json": tokenizer}
+    return tuple(ModelFile(name, *(what or ())) for name, what in known.items())

@@ -117,6 +117,8 @@ class GraphBuilder:
             return x
         if kind == "gelu":
             return self.gelu(x, name)
+        if kind == "silu":
+            return self.op("Mul", [x, self.op("Sigmoid", [x], f"{name}.sigmoid")], name)
         return self.op({"tanh": "Tanh", "relu": "Relu", "sigmoid": "Sigmoid"}[kind], [x], name)
 
     def heads(self, x: str, heads: int, head_size: int, order: list[int]) -> str:

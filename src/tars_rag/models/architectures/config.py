@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tars_rag.errors import ModelError, shown
+from tars_rag.models.architectures.head import ACTIVATIONS
 from tars_rag.models.catalog import fetch_again
 from tars_rag.models.spec import Pooling
 
@@ -52,6 +53,7 @@ class BertConfig:
         first_position: The row of the position table that the first token gets.
         buckets: Of relative positions (MPNet); 0: there are none.
         rotary: Of ModernBERT; None: positions are a table.
+        activation: Between the two linear layers after an attention.
         classifier_pooling: What a classification head is given.
         classifier_activation: Inside a classification head.
     """
@@ -69,6 +71,7 @@ class BertConfig:
     first_position: int = 0
     buckets: int = 0
     rotary: Rotary | None = None
+    activation: str = "gelu"
     classifier_pooling: Pooling = "cls"
     classifier_activation: str = "tanh"
 
@@ -130,7 +133,7 @@ class BertConfig:
         if self.rotary:
             kinds = {True: "sliding_attention", False: "full_attention"}
             return shared | {
-                "hidden_activation": "gelu",
+                "hidden_activation": self.activation,
                 "norm_eps": self.epsilon,
                 "local_attention": self.rotary.window,
                 "layer_types": [kinds[local] for local in self.rotary.local],
@@ -256,6 +259,7 @@ def _modernbert(family: str, raw: Mapping[str, Any]) -> BertConfig:
             bases["full_attention"],
             bases["sliding_attention"],
         ),
+        activation=str(raw.get("hidden_activation", "gelu")),
         classifier_pooling=pooling,
         classifier_activation=str(raw.get("classifier_activation", "gelu")),
     )
@@ -277,6 +281,12 @@ _FAMILIES: Final[Mapping[str, tuple[Callable[[str, Mapping[str, Any]], BertConfi
         _distilbert,
         {"activation": ("gelu", ("gelu",)), "sinusoidal_pos_embds": (False, (False, True))},
     ),
-    "modernbert": (_modernbert, {"hidden_activation": ("gelu", ("gelu",))}),
+    "modernbert": (
+        _modernbert,
+        {
+            "hidden_activation": ("gelu", ("gelu", "silu")),
+            "classifier_activation": ("gelu", ACTIVATIONS),
+        },
+    ),
 }
 """By ``model_type``: how it is read; by field, what stands for none and what is supported."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-ACTIVATIONS: Final = ("identity", "tanh", "gelu", "relu", "sigmoid")
+ACTIVATIONS: Final = ("identity", "tanh", "gelu", "relu", "sigmoid", "silu")
 """Those that a graph can be built with."""
 
 

@@ -48,6 +48,7 @@ class ModernBertEncoder:
         self.config = weights.config
         self.rotary = rotary
         self.w = weights.arrays
+        self._made: set[str] = set()
 
     def tokens(self) -> str:
         """The vectors of all tokens, [batch, tokens, hidden]."""
@@ -100,7 +101,7 @@ class ModernBertEncoder:
         f = c.intermediate
         y = self._linear(n, w[:f].T, None if b is None else b[:f], f"{p}.ff1")
         gate = self._linear(n, w[f:].T, None if b is None else b[f:], f"{p}.gate")
-        y = g.op("Mul", [g.gelu(y, f"{p}.gelu"), gate], f"{p}.glu")
+        y = g.op("Mul", [g.activation(c.activation, y, f"{p}.gelu"), gate], f"{p}.glu")
         return g.op("Add", [x, self._stored(y, f"{stored}mlp.Wo", f"{p}.ff2")], f"{p}.sum2")
 
     def _turned(
@@ -130,18 +131,19 @@ class ModernBertEncoder:
         length = g.tokens if g.shape else self.config.positions
         angle = np.outer(np.arange(length), speed)
         angle = np.concatenate([angle, angle], -1)[None, None]
-        if transposed:
-            angle = angle.transpose(0, 1, 3, 2)
         found = []
         for kind, values in (("cos", np.cos(angle)), ("sin", np.sin(angle))):
-            name = f"{kind}.{theta:g}{'.t' if transposed else ''}"
-            constant = g.const(name, values)
-            if not g.shape:
-                cut = f"{name}.cut"
-                if all(node.name != cut for node in g.nodes):
-                    g.first_tokens(constant, cut, self.inputs.count(), [3 if transposed else 2])
-                constant = cut
-            found.append(constant)
+            name = f"{kind}.{theta:g}"
+            if g.shape:
+                turned = values.transpose(0, 1, 3, 2) if transposed else values
+                found.append(g.const(f"{name}.t" if transposed else name, turned))
+                continue
+            cut = f"{name}.cut"
+            if cut not in self._made:
+                self._made.add(cut)
+                g.first_tokens(g.const(name, values), cut, self.inputs.count(), [2])
+                g.op("Transpose", [cut], f"{cut}.t", perm=[0, 1, 3, 2])
+            found.append(f"{cut}.t" if transposed else cut)
         return found[0], found[1]
 
     def _stored(self, x: str, weights: str, name: str) -> str:

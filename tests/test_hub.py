@@ -1,0 +1,228 @@
+"""Any model of the hub: from a stand-in with the layouts and answers of the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hub_standin import COMMIT, Hub, serving
+from tars_rag.errors import ModelError
+from tars_rag.models.cache import ModelCache
+from tars_rag.models.embedder import Embedder
+from tars_rag.models.random_model import SMALL, write_random_model
+from tars_rag.models.reranker import Reranker
+from test_architectures import CONFIGS, ettin, replace, sharded
+
+pytestmark = [pytest.mark.enable_socket]
+EMBEDDER, SHARDED, RANKER = "maker/tiny-embedder", "maker/tiny-sharded", "maker/tiny-ettin"
+
+
+@pytest.fixture(autouse=True)
+def loopback_only() -> None:
+    from pytest_socket import socket_allow_hosts
+
+    socket_allow_hosts(["127.0.0.1"])
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    from huggingface_hub import constants
+
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    # Another test may have imported the library while it was offline.
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    with serving() as hub:
+        files = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        folder = write_random_model(tmp_path / "e", head=False)
+        with_prompts(folder)
+        hub.add(EMBEDDER, folder)
+        hub.add(SHARDED, sharded(with_prompts(write_random_model(tmp_path / "s", head=False))))
+        hub.add(RANKER, ettin(tmp_path / "r", replace(CONFIGS["modernbert"], vocabulary=800)))
+        yield hub
+
+
+def with_prompts(folder: Path) -> Path:
+    """The small files that sentence-transformers writes, and some that nobody needs here."""
+    kind = "sentence_transformers.models."
+    rows = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
+    listed = [{"idx": n, "path": p, "type": kind + t} for n, (t, p) in enumerate(rows)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 96}')
+    (folder / "config_sentence_transformers.json").write_text('{"prompts": {"query": "query: "}}')
+    (folder / "pytorch_model.bin").write_bytes(b"pickle")
+    (folder / "README.md").write_text("a model")
+    (folder / "onnx").mkdir()
+    (folder / "onnx" / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", [EMBEDDER, SHARDED])
+def test_an_embedder_by_its_name(hub: Hub, cache: Path, tmp_path: Path, name: str) -> None:
+    embedder = Embedder(name, cache_dir=cache)
+    assert (embedder.model, embedder.reference) == (name, name)
+    assert embedder.prompts.query == "query: "
+    assert (embedder.max_length, embedder.fingerprint.split(":")[1][:3]) == (96, "cls")
+    same = Embedder(tmp_path / ("e" if name == EMBEDDER else "s"), cache_dir=tmp_path / "other")
+    np.testing.assert_array_equal(embedder.embed_query("a fan"), same.embed_query("a fan"))
+    fetched = {path.partition("/main/")[2] or path for path in hub.asked}
+    assert not any("README" in path or ".bin" in path or "onnx" in path for path in fetched)
+
+    hub.models.clear()  # it is here: nothing is asked again, and every file is checked
+    hub.asked.clear()
+    assert Embedder(name, cache_dir=cache).fingerprint == embedder.fingerprint
+    assert hub.asked == []
+    store = ModelCache(cache)
+    assert store.verify(name) is not None
+    [local] = store.fetched()
+    assert (local.name, local.directory) == (name, cache / name.replace("/", "--"))
+    record = json.loads((local.directory / "files.json").read_text())
+    assert record["source"] == f"hub {name}@{COMMIT}"
+    assert "1_Pooling/config.json" in record["files"]
+    settings = local.directory / "1_Pooling" / "config.json"
+    settings.write_text('{"pooling_mode_mean_tokens": true}')
+    with pytest.raises(ModelError, match=rf"1_Pooling/config\.json.*models pull {name}"):
+        Embedder(name, cache_dir=cache)
+
+
+def test_a_reranker_by_its_name(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    scores = Reranker(RANKER, cache_dir=cache).score("a fan", ["the fan", "a cat"])
+    same = Reranker(tmp_path / "r", cache_dir=tmp_path / "other").score(
+        "a fan", ["the fan", "a cat"]
+    )
+    np.testing.assert_array_equal(scores, same)
+    with pytest.raises(ModelError, match=r"not in the catalogue.*Copy its directory.*maker--tiny"):
+        ModelCache(cache).export([RANKER], tmp_path / "models.tar")
+
+
+def test_a_connection_that_breaks_goes_on_where_it_was(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    # What has come is written, and so kept, 10 MB at a time; the tiny model has less.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    hub.faults["model.safetensors"] = ["cut"]
+    assert Embedder(EMBEDDER, cache_dir=cache).embed(["a"]).shape == (1, SMALL.hidden)
+    parts = [line for line in hub.asked if "bytes=" in line and "model.safetensors" in line]
+    assert len(parts) >= 1
+    assert not parts[0].endswith("bytes=0-")
+
+
+def test_what_is_not_what_the_hub_lists_is_refused(hub: Hub, cache: Path) -> None:
+    hub.faults["model.safetensors"] = ["altered"] * 9
+    with pytest.raises(ModelError, match=rf"model\.safetensors.*models pull {EMBEDDER}"):
+        Embedder(EMBEDDER, cache_dir=cache)
+    assert not (cache / EMBEDDER.replace("/", "--")).exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        (401, r"401.*private.*HF_TOKEN=hf_.* tars-rag models pull maker/tiny-embedder"),
+        (403, r"403.*terms.*HF_TOKEN"),
+        (404, r"does not have it \(404\).*models list"),
+        (429, r"too often \(429\).*Wait"),
+        (503, r"out of order \(503\).*tars-rag models pull"),
+    ],
+)
+def test_each_answer_of_the_hub_is_told(hub: Hub, cache: Path, status: int, message: str) -> None:
+    hub.faults["listing"] = [status] * 20
+    with pytest.raises(ModelError, match=message):
+        ModelCache(cache).pull(EMBEDDER)
+    assert not list(cache.glob("*--*"))
+
+
+def test_a_private_model_is_had_with_a_token(
+    hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.token[EMBEDDER] = "hf_right"
+    with pytest.raises(ModelError, match=r"401.*private"):
+        ModelCache(cache).pull(EMBEDDER)
+    monkeypatch.setenv("HF_TOKEN", "hf_right")
+    assert ModelCache(cache).pull(EMBEDDER).name == EMBEDDER
+    hub.token[RANKER] = "gated"
+    with pytest.raises(ModelError, match=r"403.*terms"):
+        ModelCache(cache).pull(RANKER)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", '{"model_type": "llama"}', r"config\.json has model_type='llama'"),
+        ("config.json", None, r"has no config\.json"),
+        ("tokenizer.json", None, r"has no tokenizer\.json"),
+        ("model.safetensors", None, r"has no model\.safetensors.*pickles"),
+        ("1_Pooling/config.json", '{"pooling_mode_weightedmean_tokens": true}', "weightedmean"),
+        ("modules.json", '[{"type": "x.CLIPModel", "path": ""}]', "modules CLIPModel"),
+        ("modules.json", '[{"type": "a.Transformer", "path": "../x"}]', "cannot be read"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_its_weights(
+    hub: Hub, cache: Path, file: str, content: str | None, message: str
+) -> None:
+    if content is None:
+        del hub.models[EMBEDDER][file]
+    else:
+        hub.models[EMBEDDER][file] = content.encode()
+    with pytest.raises(ModelError, match=message) as caught:
+        Embedder(EMBEDDER, cache_dir=cache)
+    assert ".staging" not in str(caught.value)
+    assert not any("cdn" in line and "safetensors" in line for line in hub.asked)
+
+
+def test_offline_and_out_of_reach(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ModelError, match=f"tars-rag models pull {EMBEDDER}"):
+        Embedder(EMBEDDER, cache_dir=cache)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(ModelError, match=r"HF_HUB_OFFLINE is set"):
+        Embedder(EMBEDDER, cache_dir=cache)
+
+
+@pytest.mark.slow
+def test_from_the_command_to_an_answer(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    """One command each: pull, index, query; with a model that was never in the catalogue."""
+    environment = os.environ | {
+        "HF_ENDPOINT": hub.address,
+        "MODEL_CACHE_DIR": str(cache),
+        "EMBED_MODEL": EMBEDDER,
+        "RERANK_MODEL": "",
+        "NPU_EMBEDDER_ENABLED": "0",
+    }
+
+    def run(*words: object) -> str:
+        command = [sys.executable, "-m", "tars_rag", *map(str, words)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=False, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert EMBEDDER in run("models", "pull", EMBEDDER)
+    listed = json.loads(run("models", "list", "--json"))
+    assert EMBEDDER in [row["name"] for row in listed]
+    note = tmp_path / "notes" / "fan.md"
+    note.parent.mkdir()
+    note.write_text("# Fans\n\nThe fan of the board starts at sixty degrees.\n")
+    run("index", note.parent, "--store", tmp_path / "store")
+    assert "sixty" in run("query", "when does the fan start", "--store", tmp_path / "store")
