@@ -12,6 +12,7 @@ passages of 512 tokens, each in a process of its own. Needs benchmarks/peers_req
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import random
 import resource
@@ -19,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -55,10 +57,10 @@ def langchain_flashrank(cache: Path) -> Rank:
 def llama_index_flashrank(cache: Path) -> Rank:
     from flashrank import Ranker
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-    from llama_index.postprocessor.flashrank_rerank import FlashRankRerank
+    from llama_index.postprocessor.flashrank_rerank import base
 
-    wrapped = FlashRankRerank(model=RERANKER, top_n=1000)
-    wrapped._model = Ranker(RERANKER, cache_dir=str(cache))
+    base.Ranker = partial(Ranker, cache_dir=str(cache))  # it takes no directory itself
+    wrapped = base.FlashRankRerank(model=RERANKER, top_n=1000)
     return lambda texts: wrapped.postprocess_nodes(
         [NodeWithScore(node=TextNode(text=text), score=0.0) for text in texts], QueryBundle(QUERY)
     )
@@ -69,8 +71,13 @@ def cross_encoder(cache: Path, backend: str) -> Rank:
 
     folder = Path(tempfile.mkdtemp()) / RERANKER
     shutil.copytree(cache / RERANKER, folder, ignore=shutil.ignore_patterns("*.onnx"))
+    config = folder / "config.json"
+    known = json.loads(config.read_text())
+    config.write_text(json.dumps(known | {"id2label": {"0": "LABEL_0"}}))  # one logit
     model = CrossEncoder(str(folder), max_length=512, backend=backend, device="cpu")
-    return lambda texts: model.predict([(QUERY, text) for text in texts], batch_size=16)
+    return lambda texts: model.predict(
+        [(QUERY, text) for text in texts], batch_size=16, show_progress_bar=False
+    )
 
 
 def ours(cache: Path, engine: str) -> Rank:
@@ -200,6 +207,7 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="takes 15 GB and a minute")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    warnings.simplefilter("ignore", DeprecationWarning)  # of peers among themselves
     logging.disable(logging.INFO)  # FlashRank sets up logging for the whole process
     if options.memory_of:
         memory_of(options.memory_of, options.cache)

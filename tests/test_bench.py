@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from tars_rag.bench import embedder_bench, reranker_bench
 from tars_rag.bench.conditions import Watch
 from tars_rag.bench.contenders import Contender, Subject, contenders
+from tars_rag.bench.evaluate import Collection
 from tars_rag.bench.measuring import Clock, busy_seconds, take_turns
 from tars_rag.bench.reranker_bench import with_ratios
 from tars_rag.bench.results import Report
@@ -25,6 +26,7 @@ from tars_rag.models.cache import ModelCache
 from tars_rag.models.following import look_up
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.models.verdict import Verdict
+from tars_rag.retrieval.passage import Passage
 from tars_rag.runtimes.base import Feeds, FloatArray
 from tars_rag.runtimes.npu.probe import probe
 from tars_rag.settings import Placement
@@ -231,6 +233,7 @@ def wanted(cache: Path, embedder: str, reranker: str, **more: object) -> Wanted:
     return Wanted(ModelCache(cache), machine, [embedder], [reranker], quick=True, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_whole_run_over_real_models(
     tmp_path: Path, embedder_dir: str, reranker_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,3 +291,41 @@ def test_what_bench_computed_is_a_command_of_its_own(embedder_dir: str, tmp_path
     told = CliRunner().invoke(app, ["padding", str(tmp_path), "--model", embedder_dir, "--json"])
     assert told.exit_code == 0, told.output
     assert [row["count"] for row in json.loads(told.stdout)["work"]] == [1, 1]
+
+
+@pytest.mark.slow
+def test_judged_queries_with_and_without_each_reranker(
+    tmp_path: Path, embedder_dir: str, reranker_dir: str, still: Watch
+) -> None:
+    time = Time()
+    texts = ("the cat sleeps", "a piano in the garden", "board and npu", "heat of the fan")
+    collection = Collection(
+        [Passage(f"d{n}", text) for n, text in enumerate(texts)],
+        {"q1": "piano garden", "q2": "npu board"},
+        {"q1": {"d1": 1}, "q2": {"d2": 1}},
+    )
+    machine = probe(tmp_path / "no-board")
+    want = Wanted(
+        ModelCache(tmp_path),
+        machine,
+        [embedder_dir],
+        [reranker_dir],
+        parts=["reranker"],
+        collection=collection,
+        keep=False,
+    )
+    amount = reranker_bench.Amount(1, (), (), (1,))
+    run = Bench(want, Report({}, "how"), time.clock, still)
+    tokens = Tokenizer(Path(reranker_dir), 128)
+    run.open = lambda place: Subject(place, Device(time), tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tars_rag.bench.run.reranker_bench.Amount", lambda: amount)
+        report = run.run()
+    assert report.quality[0].reranker == "none"
+    assert report.quality[0].ndcg_10 == 1.0
+    assert report.quality[0].queries == 2
+    lengths = {row.max_length for row in report.quality if "onnxruntime" in row.reranker}
+    assert lengths == {128, 256, 384, 512}
+    assert [row.absent for row in report.quality if row.absent] == []
+    assert report.verdict == {"rows": [], "kept": False}
+    assert not report.query

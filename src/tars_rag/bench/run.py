@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 Tell = Callable[[str], object]
 MEASURED: Final = ("reranker", "embedder", "query")
+_FEW: Final = 2
+"""Models of each kind that are measured with random weights in a quick run."""
 _BUSY: Final = 0.5
 """Processes that want a processor, for each there is, from which on times are not to be trusted."""
 
@@ -113,7 +115,8 @@ class Bench:
                 if "embedder" in self.wanted.parts:
                     for model in embedders:
                         self._embedders(model)
-                if "query" in self.wanted.parts or self.wanted.collection:
+                judged = self.wanted.collection and "reranker" in self.wanted.parts
+                if "query" in self.wanted.parts or judged:
                     known = [[self._known.get(c, c) for c in model] for model in embedders]
                     ranking = [[self._known.get(c, c) for c in model] for model in rerankers]
                     measure_whole(self.wanted, self.report, known, ranking, self.watch, self.tell)
@@ -156,7 +159,7 @@ class Bench:
         names = w.embedders if kind == "embedder" else w.rerankers
         path = w.embedder_rknn if kind == "embedder" else w.reranker_rknn
         models = []
-        for name in names:
+        for number, name in enumerate(names):
             found = contenders(
                 name,
                 kind,
@@ -165,7 +168,8 @@ class Bench:
                 rknn_path=path,
                 thorough=not w.quick,
             )
-            if w.random and all(c.absent for c in found):
+            few = not w.quick or number < _FEW
+            if w.random and few and all(c.absent for c in found):
                 self.tell(f"random weights in the shape of {name}")
                 made = random_weights.write(name, folder, w.cache)
                 if made:

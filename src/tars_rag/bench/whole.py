@@ -52,6 +52,8 @@ def measure_whole(
     with tempfile.TemporaryDirectory(prefix="tars-rag-bench-") as folder:
         if "query" in wanted.parts:
             _queries(wanted, report, first, rerankers, watch, tell, Path(folder))
+        if "reranker" not in wanted.parts:
+            return
         if wanted.collection and wanted.quick:
             absent = "--quick does not ask judged queries; leave it out"
             report.quality.append(QualityRow("none", absent=absent))
