@@ -22,8 +22,9 @@ TOKENS_PER_BATCH: Final = 2048
 PAIR_TOKENS_PER_BATCH: Final = 256
 """Of a cross-encoder: long passages run one at a time, notes of a line several at once. Larger
 batches are slower with ONNX Runtime, see docs/performance.md."""
-OPENVINO_PAIR_TOKENS: Final = 1024
-"""The same with OpenVINO, which does not quantise at run time and gains from larger batches."""
+OPENVINO_TOKENS: Final = 1024
+"""With OpenVINO, of both: it does not quantise at run time, so that larger batches of pairs are
+faster; batches of texts that are larger still are slower."""
 
 
 @dataclass(frozen=True, slots=True)
