@@ -44,9 +44,9 @@ class Timing:
         return statistics.median(self.milliseconds)
 
     @property
-    def spread(self) -> float:
-        """Standard deviation of the runs, in milliseconds; 0 of a single one."""
-        return statistics.stdev(self.milliseconds) if len(self.milliseconds) > 1 else 0.0
+    def spread(self) -> float | None:
+        """Standard deviation of the runs, in milliseconds; None of a single one."""
+        return statistics.stdev(self.milliseconds) if len(self.milliseconds) > 1 else None
 
 
 def take_turns(
