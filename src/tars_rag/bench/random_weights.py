@@ -8,13 +8,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
+from tars_rag.models.architectures.config import BertConfig, Rotary
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import find_spec
 from tars_rag.models.random_model import write_random_model
 from tars_rag.models.tokenizer import TOKENIZER_NAME
-from tars_rag.models.weights import BertConfig
+
+_ETTIN_17M: Final = BertConfig(
+    layers=7,
+    hidden=256,
+    heads=4,
+    intermediate=384,
+    vocabulary=50368,
+    types=0,
+    architecture="modernbert",
+    rotary=Rotary(local=tuple(layer % 3 != 0 for layer in range(7))),
+)
 
 SHAPES: Final = {
+    "ettin-reranker-17m-v1": _ETTIN_17M,
     "ms-marco-MiniLM-L-12-v2": BertConfig(12, 384, 12, 1536, 30522),
     "ms-marco-MiniLM-L-12-v2-fp32": BertConfig(12, 384, 12, 1536, 30522),
     "ms-marco-MiniLM-L6-v2": BertConfig(6, 384, 12, 1536, 30522),
