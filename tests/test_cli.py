@@ -669,6 +669,26 @@ def test_eval_prints_exactly_the_measures(tmp_path: Path, reranker_dir: str) -> 
     assert "corpus.jsonl" in refused("eval", tmp_path)
 
 
+def test_eval_of_several_at_once(tmp_path: Path, reranker_dir: str) -> None:
+    from test_evaluate import CORPUS, QRELS, QUERIES, write_collection
+
+    write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS)
+    found = json.loads(ok("eval", "c", "--json", "--reranker", reranker_dir, "--language", "en"))
+    assert (found["documents"], found["queries"]) == (3, 2)
+    rankings = [(row["strategy"], row["reranker"]) for row in found["rows"]]
+    assert rankings[-2:] == [("hybrid", None), ("hybrid", Path(reranker_dir).name)]
+    assert len(found["differences"]) == 6
+    last = found["differences"][-1]
+    assert (last["row"], last["less"], last["measure"]) == (3, 2, "ndcg@10")
+    assert last["low"] <= last["mean"] <= last["high"]
+    two = ok("eval", "c", "--language", "en", "--language", "de", "--store", "kept")
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {"default-en", "default-de"}
+    assert "more than chance" in two
+    assert two.count("lexical") == 2
+    assert two.count("naive") == 1  # vectors know no language
+    assert "4 judged queries" in refused("eval", "c", "--tune")
+
+
 def test_bench_needs_what_it_asks_for(tmp_path: Path) -> None:
     """Documents and queries; who judged what does not matter to the amount of work."""
     from test_evaluate import CORPUS, QRELS, QUERIES, write_collection

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,20 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from conftest import HashEmbedder
-from tars_rag.bench.evaluate import Scores, evaluate, fill, load_collection, mean, score
+from tars_rag.bench.comparison import differences, distinct, reference, rows_of
+from tars_rag.bench.evaluate import (
+    Collection,
+    Scores,
+    evaluate,
+    fill,
+    load_collection,
+    mean,
+    score,
+)
+from tars_rag.bench.significance import paired_bootstrap
+from tars_rag.bench.tuning import tune
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
 
 # --- measures ---
@@ -219,3 +232,116 @@ def test_another_collections_store_is_refused(tmp_path: Path, hash_embedder: Has
         fill(store, one)
         with pytest.raises(InvalidInputError, match="3 passages that are not of this collection"):
             fill(store, two)
+
+
+class Asked:
+    """An embedder with prompts: a query is not embedded as a passage is."""
+
+    def __init__(self, embedder: HashEmbedder) -> None:
+        self.fingerprint = embedder.fingerprint
+        self.embed = embedder.embed
+        self.model = "asked"
+        self.queries: list[str] = []
+
+    def embed_query(self, text: str) -> np.ndarray:
+        self.queries.append(text)
+        return self.embed([text])[0]
+
+
+def test_queries_are_embedded_as_queries(tmp_path: Path, hash_embedder: HashEmbedder) -> None:
+    """As passages they would lack the prompt that e5, arctic and bge were trained with."""
+    collection = load_collection(write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS))
+    embedder = Asked(hash_embedder)
+    with HybridStore(tmp_path / "store", embedder) as store:
+        fill(store, collection)
+        evaluate(store, collection, strategies=("naive",))
+    assert embedder.queries == list(collection.queries.values())
+
+
+def test_each_reranker_stands_beside_none(tmp_path: Path, hash_embedder: HashEmbedder) -> None:
+    collection = load_collection(write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS))
+    with HybridStore(tmp_path / "store", Asked(hash_embedder)) as store:
+        fill(store, collection)
+        rerankers = {"one": Reverser(), "two": Reverser()}
+        rows = rows_of(store, collection, rerankers)  # type: ignore[arg-type]
+    names = [(row.strategy, row.reranker) for row in rows]
+    assert names == [
+        *(("naive", None), ("lexical", None), ("hybrid", None)),
+        *(("hybrid", "one"), ("hybrid", "two")),
+    ]
+    assert [row.model for row in rows] == ["asked", None, "asked", "asked", "asked"]
+    assert rows[0].language is None
+    assert reference(rows[3], rows) is rows[2]
+    assert reference(rows[2], rows) is None
+    assert rows[3].scores == rows[4].scores
+    same = rows[4].over(rows[3])
+    assert (same.mean, same.low, same.high, same.beyond_chance) == (0, 0, 0, False)
+    assert [(a, b) for a, b, _ in differences(rows)][:2] == [(1, 0), (2, 0)]
+    assert len(distinct([*rows, *rows])) == 5
+
+
+def test_a_difference_is_told_from_chance() -> None:
+    random = np.random.default_rng(0)
+    queries = random.uniform(size=200)  # some are harder than others: that is why it is paired
+    better = queries + random.normal(0.05, 0.1, 200)
+    noise = queries + random.normal(0, 0.1, 200)
+    found = paired_bootstrap(better.tolist(), queries.tolist())
+    assert found.beyond_chance
+    assert found.low < 0.05 < found.high
+    assert found.low == pytest.approx(found.mean - 1.96 * 0.1 / 200**0.5, abs=0.004)
+    assert not paired_bootstrap(noise.tolist(), queries.tolist()).beyond_chance
+    back = paired_bootstrap(queries.tolist(), better.tolist())
+    assert back.high < 0
+    assert back.mean == pytest.approx(-found.mean)
+    for wrong in ([], [1.0]):
+        with pytest.raises(ValueError, match="cannot be compared"):
+            paired_bootstrap(wrong, [])
+
+
+@pytest.mark.slow
+def test_the_interval_holds_the_truth_in_95_of_100() -> None:
+    random = np.random.default_rng(1)
+    held = 0
+    for _ in range(200):
+        values = random.normal(0.02, 0.2, 60)
+        found = paired_bootstrap(values.tolist(), [0.0] * 60)
+        held += found.low <= 0.02 <= found.high
+    assert 0.90 <= held / 200 <= 0.98
+
+
+def test_a_weight_is_judged_on_queries_it_was_not_fitted_on(
+    tmp_path: Path, hash_embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where half of the queries want words alone, and the other half vectors alone."""
+    numbers = range(12)
+    collection = Collection(
+        [Passage(f"d{n}", f"word{n} common") for n in numbers],
+        {f"q{n}": f"word{n}" for n in numbers},
+        {f"q{n}": {f"d{n}": 1} for n in numbers},
+    )
+    with HybridStore(tmp_path / "store", Asked(hash_embedder)) as store:
+        fill(store, collection)
+        real = tune(store, collection)
+        assert (real.fitted_on, real.judged_on) == (6, 6)
+        assert real.weight == 0.5  # all are as good: the default stays
+
+        def made_up(*_: object, weight: float, **__: object) -> dict[str, list[Scores]]:
+            order = random_halves(len(collection.queries))
+            good = {key: Scores(1.0 if weight == 0.8 else 0.5, 0, 0) for key in order[0]}
+            bad = {key: Scores(0.2 if weight == 0.8 else 0.5, 0, 0) for key in order[1]}
+            return {"hybrid": [(good | bad)[n] for n in range(12)]}
+
+        monkeypatch.setattr("tars_rag.bench.tuning.per_query", made_up)
+        found = tune(store, collection)
+    assert found.weight == 0.8  # the best of the first half
+    assert (found.ndcg_10, found.default_ndcg_10) == pytest.approx((0.2, 0.5))
+    assert found.difference.beyond_chance  # and worse where it counts: it is told
+    assert found.difference.high < 0
+    few = Collection(collection.passages, dict(list(collection.queries.items())[:3]), {})
+    with pytest.raises(InvalidInputError, match="4 judged queries"):
+        tune(store, few)
+
+
+def random_halves(queries: int) -> tuple[list[int], list[int]]:
+    order = random.Random(0).sample(range(queries), queries)
+    return order[: queries // 2], order[queries // 2 :]

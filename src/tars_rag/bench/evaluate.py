@@ -14,6 +14,9 @@ from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.passage import Passage, ScoredPassage
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tars_rag.models.reranker import Reranker
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.settings import Strategy
@@ -215,25 +218,71 @@ def evaluate(
     Returns:
         Strategy -> means over the queries, in the order of `STRATEGIES`.
     """
-    vectors = store.embedder.embed(list(collection.queries.values()))
-    wanted = [s for s in STRATEGIES if s in strategies and (reranker or s != RERANK)]
-    per_query: dict[str, list[Scores]] = {strategy: [] for strategy in wanted}
+    rerankers = {"rerank": reranker} if reranker else {}
+    found = per_query(
+        store,
+        collection,
+        rerankers,
+        strategies=strategies,
+        rerank_depth=rerank_depth,
+        progress=progress,
+    )
+    return {strategy: mean(scores) for strategy, scores in found.items()}
+
+
+def per_query(
+    store: HybridStore,
+    collection: Collection,
+    rerankers: Mapping[str, Reranker] | None = None,
+    *,
+    strategies: Sequence[str] = STRATEGIES,
+    rerank_depth: int = 20,
+    weight: float | None = None,
+    progress: NamedProgress | None = None,
+) -> dict[str, list[Scores]]:
+    """As `evaluate`, for any number of rerankers, and the measures of each query.
+
+    Args:
+        store: Holds the collection's documents (`fill`).
+        collection: The queries and judgements.
+        rerankers: By name; what they make of ``hybrid`` is called ``hybrid+<name>``.
+        strategies: Some of `STRATEGIES`.
+        rerank_depth: How many of the best passages of ``hybrid`` are reranked.
+        weight: Of the vectors in ``hybrid``; None: the default.
+        progress: Called after each query.
+
+    Returns:
+        Strategy -> the measures of each query, in the collection's order.
+    """
+    vectors = _query_vectors(store, list(collection.queries.values()))
+    wanted: dict[str, Reranker | None] = {
+        s: None for s in STRATEGIES if s in strategies and s != RERANK
+    }
+    if RERANK in strategies:
+        wanted |= {f"hybrid+{name}": one for name, one in (rerankers or {}).items()}
+    scores: dict[str, list[Scores]] = {name: [] for name in wanted}
     for n, (key, vector) in enumerate(zip(collection.queries, vectors, strict=True), 1):
         text, grades = collection.queries[key], collection.judgements[key]
         found: dict[Strategy, list[ScoredPassage]] = {}
-        for strategy in wanted:
-            plain = cast("Strategy", strategy.removesuffix("+rerank"))
+        for name, reranker in wanted.items():
+            plain = cast("Strategy", name.partition("+")[0])
             if plain not in found:
-                found[plain] = store.search(text, _DEPTH + 1, plain, vector=vector)
+                found[plain] = store.search(text, _DEPTH + 1, plain, vector=vector, weight=weight)
             hits = found[plain]
-            if strategy == RERANK and reranker:
+            if reranker:
                 hits = _reranked(reranker, text, hits, rerank_depth)
             # BEIR leaves out a query that is itself a document (ArguAna); ids alone may coincide.
             ranking = [hit.id for hit in hits if hit.id != key or text not in hit.text]
-            per_query[strategy].append(score(ranking, grades))
+            scores[name].append(score(ranking, grades))
         if progress:
             progress("search", n, len(collection.queries))
-    return {strategy: mean(scores) for strategy, scores in per_query.items()}
+    return scores
+
+
+def _query_vectors(store: HybridStore, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
+    """As a search makes them: with the prompt for queries, where the model has one."""
+    ask = getattr(store.embedder, "embed_query", None)
+    return [ask(text) for text in texts] if ask else list(store.embedder.embed(texts))
 
 
 def _reranked(

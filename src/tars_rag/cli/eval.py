@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import tempfile
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import ExitStack
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +15,13 @@ import typer
 from rich.table import Table
 
 from tars_rag.cli import resources
-from tars_rag.cli.console import out, print_json, progress_bar
+from tars_rag.cli.console import out, print_json, progress_bar, show
 
 if TYPE_CHECKING:
-    from tars_rag.bench.evaluate import Scores
+    from tars_rag.bench.comparison import Row
+    from tars_rag.bench.evaluate import Collection
+    from tars_rag.bench.significance import Difference
+    from tars_rag.bench.tuning import Tuned
     from tars_rag.models.reranker import Reranker
     from tars_rag.settings import Settings
 
@@ -40,11 +46,17 @@ def evaluate(
         list[Ranking] | None,
         typer.Option(help="May be repeated (default: all)."),
     ] = None,
+    reranker: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Name or directory of a reranker, shown beside none; may be repeated "
+            "(default: RERANK_MODEL, if it is here).",
+        ),
+    ] = None,
     model_dir: Annotated[
         Path | None,
-        typer.Option(
-            help="Directory of a reranker: FlashRank's files, or safetensors.", metavar="DIR"
-        ),
+        typer.Option(help="As --reranker, for one directory.", metavar="DIR"),
     ] = None,
     rerank_depth: Annotated[
         int, typer.Option(min=1, max=100, help="How many passages are reranked.")
@@ -53,61 +65,186 @@ def evaluate(
         Path | None,
         typer.Option(metavar="DIR", help="Keep the index here (default: a temporary directory)."),
     ] = None,
-    model: resources.ModelOption = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="Embedder, name or directory; may be repeated (default: EMBED_MODEL)."),
+    ] = None,
     device: resources.DeviceOption = None,
     engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
-    language: resources.LanguageOption = None,
+    language: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LANGUAGE",
+            help="Of the texts: de, ja, multi, ...; may be repeated (default: RAG_LANGUAGE or en).",
+        ),
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Fit the weight of vectors and words on half of the queries, judge it on the "
+            "other half.",
+        ),
+    ] = False,
     json: resources.JsonOption = False,
 ) -> None:
-    """Measure nDCG@10, MRR@10 and recall@100 of each strategy on judged queries."""
+    """Measure nDCG@10, MRR@10 and recall@100 on judged queries, and tell what is chance."""
+    from tars_rag.bench.comparison import distinct, rows_of
     from tars_rag.bench.evaluate import STRATEGIES, fill, load_collection
-    from tars_rag.bench.evaluate import evaluate as measure
+    from tars_rag.bench.tuning import tune as fit
 
     collection = load_collection(directory)
-    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     wanted = [choice.value for choice in strategy] if strategy else list(STRATEGIES)
-    place = nullcontext(store) if store else tempfile.TemporaryDirectory(prefix="tars-rag-")
-    with (
-        place as path,
-        resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        resources.open_store(Path(str(path)), embedder, language=language) as opened,
-        progress_bar("count") as progress,
-    ):
-        reranker = (
-            _reranker(settings, model_dir, bool(strategy))
-            if Ranking.RERANKED.value in wanted
-            else None
-        )
-        fill(opened, collection, progress)
-        scores = measure(
-            opened,
-            collection,
-            reranker,
-            strategies=wanted,
-            rerank_depth=rerank_depth,
-            progress=progress,
-        )
-    if json:
-        print_json({name: values.as_dict() for name, values in scores.items()})
+    models: list[str | None] = [*model] if model else [None]
+    languages: list[str | None] = [*language] if language else [None]
+    several = len(models) * len(languages) > 1
+    rows: list[Row] = []
+    tuned: list[tuple[str, str, Tuned]] = []
+    with ExitStack() as stack:
+        progress = stack.enter_context(progress_bar("count"))
+        settings = resources.read_settings(cpu_engine=engine)
+        rerankers: dict[str, Reranker] = {}
+        if Ranking.RERANKED.value in wanted:
+            named = [*(reranker or []), *([str(model_dir)] if model_dir else [])]
+            rerankers = _rerankers(settings, named, bool(strategy), stack)
+        for name, kind in itertools.product(models, languages):
+            settings = resources.read_settings(embed_model=name, cpu_engine=engine)
+            place: Path = store or Path(stack.enter_context(_temporary()))
+            if several:
+                place /= re.sub(r"[^\w.-]+", "-", f"{name or 'default'}-{kind or 'default'}")
+            with (
+                resources.open_embedder(settings, device=device, precision=precision) as embedder,
+                resources.open_store(place, embedder, language=kind) as opened,
+            ):
+                fill(opened, collection, progress)
+                rows += rows_of(
+                    opened,
+                    collection,
+                    rerankers,
+                    strategies=wanted,
+                    rerank_depth=rerank_depth,
+                    progress=progress,
+                )
+                if tune:
+                    found = fit(opened, collection, progress=progress)
+                    tuned.append((embedder.model, opened.language, found))
+    rows = distinct(rows)
+    if json and not (several or reranker or tune):
+        print_json({_ranking(row, short=True): row.mean.as_dict() for row in rows})
+    elif json:
+        print_json(_described(collection, rows, tuned))
     else:
-        out.print(_table(scores, len(collection.passages), len(collection.queries)))
+        out.print(_table(collection, rows))
+        if len(rows) > 1:
+            show("* more than chance: the 95 % interval (paired bootstrap over queries) is off 0")
+        for told in tuned:
+            show(_tuned_in_words(*told))
 
 
-def _reranker(settings: Settings, model_dir: Path | None, asked: bool) -> Reranker | None:
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="tars-rag-")
+
+
+def _rerankers(
+    settings: Settings, named: Sequence[str], asked: bool, stack: ExitStack
+) -> dict[str, Reranker]:
+    """The rerankers to show, open until the end; by name."""
     from tars_rag.models.reranker import Reranker
 
-    if model_dir:
-        return Reranker(model_dir, cache_dir=settings.model_cache_dir)
-    return resources.open_reranker(settings, True if asked else None)
+    if not named:
+        default = resources.open_reranker(settings, True if asked else None)
+        opened = [default] if default else []
+    else:
+        place = settings.reranker_placement
+        opened = [Reranker.placed(name, place) for name in dict.fromkeys(named)]
+    return {one.model: stack.enter_context(one) for one in opened}
 
 
-def _table(scores: dict[str, Scores], documents: int, queries: int) -> Table:
-    table = Table(title=f"{documents} documents, {queries} queries", title_justify="left")
-    table.add_column("strategy")
-    names = next(iter(scores.values())).as_dict()
-    for name in names:
+def _ranking(row: Row, *, short: bool = False) -> str:
+    if row.reranker is None:
+        return row.strategy
+    return f"{row.strategy}+{'rerank' if short else row.reranker}"
+
+
+def _described(
+    collection: Collection, rows: Sequence[Row], tuned: Sequence[tuple[str, str, Tuned]]
+) -> dict[str, object]:
+    """All that was measured, and how every two rows differ."""
+    from tars_rag.bench.comparison import differences
+
+    return {
+        "documents": len(collection.passages),
+        "queries": len(collection.queries),
+        "rows": [
+            {
+                "model": row.model,
+                "language": row.language,
+                "strategy": row.strategy,
+                "reranker": row.reranker,
+                **row.mean.as_dict(),
+            }
+            for row in rows
+        ],
+        "differences": [
+            {"row": later, "less": earlier, "measure": "ndcg@10", **_interval(found)}
+            for later, earlier, found in differences(rows)
+        ],
+        "tuned": [
+            {
+                "model": model,
+                "language": language,
+                "weight": one.weight,
+                "fitted_on": one.fitted_on,
+                "judged_on": one.judged_on,
+                "ndcg@10": round(one.ndcg_10, 5),
+                "default_ndcg@10": round(one.default_ndcg_10, 5),
+                "difference": _interval(one.difference),
+            }
+            for model, language, one in tuned
+        ],
+    }
+
+
+def _interval(found: Difference) -> dict[str, object]:
+    return {
+        "mean": round(found.mean, 5),
+        "low": round(found.low, 5),
+        "high": round(found.high, 5),
+        "beyond_chance": found.beyond_chance,
+    }
+
+
+def _table(collection: Collection, rows: Sequence[Row]) -> Table:
+    from tars_rag.bench.comparison import reference
+
+    title = f"{len(collection.passages)} documents, {len(collection.queries)} queries"
+    table = Table(title=title, title_justify="left")
+    columns = {"model": {r.model for r in rows}, "language": {r.language for r in rows}}
+    shown = [name for name, values in columns.items() if len(values - {None}) > 1]
+    for name in (*shown, "ranking"):
+        table.add_column(name)
+    measures = list(rows[0].mean.as_dict())
+    for name in measures:
         table.add_column(name, justify="right")
-    for strategy, values in scores.items():
-        table.add_row(strategy, *(f"{value:.4f}" for value in values.as_dict().values()))
+    table.add_column("difference in nDCG@10 (95 %)", justify="right")
+    for row in rows:
+        cells = [getattr(row, name) or "" for name in shown]
+        values = (f"{value:.4f}" for value in row.mean.as_dict().values())
+        other = reference(row, rows)
+        table.add_row(*cells, _ranking(row), *values, _told(row.over(other)) if other else "")
     return table
+
+
+def _told(found: Difference) -> str:
+    star = " *" if found.beyond_chance else ""
+    return f"{found.mean:+.4f} ({found.low:+.4f} to {found.high:+.4f}){star}"
+
+
+def _tuned_in_words(model: str, language: str, found: Tuned) -> str:
+    verdict = "more than chance" if found.difference.beyond_chance else "not more than chance"
+    return (
+        f"{model}, {language}: weight {found.weight} was best on {found.fitted_on} queries; on the "
+        f"other {found.judged_on} nDCG@10 is {found.ndcg_10:.4f}, with the default "
+        f"{found.default_ndcg_10:.4f}: {_told(found.difference)}, {verdict}"
+    )
