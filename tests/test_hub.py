@@ -112,6 +112,25 @@ def test_a_reranker_by_its_name(hub: Hub, cache: Path, tmp_path: Path) -> None:
         ModelCache(cache).export([RANKER], tmp_path / "models.tar")
 
 
+def test_a_row_of_the_catalogue_with_folders(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    """The files of an Ettin reranker: fetched by its row, carried in an archive, and run."""
+    name = "ettin-reranker-32m-v1"
+    hub.models[f"cross-encoder/{name}"] = hub.models[RANKER]
+    store = ModelCache(cache)
+    local = store.pull(name)
+    assert (local.name, local.spec is not None) == (name, True)
+    assert (local.directory / "4_Dense" / "model.safetensors").is_file()
+    archive = store.export([name], tmp_path / "models.tar")
+    hub.models.clear()
+    [there] = ModelCache(tmp_path / "board").import_(archive)
+    assert there.weights_digest == local.weights_digest
+    scores = Reranker(name, cache_dir=tmp_path / "board").score("a fan", ["the fan", "a cat"])
+    same = Reranker(tmp_path / "r", cache_dir=tmp_path / "other").score(
+        "a fan", ["the fan", "a cat"]
+    )
+    np.testing.assert_array_equal(scores, same)
+
+
 def test_a_connection_that_breaks_goes_on_where_it_was(
     hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

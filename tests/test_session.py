@@ -46,6 +46,15 @@ def test_cls_pooling() -> None:
     np.testing.assert_allclose(session.run(feed(7, 8)), [answer(7)], atol=1e-6)
 
 
+def test_other_poolings_do_not_see_the_padding() -> None:
+    tokens = np.sin(np.outer([7, 8, 3], np.arange(1, 5)))  # as the double gives them
+    for pooling, row in (("lasttoken", tokens[-1]), ("max", tokens.max(axis=0))):
+        spec = NpuSpec((RknnFile("fake.rknn"),), pooling=pooling)  # type: ignore[arg-type]
+        session = open_session(FakeContext(shape=(1, 32, 4)), spec)
+        found = session.run(feed(7, 8, 3))
+        np.testing.assert_allclose(found, [row / np.linalg.norm(row)], atol=1e-6)
+
+
 @pytest.mark.parametrize("names", [NAMES, (*NAMES, "token_type_ids"), ("a", "b"), ("x", "y", "z")])
 def test_a_single_file_is_asked_for_inputs_and_length(names: tuple[str, ...]) -> None:
     context = FakeContext(names, (1, 256, 4), length=256)

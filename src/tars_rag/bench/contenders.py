@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Final
 
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout
+from tars_rag.models.architectures.config import CONFIG_NAME, read_json
 from tars_rag.models.assignment import Candidate
 from tars_rag.models.batching import PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.catalog import CATALOG, find_spec
 from tars_rag.models.cpu import onnx_file
-from tars_rag.models.local import LocalModel
+from tars_rag.models.local import LocalModel, weight_files
 from tars_rag.models.opening import candidate_of, open_runtime
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.models.weights import CONFIG_NAME, WEIGHTS_NAME, read_json
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.cores import big_cores
 from tars_rag.runtimes.npu.bundle import find_bundles
@@ -282,7 +282,8 @@ def _megabytes(contender: Contender, local: LocalModel) -> float | None:
         if isinstance(graph, bytes):
             return len(graph) / _MEGA
         file = graph
-    return (file or local.directory / WEIGHTS_NAME).stat().st_size / _MEGA
+    files = [file] if file else [local.directory / name for name in weight_files(local.directory)]
+    return sum(one.stat().st_size for one in files) / _MEGA
 
 
 def _where_pooled(contender: Contender) -> str:

@@ -35,8 +35,9 @@ class Embedder:
     Pickling and copying carry the configuration only; the copy opens the model again.
 
     Args:
-        model: A name of the catalogue, or the path of a directory with a BERT encoder
-            (config.json, tokenizer.json, model.safetensors).
+        model: A name of the catalogue, ``organisation/name`` of the hub, or the path of a
+            directory (config.json, tokenizer.json, safetensors) of an architecture that
+            docs/models.md names.
         device: ``auto``: the NPU where it is usable, else the CPU.
         engine: On the CPU. ``auto``: what `tars-rag bench` found to be fastest, else ONNX Runtime;
             ``onnxruntime``; ``openvino``, which is an extra.

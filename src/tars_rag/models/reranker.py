@@ -44,8 +44,8 @@ class Reranker:
 
     Args:
         model: A name of the catalogue, the name of a directory in `cache_dir`, or the path of a
-            model directory: FlashRank's files, or a single-logit BERT cross-encoder in
-            safetensors.
+            model directory: FlashRank's files, or a cross-encoder in safetensors; or
+            ``organisation/name`` of the hub.
         device: ``cpu``; ``npu``; ``auto``: the NPU where it is usable.
         engine: On the CPU. ``auto``: what `tars-rag bench` found to be fastest, else ONNX Runtime;
             ``onnxruntime``; ``openvino``, which is an extra.
