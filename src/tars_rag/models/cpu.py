@@ -150,8 +150,8 @@ def _compiled(
             made = runtime, measure(runtime)
             note = {"files": _sums(part), "fidelity": made[1], "tables": runtime.tables}
             (part / _NOTE).write_text(json.dumps(note), encoding="utf-8")
-    except OSError:
-        pass  # no room, or somebody else made it meanwhile
+    except (OSError, ModelError):
+        pass  # no room, or somebody else made it meanwhile; else the same happens again below
     if made is None:
         runtime = OpenVinoRuntime(source, threads=threads, arithmetic=arithmetic)
         made = runtime, measure(runtime)

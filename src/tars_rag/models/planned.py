@@ -57,7 +57,7 @@ class PlannedRuntime:
     @property
     def device(self) -> str:
         """``npu`` while that is part of the plan and runs; else ``cpu``."""
-        npu = any(member.device == "npu" for member in self._members.values())
+        npu = any(member.device == "npu" for member in tuple(self._members.values()))
         return "npu" if npu else "cpu"
 
     @property

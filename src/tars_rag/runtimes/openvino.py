@@ -83,11 +83,13 @@ class OpenVinoRuntime:
             options["CACHE_DIR"] = str(compiled)
 
         def compile_graph() -> tuple[Any, dict[str, int], Any]:
-            if isinstance(model, Path) and tables is not None:
-                graph, sizes = core.compile_model(str(model), "CPU", options), dict(tables)
-            else:
-                read = core.read_model(*((model, b"") if isinstance(model, bytes) else (model,)))
+            if isinstance(model, bytes):
+                read = core.read_model(model, b"")
                 graph, sizes = core.compile_model(read, "CPU", options), _tables(read)
+            else:  # by its path in either case: what is compiled is kept under another name else
+                graph = core.compile_model(str(model), "CPU", options)
+                known = _tables(core.read_model(model)) if tables is None else tables
+                sizes = dict(known)
             # Its threads start in the first run, from the thread that is the first to run it.
             names = [port.any_name for port in graph.inputs]
             request = graph.create_infer_request()
