@@ -25,7 +25,7 @@ from tars_rag.cli import app
 from tars_rag.cli.bench_report import shareable
 from tars_rag.errors import InvalidInputError
 from tars_rag.models import verdict
-from tars_rag.models.assignment import Candidate
+from tars_rag.models.assignment import Candidate, Measurement
 from tars_rag.models.cache import ModelCache
 from tars_rag.runtimes.npu.probe import probe
 
@@ -230,6 +230,15 @@ def test_the_verdict_is_what_was_measured_and_for_this_machine(
     other = {**made[0].key, "onnxruntime": "0.0"}
     assert isinstance(verdict.read(tmp_path, "tiny", "embedder", other), verdict.Stale)
     assert judge([model], [], names, cache=cache, machine=machine, notes={}) == []
+
+
+def test_a_reranker_s_verdict_is_told_against_every_class() -> None:
+    float32 = Candidate("cpu", "onnxruntime", "fp32", "exact")
+    bf16 = Candidate("cpu", "openvino", "bf16", "bf16")
+    rows = (Measurement(122, 5, float32, 90.0), Measurement(122, 5, bf16, 30.0))
+    told = as_rows([verdict.Verdict("ce", "cross-encoder", {}, rows, "now")])
+    assert [row["place"] for row in told] == ["cpu, openvino bf16"]
+    assert told[0]["reason"] == "30.0 ms against 90.0 ms on cpu, onnxruntime fp32"
 
 
 def test_a_place_for_files_is_asked_for_before_anything_is_measured(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tars_rag.bench.rows import EmbedderRow, RerankerRow
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout, npu, verdict
-from tars_rag.models.assignment import Candidate, Measurement
+from tars_rag.models.assignment import Candidate, Choice, Measurement
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.following import current_key
 from tars_rag.runtimes.npu.manifest import ModelKind
@@ -135,22 +135,43 @@ def judge(
 
 
 def as_rows(verdicts: Sequence[verdict.Verdict]) -> list[dict[str, Any]]:
-    """For tables: what is fastest for each length and count within each class."""
-    return [
-        {
-            "model": v.model,
-            "length": choice.length,
-            "count": choice.count,
-            "precision_class": name,
-            "place": str(choice.candidate),
-            "ms": round(choice.ms, 4),
-            "reason": choice.reason,
-            "note": v.throttled,
-        }
-        for v in verdicts
-        for name in sorted({row.candidate.precision_class for row in v.rows})
-        for choice in v.plan(name).choices()
-    ]
+    """For tables: what is fastest for each length and number of texts.
+
+    Of an embedder within each class, for a store's vectors are of one; of a cross-encoder in the
+    class that is followed, and against the others.
+    """
+    rows = []
+    for v in verdicts:
+        is_embedder = v.kind == "embedder"
+        names = {row.candidate.precision_class for row in v.rows} if is_embedder else {None}
+        for name in sorted(names, key=str):
+            plan = v.plan(name)
+            rows += [
+                {
+                    "model": v.model,
+                    "length": choice.length,
+                    "count": choice.count,
+                    "precision_class": plan.precision_class,
+                    "place": str(choice.candidate),
+                    "ms": round(choice.ms, 4),
+                    "reason": choice.reason if is_embedder else _against(choice, v.rows),
+                    "note": v.throttled,
+                }
+                for choice in plan.choices()
+            ]
+    return rows
+
+
+def _against(choice: Choice, rows: Sequence[Measurement]) -> str:
+    """The figures of all places, the chosen one first."""
+    others = sorted(
+        (row.ms, str(row.candidate))
+        for row in rows
+        if (row.length, row.count) == (choice.length, choice.count)
+        and row.candidate != choice.candidate
+    )
+    against = "; ".join(f"{ms:.1f} ms on {place}" for ms, place in others)
+    return f"{choice.ms:.1f} ms" + (f" against {against}" if against else ", alone")
 
 
 def _bundle(model: Model, local: LocalModel, cache: ModelCache, machine: Machine) -> str | None:
