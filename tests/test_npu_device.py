@@ -482,6 +482,14 @@ def test_short_texts_go_to_the_cpu_where_that_was_measured_faster(
         assert set(cores.lengths_seen) == {64}
         cores.broken = True
         np.testing.assert_allclose(followed.embed(TEXTS), found, atol=1e-6)
+    cores.broken = False
+    # Where the NPU could not be measured, that the CPU could is no reason to leave it.
+    only = tuple(row for row in rows if row.candidate == cpu)
+    write(cache, [Verdict(local.name, "embedder", key, only, "2026-01-01T00:00Z")])
+    with embedder(models, tmp_path) as again:
+        assert (again.device, again.fingerprint) == ("npu", plain.fingerprint)
+    with embedder(models, tmp_path, device="cpu") as on_cpu:
+        assert on_cpu.device == "cpu"
 
 
 def test_from_env(

@@ -101,6 +101,9 @@ def plan_for(
         _say(cache, model, f"What was measured of it holds no more: {found.reason}")
         return None
     rows = [row for row in found.rows if _is_allowed(row.candidate, kind, placement, machine)]
+    on_npu = any(row.candidate.device == "npu" for row in rows)
+    if kind == "embedder" and placement.device == "auto" and found.key.get("bundle") and not on_npu:
+        return None  # the NPU could not be measured: without a verdict it is what runs
     try:
         return Plan(rows, _class(rows, placement) if kind == "embedder" else None)
     except InvalidInputError:

@@ -178,7 +178,8 @@ def _open_cpu(
 
     runtime, fidelity, precision = open_cpu(model, cache, output, pooling, placement)
     if precision == "ready":
-        return Opened(runtime, "exact", arithmetic=precision)
+        earned = "exact" if placement.engine != "openvino" else "ready by openvino"
+        return Opened(runtime, earned, arithmetic=precision)
     if output == "logit":  # scores of one ranking are of one arithmetic
         earned = "exact" if precision == "fp32" else precision
     else:
