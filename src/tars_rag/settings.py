@@ -217,6 +217,9 @@ class Settings(BaseSettings):
         None,
         description="A file to lock while the NPU is used, so that programs take turns. Unset: no.",
     )
+    tars_store: _OptionalPath = Field(
+        None, description="The store that commands use without --store."
+    )
     model_cache_dir: _OptionalPath = Field(
         None, description="Where models are kept. Unset: the user's cache directory."
     )

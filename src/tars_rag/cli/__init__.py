@@ -24,6 +24,7 @@ _COMMANDS: dict[str, str] = {
     "quickstart": "tars_rag.cli.quickstart:quickstart",
     "index": "tars_rag.cli.index:index",
     "query": "tars_rag.cli.query:query",
+    "show": "tars_rag.cli.show:show_passage",
     "store": "tars_rag.cli.store:app",
     "models": "tars_rag.cli.models:app",
     "eval": "tars_rag.cli.eval:evaluate",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import PurePath
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from tars_rag.cli.console import out, show
 from tars_rag.cli.markdown import readable
 
 if TYPE_CHECKING:
-    from tars_rag.retrieval.passage import ScoredPassage
+    from tars_rag.retrieval.passage import Passage, ScoredPassage
 
 _LENGTH = 320  # of what is shown of a passage, in characters
 _LONGEST_WORD = 80  # what is longer is of a script without spaces, or no word
@@ -51,7 +51,31 @@ class Question:
                 yield chunk.start() + word.start(), chunk.start() + word.end()
 
 
-def show_passages(passages: Sequence[ScoredPassage], query: str, language: str) -> None:
+def place_of(passage: Passage | ScoredPassage) -> str:
+    """Where it stands: page and heading, or title."""
+    metadata = passage.metadata
+    page = metadata.get("page")
+    heading = metadata.get("heading") or metadata.get("title")
+    parts = [f"p. {page}" if page is not None else "", str(heading) if heading else ""]
+    return "  ".join(part for part in parts if part)
+
+
+def _linked(passage: ScoredPassage) -> Text:
+    """The id; on a terminal a link to the file, at the page where there are pages."""
+    text = Text(passage.id)
+    source = passage.metadata.get("source")
+    if out.is_terminal and isinstance(source, str) and PurePath(source).is_absolute():
+        page = passage.metadata.get("page")
+        text.stylize(f"link {PurePath(source).as_uri()}{f'#page={page}' if page else ''}")
+    return text
+
+
+def show_passages(
+    passages: Sequence[ScoredPassage],
+    query: str,
+    language: str,
+    around: Mapping[str, Sequence[Passage]] | None = None,
+) -> None:
     """Print rank, score, id, heading, and the part of the text with most words of the query.
 
     On a terminal these words are highlighted.
@@ -60,20 +84,27 @@ def show_passages(passages: Sequence[ScoredPassage], query: str, language: str) 
         passages: Best first.
         query: What was asked.
         language: Of the store.
+        around: Id -> a passage with its neighbours, which are then shown whole.
     """
     if not passages:
         show("Nothing was found.")
     question = Question(query, language)
     for rank, passage in enumerate(passages, 1):
-        head = Text.assemble((f"{rank}. ", "bold"), (f"{passage.score:.3f}  ", "cyan"), passage.id)
+        score = (f"{passage.score:.3f}  ", "cyan")
+        head = Text.assemble((f"{rank}. ", "bold"), score, _linked(passage))
         heading = passage.metadata.get("heading") or passage.metadata.get("title")
-        if heading:
-            head.append(f"  {heading}", style="italic")
+        if place := place_of(passage):
+            head.append(f"  {place}", style="italic")
         out.print(head, soft_wrap=True)
         blocks = readable(passage.text, markdown=_is_markdown(passage))
         if len(blocks) > 1 and str(heading).endswith(blocks[0]):
             del blocks[0]  # it stands in the line above
-        for line in excerpt(blocks, question):
+        lines = list(excerpt(blocks, question))
+        if around:
+            markdown = _is_markdown(passage)
+            near = around.get(passage.id, [])
+            lines = [line for one in near for line in readable(one.text, markdown=markdown)]
+        for line in lines:
             _show_wrapped(line, question)
 
 

@@ -13,8 +13,10 @@ from tars_rag.cli.console import print_json, say, show
 from tars_rag.cli.passages import show_passages
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+    from tars_rag.retrieval.passage import Passage, ScoredPassage
     from tars_rag.retrieval.pipeline import Answer, Step
 
 
@@ -42,6 +44,13 @@ def query(
         float | None,
         typer.Option(min=0, max=1, help="Show only passages that are at least this relevant."),
     ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH", help="Only in this file, directory or pattern; repeatable."),
+    ] = None,
+    window: Annotated[
+        int, typer.Option(min=0, max=20, help="Show so many neighbours of each passage, too.")
+    ] = 0,
     budget_ms: Annotated[
         float | None, typer.Option(min=1, help="Rerank as many passages as fit in this time.")
     ] = None,
@@ -53,12 +62,13 @@ def query(
 ) -> None:
     """Search a store; show the best passages and how long each step took."""
     text = " ".join(words)
-    conditions = _parse(where)
     store = resources.require_store(store)
+    conditions = _within(path, store, _parse(where))
     settings = resources.read_settings(
         embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
     )
     from tars_rag.retrieval.commands import index_command
+    from tars_rag.retrieval.neighbours import with_neighbours
     from tars_rag.retrieval.pipeline import Pipeline
 
     with (
@@ -76,12 +86,13 @@ def query(
             min_score=min_score,
         )
         language = opened.language
+        around = with_neighbours(opened, [hit.id for hit in answer.passages], window)
         if not answer.passages and opened.count() == 0:
             say(f"The store {store} is empty. Fill it: {index_command(store)}")
     if json:
-        print_json(_as_json(text, settings.rag_strategy, answer))
+        print_json(_as_json(text, settings.rag_strategy, answer, around if window else {}))
         return
-    show_passages(answer.passages, text, language)
+    show_passages(answer.passages, text, language, around if window else {})
     missing = reranker is None and rerank is None and settings.rerank_model
     show(steps_line(answer.steps) + ("; not reranked" if missing else ""), style="dim")
 
@@ -115,7 +126,32 @@ def _parse(where: str | None) -> dict[str, Any] | None:
     return value
 
 
-def _as_json(text: str, strategy: str, answer: Answer) -> dict[str, Any]:
+def _within(
+    paths: list[str] | None, store: Path, where: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """The filter, and only sources that a path or pattern names."""
+    if not paths:
+        return where
+    from tars_rag.ingest.sources import matching, sources_of
+
+    sources = sources_of(store)
+    named = sorted({one for path in paths for one in matching(sources, path)})
+    inside: dict[str, Any] = {"source": {"$in": named}}
+    return inside if where is None else {"$and": [where, inside]}
+
+
+def _copies(passages: Sequence[ScoredPassage]) -> dict[str, list[str]]:
+    """Text -> ids of the passages that have it, in their order."""
+    same: dict[str, list[str]] = {}
+    for passage in passages:
+        same.setdefault(passage.text, []).append(passage.id)
+    return same
+
+
+def _as_json(
+    text: str, strategy: str, answer: Answer, around: Mapping[str, Sequence[Passage]]
+) -> dict[str, Any]:
+    same = _copies(answer.passages)
     return {
         "query": text,
         "strategy": strategy,
@@ -131,6 +167,8 @@ def _as_json(text: str, strategy: str, answer: Answer) -> dict[str, Any]:
                 "rerank_score": p.rerank_score,
                 "lexical_share": p.lexical_share,
                 "relevance": p.relevance,
+                "copies": [key for key in same[p.text] if key != p.id],
+                **({"window": [near.text for near in around[p.id]]} if p.id in around else {}),
             }
             for p in answer.passages
         ],

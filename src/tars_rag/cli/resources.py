@@ -12,14 +12,36 @@ from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tars_rag.models.embedder import Embedder
     from tars_rag.models.reranker import Reranker
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.settings import Settings
     from tars_rag.splitting.splitter import Splitter
 
+
+def _usual_store() -> Path:
+    """TARS_STORE, from the environment or ``.env``."""
+    usual = read_settings().tars_store
+    if usual is None:
+        msg = "Which store? Give --store DIR, or set TARS_STORE."
+        raise typer.BadParameter(msg, param_hint="--store")
+    return usual
+
+
 StoreOption = Annotated[
-    Path, typer.Option("--store", metavar="DIR", help="The store's directory.", show_default=False)
+    Path,
+    typer.Option(
+        "--store",
+        metavar="DIR",
+        help="The store's directory (default: TARS_STORE).",
+        show_default=False,
+        default_factory=_usual_store,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -150,6 +172,34 @@ def open_store(
             language=language or language_for(path, read_settings()),
             progress=partial(progress, "rebuild its indexes"),
         )
+
+
+def look_into(path: Path, *, read_only: bool = True) -> HybridStore:
+    """Open a store for what needs no embedding: its model does not have to be on this machine.
+
+    Raises:
+        StoreError: There is no store.
+    """
+    from tars_rag.retrieval.storage.store_json import read_store_json
+    from tars_rag.retrieval.store import HybridStore
+
+    path = require_store(path)
+    told = read_store_json(path)
+    if told is None:
+        msg = f"{path} is not a store. Give the directory of one."
+        raise StoreError(msg)
+    return HybridStore(path, _NoEmbedder(told.fingerprint), read_only=read_only)
+
+
+class _NoEmbedder:
+    """Stands for the embedder of a store, and embeds nothing."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        msg = "This command embeds nothing."
+        raise StoreError(msg)
 
 
 def is_store(path: Path) -> bool:

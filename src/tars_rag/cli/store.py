@@ -9,17 +9,20 @@ from typing import Annotated
 
 import typer
 
-from tars_rag.cli import resources
+from tars_rag.cli import resources, sources
 from tars_rag.cli.console import print_json, progress_bar, show
 from tars_rag.errors import InvalidInputError
 
 app = typer.Typer(
     name="store",
-    help="Stores: check, repair, back up, change embedder or language, import.",
+    help="Stores: look into, check, repair, back up, change embedder or language, import.",
     no_args_is_help=True,
     add_completion=False,
 )
 
+
+for command in (sources.info, sources.ls, sources.rm, sources.mv):
+    app.command()(command)
 
 _COLOUR = {True: "green", False: "red"}
 _Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")]

@@ -15,6 +15,14 @@ except ModuleNotFoundError as error:
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsCrossEncoder, TarsRerank
 from tars_rag.langchain.retriever import TarsRetriever
+from tars_rag.langchain.splitter import TarsSplitter
 from tars_rag.langchain.vectorstore import TarsVectorStore
 
-__all__ = ["TarsCrossEncoder", "TarsEmbeddings", "TarsRerank", "TarsRetriever", "TarsVectorStore"]
+__all__ = [
+    "TarsCrossEncoder",
+    "TarsEmbeddings",
+    "TarsRerank",
+    "TarsRetriever",
+    "TarsSplitter",
+    "TarsVectorStore",
+]

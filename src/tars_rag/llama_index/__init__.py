@@ -13,7 +13,8 @@ except ModuleNotFoundError as error:
     raise ImportError(msg, name=error.name) from error
 
 from tars_rag.llama_index.embedding import TarsEmbedding
+from tars_rag.llama_index.node_parser import TarsNodeParser
 from tars_rag.llama_index.rerank import TarsRerank
 from tars_rag.llama_index.vectorstore import TarsVectorStore
 
-__all__ = ["TarsEmbedding", "TarsRerank", "TarsVectorStore"]
+__all__ = ["TarsEmbedding", "TarsNodeParser", "TarsRerank", "TarsVectorStore"]

@@ -90,11 +90,11 @@ def _blocks(text: str, tokens: list[Token], lines: list[int]) -> Iterator[Block]
         path = tuple(trail.values())
         start, end = place(token)
         if token.type == "heading_open":
-            title = " ".join(inside[1].content.split())
-            yield Block(start, end, "heading", group, path, title)
+            title, level = " ".join(inside[1].content.split()), int(token.tag[1])
+            above = {n: one for n, one in trail.items() if n < level}
+            yield Block(start, end, "heading", group, tuple(above.values()), title)
             if title:
-                level = int(token.tag[1])
-                trail = {n: above for n, above in trail.items() if n < level} | {level: title}
+                trail = above | {level: title}
         elif token.type in ("bullet_list_open", "ordered_list_open"):
             starts = sorted({place(t)[0] for t in inside if t.type == "list_item_open"} | {start})
             for a, b in zip(starts, [*starts[1:], end], strict=True):

@@ -97,7 +97,13 @@ class Splitter:
         return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def split(
-        self, text: str, form: Form = "plain", *, title: str = "", begin: int = 0
+        self,
+        text: str,
+        form: Form = "plain",
+        *,
+        title: str = "",
+        begin: int = 0,
+        beside: int = 0,
     ) -> list[Chunk]:
         """Cut a text.
 
@@ -106,23 +112,27 @@ class Splitter:
             form: How it is written.
             title: What it is called; goes into the context of each chunk.
             begin: Where to begin, for example after front matter.
+            beside: Tokens that the caller puts beside each chunk; room is left for them.
 
         Returns:
             In the order of the text; none of white space alone.
         """
-        return _Cutting(self, text, form, title, begin).chunks()
+        room = max(self._tokens - beside, self._tokens // 4, 1)
+        return _Cutting(self, text, form, title, begin, room).chunks()
 
 
 class _Cutting:
     """One text being cut."""
 
-    def __init__(self, by: Splitter, text: str, form: Form, title: str, begin: int) -> None:
+    def __init__(
+        self, by: Splitter, text: str, form: Form, title: str, begin: int, room: int
+    ) -> None:
         self._by, self._text, self._title = by, text, " ".join(title.split())
         if form == "markdown":
             self._blocks = markdown_blocks(text, begin)
         else:
             self._blocks = code_blocks(text) if form == "code" else plain_blocks(text, begin)
-        self._room, self._overlap = by._tokens, by._overlap
+        self._room, self._overlap = room, min(by._overlap, room // 2)
         self._places = self._token_places()
         self._contexts: dict[tuple[str, ...], tuple[str, int]] = {}
 
@@ -155,6 +165,23 @@ class _Cutting:
     def _size(self, start: int, end: int) -> int:
         return bisect.bisect_left(self._places, end) - bisect.bisect_left(self._places, start)
 
+    def _context_of(self, block: Block) -> tuple[str, int]:
+        """What goes above a chunk that begins with this block; and how many tokens that is.
+
+        A chunk that shows a heading of its own does not need the one that all the text stands
+        below as well: with it, the vectors of a long text are too much alike.
+        """
+        path = block.path
+        if block.kind == "heading" and path and path[0] == self._cover:
+            path = path[1:]
+        return self._context(path)
+
+    @cached_property
+    def _cover(self) -> str:
+        """The heading that all others stand below; empty if there is none."""
+        tops = [block for block in self._blocks if block.kind == "heading" and not block.path]
+        return tops[0].title if len(tops) == 1 else ""
+
     def _context(self, path: tuple[str, ...]) -> tuple[str, int]:
         """Title and headings, cut from above to what they may take; and how many tokens that is."""
         if path not in self._contexts:
@@ -171,7 +198,7 @@ class _Cutting:
         above = 0  # tokens of the headings that go with what comes next
         for n, block in enumerate(self._blocks):
             before = self._blocks[n - 1] if n else None
-            context = self._context(block.path)[1]
+            context = self._context_of(block)[1]
             header = self._header_size(block)
             limit = max(1, self._room - context - min(max(above, header), self._room // 2))
             parts = list(self._parts(block, limit))
@@ -295,7 +322,7 @@ class _Cutting:
         self, units: Sequence[Unit], blocks: Sequence[Block], first: int, last: int
     ) -> Chunk:
         block, text = blocks[first], self._text
-        context, tokens = self._context(block.path)
+        context, tokens = self._context_of(block)
         start, end = units[first].start, units[last - 1].end
         own = units[first].extra - tokens
         header = ""

@@ -1,0 +1,96 @@
+"""``tars-rag store info | ls | rm | mv``: what a store holds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tars_rag.cli import resources
+from tars_rag.cli.console import print_json, show
+
+
+def info(store: resources.StoreOption, json: resources.JsonOption = False) -> None:
+    """Say what a store is: its model, language, passages, sources, size."""
+    from tars_rag.ingest.sources import size_on_disk, sources_of
+    from tars_rag.retrieval.storage.store_json import read_store_json
+
+    with resources.look_into(store) as opened:
+        passages, path = opened.count(), opened.path
+        told = read_store_json(path)
+    sources = sources_of(path)
+    size = size_on_disk(path)
+    facts = {
+        "path": str(path),
+        "model": None if told is None else told.model,
+        "fingerprint": opened.fingerprint,
+        "dimension": None if told is None else told.dimension,
+        "language": opened.language,
+        "passages": passages,
+        "sources": len(sources),
+        "passages_of_sources": sum(sources.values()),
+        "bytes": size,
+        "created": None if told is None else told.created,
+    }
+    if json:
+        print_json(facts)
+        return
+    show(f"{path}: {passages} passages, {size / 1e6:.1f} MB")
+    show(f"model {facts['model'] or 'unknown'} ({opened.fingerprint}), language {opened.language}")
+    others = passages - sum(sources.values())
+    more = f"; {others} passages from elsewhere" if others > 0 else ""
+    show(f"{len(sources)} files indexed, with {sum(sources.values())} passages{more}")
+
+
+def ls(
+    store: resources.StoreOption,
+    path: Annotated[
+        str | None, typer.Option("--path", help="Only this file, directory or pattern.")
+    ] = None,
+    json: resources.JsonOption = False,
+) -> None:
+    """List the files that were indexed, and how many passages each has."""
+    from tars_rag.ingest.sources import matching, sources_of
+
+    sources = sources_of(resources.require_store(store))
+    chosen = sorted(sources if path is None else matching(sources, path))
+    if json:
+        print_json([{"source": one, "passages": sources[one]} for one in chosen])
+        return
+    for one in chosen:
+        show(f"{sources[one]:6}  {one}")
+
+
+def rm(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A file, a directory, or a pattern.")
+    ],
+    store: resources.StoreOption,
+    json: resources.JsonOption = False,
+) -> None:
+    """Delete the passages of files from a store; the files stay."""
+    from tars_rag.ingest.sources import remove
+
+    with resources.look_into(store, read_only=False) as opened:
+        sources, passages = remove(opened, source)
+    if json:
+        print_json({"sources": sources, "passages": passages})
+        return
+    show(f"{sources} sources removed, with {passages} passages")
+
+
+def mv(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="A file or directory, as it was.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="Where it is now.")],
+    store: resources.StoreOption,
+    json: resources.JsonOption = False,
+) -> None:
+    """Tell a store that a file or folder was moved: nothing is read or embedded again."""
+    from tars_rag.ingest.sources import move
+
+    with resources.look_into(store, read_only=False) as opened:
+        sources, passages = move(opened, old, new)
+    if json:
+        print_json({"sources": sources, "passages": passages})
+        return
+    show(f"{sources} sources moved, with {passages} passages")

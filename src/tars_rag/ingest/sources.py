@@ -1,0 +1,134 @@
+"""The sources of a store: which there are, removed, under another name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+from collections.abc import Iterator
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.vectors import digest_of
+from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.storage.layout import SOURCES
+
+if TYPE_CHECKING:
+    from tars_rag.retrieval.store import HybridStore
+
+_BATCH = 256
+
+
+def sources_of(store: Path) -> dict[str, int]:
+    """The files of a store and how many passages each has; empty where none was indexed."""
+    if not (store / SOURCES).exists():
+        return {}
+    with Ledger(store) as ledger:
+        return ledger.counts()
+
+
+def matching(sources: dict[str, int], pattern: str) -> list[str]:
+    """The sources that a path names: a file, what lies in a directory, or what a pattern fits.
+
+    Args:
+        sources: All of them.
+        pattern: A path, absolute or from here; or with ``*``, ``?``, ``[``: of the whole path or of
+            its end (``*.pdf``, ``notes/*.md``).
+
+    Raises:
+        InvalidInputError: None fits.
+    """
+    top = str(Path(pattern).expanduser().resolve())
+    found = [one for one in sources if one in (pattern, top) or one.startswith(f"{top}/")]
+    if not found and any(sign in pattern for sign in "*?["):
+        ends = (pattern, f"*/{pattern}")
+        found = [one for one in sources if any(fnmatchcase(one, end) for end in ends)]
+    if not found:
+        msg = f"No source of the store is {pattern!r}. To see them: tars-rag store ls"
+        raise InvalidInputError(msg)
+    return found
+
+
+def remove(store: HybridStore, pattern: str) -> tuple[int, int]:
+    """Delete the passages of sources; how many sources and passages that were."""
+    deleted = 0
+    with Ledger(store.path) as ledger:
+        chosen = matching(ledger.counts(), pattern)
+        for source in chosen:
+            for ids in batches(ledger.ids(source), _BATCH):
+                deleted += store.delete(ids=ids)
+                ledger.release(ids)
+            ledger.reopen(source)
+    return len(chosen), deleted
+
+
+def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
+    """Give sources another path, without reading or embedding anything: a folder was moved.
+
+    If interrupted, call it again: it continues where it stopped.
+
+    Args:
+        store: Where they are.
+        old: A source, or a directory of sources.
+        new: What takes its place.
+
+    Returns:
+        How many sources and passages have another path now.
+
+    Raises:
+        InvalidInputError: There is no such source, or one that is not moved has the new path.
+    """
+    before, after = (str(Path(one).expanduser().resolve()) for one in (old, new))
+    moved = 0
+    with Ledger(store.path) as ledger:
+        names = {one: after + one[len(before) :] for one in matching(ledger.counts(), before)}
+        others = set(ledger.counts()) - names.keys()
+        for name in sorted(others.intersection(names.values())):
+            if ledger.version(name) is not None:  # without one, this was interrupted
+                quoted = shlex.quote(name)
+                msg = f"{name} is in the store already. Remove it: tars-rag store rm {quoted}"
+                raise InvalidInputError(msg)
+        for source, name in names.items():
+            version = ledger.version(source)
+            for ids in batches(ledger.ids(source), _BATCH):
+                moved += _rename(store, ledger, list(ids), source, name)
+            ledger.reopen(source)
+            if version is not None:
+                ledger.finish(name, version)
+    return len(names), moved
+
+
+def _rename(store: HybridStore, ledger: Ledger, ids: list[str], source: str, name: str) -> int:
+    held, vectors = store.get(ids=ids), store.vectors(ids)
+    renamed = [(one.id, _renamed(one, source, name)) for one in held if one.id in vectors]
+    ledger.claim(Claim(new.id, name, digest_of(new)) for _, new in renamed)
+    store.upsert([new for _, new in renamed], [vectors[old] for old, _ in renamed])
+    gone = [old for old, new in renamed if old != new.id]
+    store.delete(ids=gone)
+    ledger.release([*gone, *(set(ids) - {old for old, _ in renamed})])
+    return len(renamed)
+
+
+def _renamed(passage: Passage, source: str, name: str) -> Passage:
+    ours = passage.id.startswith((f"{source}#", f"{source}:"))
+    key = name + passage.id[len(source) :] if ours else passage.id
+    metadata = dict(passage.metadata)
+    if metadata.get("source") == source:
+        metadata["source"] = name
+    return replace(passage, id=key, metadata=metadata)
+
+
+def size_on_disk(store: Path) -> int:
+    """Bytes of all files in a store's directory."""
+    return sum(_sizes(store))
+
+
+def _sizes(directory: Path) -> Iterator[int]:
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # it was there a moment ago
+                yield (Path(folder) / name).stat().st_size
