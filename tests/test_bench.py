@@ -345,7 +345,7 @@ def seconds(device: Device, lengths: Sequence[int]) -> float:
     return device.time.seconds - start
 
 
-@pytest.mark.parametrize("npu_token", [0.01, 0.05, 0.3])
+@pytest.mark.parametrize("npu_token", [0.01, 0.3])
 def test_the_placement_is_the_one_that_trying_all_finds(
     embedder_dir: str, still: Watch, npu_token: float
 ) -> None:
@@ -358,7 +358,7 @@ def test_the_placement_is_the_one_that_trying_all_finds(
     for place in places:
         embedder_bench.measure_embedders(
             [place],
-            amount=embedder_bench.Amount(2, (32, 64, 128), (1, 16)),
+            amount=embedder_bench.Amount(1, (32, 64, 128), (1, 8)),
             clock=time.clock,
             watch=still,
             keep=rows.append,

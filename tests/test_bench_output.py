@@ -20,6 +20,7 @@ from tars_rag.bench.page import page
 from tars_rag.bench.plots import lines
 from tars_rag.bench.results import Report, read
 from tars_rag.bench.rows import EmbedderRow, QualityRow, QueryRow, RerankerRow
+from tars_rag.bench.tables import notes_of
 from tars_rag.bench.verdict import Model, as_rows, judge, measurements
 from tars_rag.cli import app
 from tars_rag.cli.bench_report import shareable
@@ -239,6 +240,20 @@ def test_a_reranker_s_verdict_is_told_against_every_class() -> None:
     told = as_rows([verdict.Verdict("ce", "cross-encoder", {}, rows, "now")])
     assert [row["place"] for row in told] == ["cpu, openvino bf16"]
     assert told[0]["reason"] == "30.0 ms against 90.0 ms on cpu, onnxruntime fp32"
+
+
+def test_what_is_absent_for_one_reason_is_said_once() -> None:
+    report = Report({}, "how")
+    pull = "not on this machine; fetch it: tars-rag models pull "
+    report.reranker = [
+        RerankerRow("a", "cpu", "onnxruntime", absent=pull + "a"),
+        RerankerRow("b", "cpu", "onnxruntime", absent=pull + "b"),
+        RerankerRow("a", "npu", absent="there is none"),
+    ]
+    assert notes_of(report.as_dict(), "reranker") == [
+        f"not measured: a, cpu onnxruntime; b, cpu onnxruntime: {pull}NAME",
+        "not measured: a, npu: there is none",
+    ]
 
 
 def test_a_place_for_files_is_asked_for_before_anything_is_measured(tmp_path: Path) -> None:

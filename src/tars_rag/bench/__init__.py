@@ -1,1 +1,1 @@
-"""Measurements: the quality of a search, and the amount of work sent to a device."""
+"""Measurements: what this machine does (`run`), and the quality of a search (`evaluate`)."""

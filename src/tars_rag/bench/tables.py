@@ -136,14 +136,25 @@ def notes_of(report: Mapping[str, Any], name: str) -> list[str]:
     found = [f"{note} ({count} row{'s' * (count > 1)})" for note, count in counts.items()]
     places = {str(row["pooled"]) for row in rows if row.get("pooled")}
     found += [f"pooling and normalising happen {where}: part of infer" for where in sorted(places)]
+    absent: dict[str, list[tuple[str, str]]] = {}
     for row in rows:
         if row.get("absent"):
-            what = " / ".join(str(row[k]) for k in ("embedder", "reranker") if row.get(k))
-            if "model" in row:
-                batch = f", batches of {row['batch']}" if row.get("batch") else ""
-                what = f"{row['model']}, {place(row)}{batch}"
-            found.append(f"not measured: {what}: {row['absent']}")
+            why, model = str(row["absent"]), str(row.get("model") or "")
+            mine = model and why.endswith(f" {model}")  # a command that ends in it
+            general = f"{why.removesuffix(model)}NAME" if mine else why
+            absent.setdefault(general, []).append((_what(row), why))
+    for general, told in absent.items():
+        names = list(dict.fromkeys(what for what, _ in told))
+        found.append(f"not measured: {'; '.join(names)}: {general if names[1:] else told[0][1]}")
     return list(dict.fromkeys(found))
+
+
+def _what(row: Row) -> str:
+    """Of what a row has no figures."""
+    if "model" not in row:
+        return " / ".join(str(row[k]) for k in ("embedder", "reranker") if row.get(k))
+    batch = f", batches of {row['batch']}" if row.get("batch") else ""
+    return f"{row['model']}, {place(row)}{batch}"
 
 
 def published_lines(name: str) -> list[str]:
