@@ -24,8 +24,10 @@ from tars_rag.convert.build import convert
 from tars_rag.convert.recipes import RECIPES, recipe
 from tars_rag.convert.texts import sample
 from tars_rag.errors import ConversionError, InvalidInputError, ModelError, TarsRagError
+from tars_rag.models.architectures.config import BertConfig
 from tars_rag.models.catalog import CATALOG
 from tars_rag.models.embedder import Embedder
+from tars_rag.models.random_model import write_random_model
 from tars_rag.runtimes.npu.bundle import read_model
 from tars_rag.runtimes.npu.manifest import load_manifest, verify_bundle
 
@@ -197,6 +199,22 @@ def test_a_degraded_bundle_says_so_when_it_is_loaded(
         read_model(degraded, "embedder")
     assert "degraded" in caplog.text
     assert "0.9999" in caplog.text
+
+
+def test_a_large_vocabulary_is_on_disk_once(tmp_path: Path, fake: FakeToolkit) -> None:
+    """multilingual-e5-small's words, in narrow layers: no graph holds the table."""
+    words = 250_037
+    model = write_random_model(
+        tmp_path / "model", BertConfig(1, 16, 2, 16, words), head=False, seed=1
+    )
+    lengths = (16, 32, 64)
+    directory, manifest = convert(str(model), lengths=lengths, out=tmp_path / "bundle")
+    assert manifest.lengths == lengths
+    assert len(list(directory.glob("*.rknn"))) == 3
+    [table] = directory.glob("*.npy")
+    assert manifest.word_table
+    assert manifest.word_table.bytes == table.stat().st_size == words * 16 * 2 + 128
+    assert np.load(table, mmap_mode="r").shape == (words, 16)
 
 
 def test_a_directory_of_any_name_can_be_converted(

@@ -38,18 +38,28 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     for name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     # Another test may have imported the library while it was offline.
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    set_constant(monkeypatch, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
     with serving() as hub:
         files = f"{hub.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
+        set_constant(monkeypatch, "ENDPOINT", hub.address)
+        set_constant(monkeypatch, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         folder = write_random_model(tmp_path / "e", head=False)
         with_prompts(folder)
         hub.add(EMBEDDER, folder)
         hub.add(SHARDED, sharded(with_prompts(write_random_model(tmp_path / "s", head=False))))
         hub.add(RANKER, ettin(tmp_path / "r", replace(CONFIGS["modernbert"], vocabulary=800)))
         yield hub
+
+
+def set_constant(monkeypatch: pytest.MonkeyPatch, name: str, value: object) -> None:
+    """A constant of the hub's library, also where an earlier version of it has a copy."""
+    import huggingface_hub.file_download
+    import huggingface_hub.hf_api  # noqa: F401
+
+    for module in [m for key, m in sys.modules.items() if key.startswith("huggingface_hub.")]:
+        if name in vars(module):
+            monkeypatch.setattr(module, name, value)
 
 
 def with_prompts(folder: Path) -> Path:
@@ -134,10 +144,8 @@ def test_a_row_of_the_catalogue_with_folders(hub: Hub, cache: Path, tmp_path: Pa
 def test_a_connection_that_breaks_goes_on_where_it_was(
     hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import constants
-
     # What has come is written, and so kept, 10 MB at a time; the tiny model has less.
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
+    set_constant(monkeypatch, "DOWNLOAD_CHUNK_SIZE", 1 << 16)
     hub.faults["model.safetensors"] = ["cut"]
     assert Embedder(EMBEDDER, cache_dir=cache).embed(["a"]).shape == (1, SMALL.hidden)
     parts = [line for line in hub.asked if "bytes=" in line and "model.safetensors" in line]
@@ -208,9 +216,7 @@ def test_what_cannot_be_run_is_refused_before_its_weights(
 
 
 def test_offline_and_out_of_reach(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    set_constant(monkeypatch, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(ModelError, match=f"tars-rag models pull {EMBEDDER}"):
         Embedder(EMBEDDER, cache_dir=cache)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

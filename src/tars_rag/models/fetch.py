@@ -200,20 +200,21 @@ def reported(
 
     def report() -> None:
         while not done.wait(0.2):
-            progress(name, _size(directory), total)
+            progress(name, size_of(directory), total)
 
     thread = threading.Thread(target=report, name="tars-rag-progress", daemon=True)
     thread.start()
     try:
         yield
-        size = _size(directory)
+        size = size_of(directory)
         progress(name, size, size)
     finally:
         done.set()
         thread.join()
 
 
-def _size(directory: Path) -> int:
+def size_of(directory: Path) -> int:
+    """The bytes of all files in a directory."""
     size = 0
     for folder, _, names in os.walk(directory):
         for name in names:

@@ -16,7 +16,14 @@ from typing import Any, Final
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
 from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
-from tars_rag.models.fetch import HUB_TIMEOUT_S, disk_error, first_line, is_offline, reported
+from tars_rag.models.fetch import (
+    HUB_TIMEOUT_S,
+    disk_error,
+    first_line,
+    is_offline,
+    reported,
+    size_of,
+)
 from tars_rag.models.local import INDEX_NAME, WEIGHTS_NAME, index_files
 from tars_rag.models.modules import MODULES_NAME, read_chain, read_pooling
 from tars_rag.models.tokenizer import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
@@ -152,25 +159,12 @@ class _Source:
 
     def fetch(self, names: Iterable[str]) -> None:
         """Fetch files, check them, and put them in their places."""
-        from huggingface_hub import hf_hub_download
-
         for name in names:
             known = self.files[name]
             if name.endswith(".json") and (known.bytes or 0) > _MOST_JSON_BYTES:
                 msg = f"{name} of {self.repository} has {known.bytes:,} bytes. {_OTHER}"
                 raise ModelError(msg)
-            try:
-                path = Path(
-                    hf_hub_download(
-                        self.repository,
-                        name,
-                        revision=self.commit,
-                        local_dir=self.download,
-                        etag_timeout=HUB_TIMEOUT_S,
-                    )
-                )
-            except Exception as error:  # as above
-                raise _unavailable(self.repository, error) from error
+            path = self._fetch_one(name)
             if known.sha256 and sha256_of(path) != known.sha256:
                 msg = (
                     f"{name} of {self.repository} did not come as the hub lists it. Fetch it "
@@ -180,6 +174,28 @@ class _Source:
             target = self.staging / name
             target.parent.mkdir(exist_ok=True)
             path.replace(target)
+
+    def _fetch_one(self, name: str) -> Path:
+        """Fetch a file; a connection that broke is taken up again as long as more comes."""
+        from huggingface_hub import hf_hub_download
+
+        while True:
+            before = size_of(self.download)
+            try:
+                return Path(
+                    hf_hub_download(
+                        self.repository,
+                        name,
+                        revision=self.commit,
+                        local_dir=self.download,
+                        etag_timeout=HUB_TIMEOUT_S,
+                    )
+                )
+            except Exception as error:  # of the hub's library, or its HTTP library
+                told = _unavailable(self.repository, error)
+                answered = getattr(error, "response", None) is not None
+                if answered or isinstance(told, OSError) or size_of(self.download) <= before:
+                    raise told from error
 
 
 def _unavailable(repository: str, error: Exception) -> Exception:
