@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
 from tars_rag.bench import embedder_bench, reranker_bench
 from tars_rag.bench.conditions import Watch
@@ -23,7 +22,6 @@ from tars_rag.bench.run import Bench, Wanted
 from tars_rag.bench.tables import terminal
 from tars_rag.bench.texts import made_up, own
 from tars_rag.bench.verdict import measurements
-from tars_rag.cli import app
 from tars_rag.models.assignment import Candidate, Plan
 from tars_rag.models.batching import run_batched
 from tars_rag.models.cache import ModelCache
@@ -287,14 +285,6 @@ def test_ctrl_c_leaves_what_was_measured(
     assert not report.embedder
     assert all(device.closed for device in devices)
     assert "Interrupted" in list(terminal(report.as_dict()))[-1]
-
-
-def test_what_bench_computed_is_a_command_of_its_own(embedder_dir: str, tmp_path: Path) -> None:
-    for name in ("corpus.jsonl", "queries.jsonl"):
-        (tmp_path / name).write_text('{"_id": "1", "text": "a cat"}\n')
-    told = CliRunner().invoke(app, ["padding", str(tmp_path), "--model", embedder_dir, "--json"])
-    assert told.exit_code == 0, told.output
-    assert [row["count"] for row in json.loads(told.stdout)["work"]] == [1, 1]
 
 
 @pytest.mark.slow

@@ -689,22 +689,22 @@ def test_eval_of_several_at_once(tmp_path: Path, reranker_dir: str) -> None:
     assert "4 judged queries" in refused("eval", "c", "--tune")
 
 
-def test_bench_needs_what_it_asks_for(tmp_path: Path) -> None:
+def test_padding_needs_what_it_asks_for(tmp_path: Path) -> None:
     """Documents and queries; who judged what does not matter to the amount of work."""
     from test_evaluate import CORPUS, QRELS, QUERIES, write_collection
 
     write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS)
     shutil.rmtree(tmp_path / "c" / "qrels")
-    counted = json.loads(ok("bench", "c", "--lengths", "16,32", "--json"))
+    counted = json.loads(ok("padding", "c", "--lengths", "16,32", "--json"))
     queries, passages = counted["work"]
     assert (queries["texts"], queries["count"]) == ("queries", len(QUERIES))
     assert (passages["texts"], passages["count"]) == ("passages", 3)
     assert passages["gmac_no_padding"] <= passages["gmac_buckets"] <= passages["gmac_one_length"]
-    table = ok("bench", "c", "--lengths", "16,32")
+    table = ok("padding", "c", "--lengths", "16,32")
     assert "GMAC" in table
-    assert "corpus.jsonl and queries.jsonl" in " ".join(ok("bench", "--help").split())
+    assert "corpus.jsonl and queries.jsonl" in " ".join(ok("padding", "--help").split())
     (tmp_path / "c" / "queries.jsonl").unlink()
-    assert "queries.jsonl cannot be read" in refused("bench", "c")
+    assert "queries.jsonl cannot be read" in refused("padding", "c")
     assert "qrels/test.tsv" in refused("eval", "c")
 
 
