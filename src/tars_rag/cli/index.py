@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,9 +12,11 @@ import typer
 
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
-from tars_rag.errors import InvalidInputError
+from tars_rag.errors import InvalidInputError, TarsRagError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tars_rag.ingest.run import Report
 
 _SHOWN = 20
@@ -33,6 +37,10 @@ def index(
     ] = 32,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the passages of files that are gone.")
+    ] = False,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Go on, and index what changes; what is gone is deleted."),
     ] = False,
     exclude: Annotated[
         list[str] | None,
@@ -62,43 +70,75 @@ def index(
     """
     from tars_rag.ingest.documents import Limits
     from tars_rag.ingest.run import ingest, nothing_to_ingest
+    from tars_rag.ingest.watch import check_watching
 
     left_out = exclude or []
     limits = Limits(max_file_mb, max_pages, max_seconds, ocr=ocr)
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
+    if watch:
+        check_watching()
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         splitter = resources.make_splitter(settings, embedder, chunk_tokens, overlap)
-        nothing = (
-            None
-            if resources.is_store(store)
-            else nothing_to_ingest(paths, splitter, exclude=left_out, limits=limits)
-        )
+        nothing = None
+        if not watch and not resources.is_store(store):
+            nothing = nothing_to_ingest(paths, splitter, exclude=left_out, limits=limits)
         if nothing is not None:
             if json:
                 print_json(_as_json(nothing, 0))
             _explain(nothing, prune)
             raise InvalidInputError(_nothing(paths, store))
-        with (
-            resources.open_store(store, embedder, language=language) as opened,
-            progress_bar() as progress,
-        ):
-            report = ingest(
-                opened,
-                paths,
-                splitter,
-                prune=prune,
-                exclude=left_out,
-                limits=limits,
-                progress=progress,
-            )
-            total = opened.count()
-    if json:
-        print_json(_as_json(report, total))
+
+        def run(prune: bool) -> Report:
+            with (
+                resources.open_store(store, embedder, language=language) as opened,
+                progress_bar() as progress,
+            ):
+                report = ingest(
+                    opened,
+                    paths,
+                    splitter,
+                    prune=prune,
+                    exclude=left_out,
+                    limits=limits,
+                    progress=progress,
+                )
+                total = opened.count()
+            if json:
+                print_json(_as_json(report, total))
+            elif not watch or report.indexed or report.deleted:
+                show(_summary(report, total))
+            return report
+
+        if watch:
+            _watch(paths, run)
+            return
+        report = run(prune)
     _explain(report, prune)
-    if not json:
-        show(_summary(report, total))
     if report.failures:
         raise typer.Exit(1)
+
+
+def _watch(paths: list[Path], run: Callable[[bool], Report]) -> None:
+    """Run now and after each burst of changes, until Ctrl-C; errors are told and outlived.
+
+    The store is open only while files are indexed, so that others can use it.
+    """
+    from tars_rag.ingest.watch import Mounts, changes
+
+    mounts, told = Mounts(paths), set[str]()
+    with contextlib.suppress(KeyboardInterrupt):
+        for _ in changes(paths, threading.Event()):
+            try:
+                # Nothing is pruned while a drive is away: its directory may be there, and empty.
+                report = run(mounts.are_as_before())
+            except TarsRagError as error:
+                say(f"not indexed this time: {error}", style="red")
+                continue
+            problems = _problems(report.failures)
+            for line in problems:
+                if line not in told:
+                    say(line, style="red")
+            told = set(problems)
 
 
 def _nothing(paths: list[Path], store: Path) -> str:
