@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from tars_rag.bench import embedder_bench
 from tars_rag.bench.compare import compare
 from tars_rag.bench.page import page
 from tars_rag.bench.plots import lines
@@ -260,3 +261,32 @@ def test_a_place_for_files_is_asked_for_before_anything_is_measured(tmp_path: Pa
     told = CliRunner().invoke(app, ["bench", "--html", str(tmp_path / "no" / "x.html")])
     assert told.exit_code == 1
     assert "cannot be written" in told.stderr
+
+
+@pytest.mark.parametrize("judged", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_the_command_writes_all_that_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, embedder_dir: str, judged: bool
+) -> None:
+    data = tmp_path / "data"
+    (data / "qrels").mkdir(parents=True)
+    (data / "corpus.jsonl").write_text('{"_id": "1", "text": "a cat on a sofa"}\n')
+    (data / "queries.jsonl").write_text('{"_id": "q", "text": "cat"}\n')
+    if judged:
+        (data / "qrels" / "test.tsv").write_text("q\t1\t1\n")
+    small = embedder_bench.Amount(1, (16,), (1,))
+    monkeypatch.setattr("tars_rag.bench.run.embedder_bench.QUICK", small)
+    page_, sent = tmp_path / "bench.html", tmp_path / "bench.json"
+    options = ["--quick", "--part", "embedder", "--embedder", embedder_dir, "--data", str(data)]
+    options += ["--html", str(page_), "--report", str(sent), "--no-keep"]
+    told = CliRunner().invoke(app, ["bench", *options, "--json"])
+    assert told.exit_code == 0, told.output
+    found = json.loads(told.stdout)
+    samples = {row["sample"] for row in found["embedder"]["rows"] if not row["absent"]}
+    assert samples == {"16 tokens", "own p50", "own p90"}
+    assert found["machine"]["cpu_cores"] >= 1
+    assert not found["verdict"]["kept"]
+    assert "<svg" in page_.read_text("utf-8")
+    assert read(sent)["embedder"]["rows"]
+    shown = CliRunner().invoke(app, ["bench", *options])
+    assert shown.exit_code == 0, shown.output
+    assert "Embedder tiny" in shown.stdout
