@@ -204,7 +204,7 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50, 100])
     parser.add_argument("--words", nargs="+", default=["10", "30", "100", "250", "500", "mixed"])
     parser.add_argument("--cache", type=Path, help="a FlashRank cache directory with the model")
-    parser.add_argument("--no-memory", action="store_true", help="takes 15 GB and a minute")
+    parser.add_argument("--no-memory", action="store_true", help="it takes gigabytes and minutes")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # of peers among themselves
