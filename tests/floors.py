@@ -10,7 +10,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-OURS = ("", "langchain", "llama-index")
+OURS = ("", "langchain", "llama-index", "openvino")
 
 
 def untested() -> list[str]:

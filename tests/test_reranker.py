@@ -223,6 +223,20 @@ def test_of_a_batch_that_does_not_fit_a_part_may(clocked: tuple[Reranker, Clock]
     np.testing.assert_allclose(scores[done], full[done], atol=TOLERANCE)
 
 
+def test_a_machine_that_was_slow_for_a_while_is_used_again(
+    clocked: tuple[Reranker, Clock],
+) -> None:
+    reranker, clock = clocked
+    clock.speed = 20.0
+    for _ in range(40):
+        reranker.score(QUERY, LONG, budget_ms=20_000)
+    assert np.isnan(reranker.score(QUERY, LONG, budget_ms=400)).all()
+    clock.speed = 1.0
+    scored = [np.isfinite(reranker.score(QUERY, LONG, budget_ms=400)).any() for _ in range(300)]
+    assert any(scored)
+    assert all(scored[scored.index(True) :]), "what it takes now is learned at once"
+
+
 def test_budgets_hold_on_a_machine_that_is_not_always_as_fast(
     clocked: tuple[Reranker, Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,7 +21,7 @@ from tars_rag.errors import InvalidInputError
 # texts, within one part above it.
 _PARTS: Final = 16
 # Divisions over two devices that are kept while groups are added one after the other.
-_MOST_KEPT: Final = 256
+_MOST_KEPT: Final = 48
 
 
 @dataclass(frozen=True, slots=True)

@@ -224,6 +224,8 @@ class Reranker:
                 lengths = [len(encoding) for encoding in encodings]
                 batches[:1] = [Batch((row,), lengths[row]) for row in batches[0].rows]
             else:
+                if np.isnan(scores).all():
+                    self._pace.refused(batches[:1])
                 return
 
     def _planned(
