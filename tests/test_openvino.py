@@ -169,6 +169,7 @@ def test_its_threads_keep_to_the_big_cores(tmp_path: Path, pooled: bytes) -> Non
     assert sorted(os.sched_getaffinity(0)) == allowed, "the caller's thread stays free"
 
 
+@pytest.mark.slow
 def test_nothing_is_sent_and_nothing_written_at_home(tmp_path: Path, embedder_dir: str) -> None:
     """A process without a network, whose home is empty: telemetry shows in one or the other."""
     code = f"""
