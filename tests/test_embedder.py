@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -519,3 +520,19 @@ def test_int8_on_cranfield(cranfield: Path) -> None:
     assert cosine.mean() >= 0.994
     assert cosine.min() >= 0.985
     assert Embedder(device="cpu", precision="int8").fingerprint.endswith(":int8")
+
+
+def test_what_is_cut_off_is_told_once_and_how_much(
+    folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Embedder(folder, cache_dir=cache) as embedder:
+        fits = "board " * (embedder.max_length - 2)
+        embedder.embed([fits, ""])
+        embedder.embed_query("board " * 500)
+        assert "longer than" not in caplog.text
+        embedder.embed([fits, "board " * (4 * embedder.max_length - 2)])
+        embedder.embed(["board " * 900])
+    [told] = [record for record in caplog.records if "longer than" in record.message]
+    assert told.message.startswith("1 of 2 texts")
+    assert re.search(r"\d\d % of them is in no vector", told.message)
+    assert "TarsSplitter" in told.message

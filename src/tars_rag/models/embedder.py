@@ -16,6 +16,7 @@ from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.background import unrelated_cosine
 from tars_rag.models.batching import TOKENS_PER_BATCH, run_batched
 from tars_rag.models.cache import ModelCache
+from tars_rag.models.long_texts import LongTexts
 from tars_rag.models.opening import open_runtime
 from tars_rag.models.prompts import NO_PROMPTS
 from tars_rag.models.tokenizer import TOKENIZER_NAME, Tokenizer, require_text, require_texts
@@ -133,6 +134,7 @@ class Embedder:
         self.tokenizer_path = local.directory / TOKENIZER_NAME
         try:
             self._tokenizer = Tokenizer(local.directory, self.max_length)
+            self._long_texts = LongTexts(self.model, self._tokenizer)
             layout.require_case(local, self._tokenizer)
             self.passage_length = self._room(self.prompts.passage)
             self._room(self.prompts.query)
@@ -216,7 +218,10 @@ class Embedder:
         rows = np.empty((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), _WINDOW):
             window = texts[start : start + _WINDOW]
-            encodings = self._tokenizer.encode([prompt + text for text in window])
+            prompted = [prompt + text for text in window]
+            encodings = self._tokenizer.encode(prompted)
+            if not urgent:
+                self._long_texts.look(prompted, encodings)
             rows[start : start + _WINDOW] = run_batched(
                 self._runtime,
                 encodings,

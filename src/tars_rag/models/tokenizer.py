@@ -74,6 +74,10 @@ class Tokenizer:
         size = 8 * self.max_length
         return [_encoding(e) for e in self._batch([self._cut(t, size) for t in texts])]
 
+    def count(self, text: str) -> int:
+        """How many tokens a text has, the special ones included, if nothing is cut."""
+        return len(self._whole.encode(_clean(text)).ids)
+
     def encode_pairs(self, query: str, texts: Sequence[str]) -> list[Encoding]:
         """Encode (query, text) pairs; what is too long is cut from the longer of the two."""
         # Of two texts that are both too long the longer keeps the odd token, so neither may be
