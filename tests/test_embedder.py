@@ -526,7 +526,7 @@ def test_what_is_cut_off_is_told_once_and_how_much(
     folder: Path, cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Embedder(folder, cache_dir=cache) as embedder:
-        fits = "board " * (embedder.max_length - 2)
+        fits = "board " * 20
         embedder.embed([fits, ""])
         embedder.embed_query("board " * 500)
         assert "longer than" not in caplog.text
