@@ -95,6 +95,10 @@ def test_a_query_can_be_kept_to_a_path(notes: Path) -> None:
     found = json.loads(said("query", "fan", "--path", "*.txt", "-k", 9, "--json"))["passages"]
     assert {Path(one["metadata"]["source"]).name for one in found} == {"cats.txt", "copy.txt"}
     assert found[0]["copies"] == [found[1]["id"]]
+    [note] = [
+        n for n in json.loads(said("store", "check", "store", "--json"))["notes"] if "same" in n
+    ]
+    assert str(notes / "copy.txt") in note
     found = json.loads(said("query", "fan", "--path", "notes/boards.md", "--window", 1, "--json"))
     assert len(found["passages"][0]["window"]) > 1
     assert "river" in said("query", "fan", "--path", "notes/boards.md", "--window", 1)

@@ -40,11 +40,13 @@ def check(
 
     Nothing is written without --repair.
     """
+    from tars_rag.ingest.sources import copies_in
     from tars_rag.retrieval.storage.check import check_store
 
     directory = resources.require_store(directory)
     with progress_bar("count") as progress:
         report = check_store(directory, repair, partial(progress, "compare"))
+    report.notes += [f"the same content: {', '.join(same)}" for same in copies_in(directory)[:20]]
     if json:
         print_json({**asdict(report), "path": str(report.path), "ok": report.ok})
     else:

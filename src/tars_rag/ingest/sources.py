@@ -31,6 +31,14 @@ def sources_of(store: Path) -> dict[str, int]:
         return ledger.counts()
 
 
+def copies_in(store: Path) -> list[list[str]]:
+    """Files of a store with the same content, two or more each."""
+    if not (store / SOURCES).exists():
+        return []
+    with Ledger(store) as ledger:
+        return ledger.copies()
+
+
 def matching(sources: dict[str, int], pattern: str) -> list[str]:
     """The sources that a path names: a file, what lies in a directory, or what a pattern fits.
 
