@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pickle
@@ -86,6 +87,16 @@ def test_every_architecture_gives_the_same_and_knows_its_limits(name: str) -> No
     longer = {name: np.pad(array, ((0, 0), (0, 1))) for name, array in feed.items()}
     with pytest.raises(DeviceError, match=f"the model has {config.positions}"):
         found.run([longer])
+
+
+def test_a_model_of_few_positions_is_measured_within_them(tmp_path: Path) -> None:
+    few = dataclasses.replace(SMALL, positions=24)
+    folder = write_random_model(tmp_path / "few", few, head=False)
+    options = {"cache_dir": tmp_path / "cache", "device": "cpu"}
+    with_onnx = Embedder(folder, engine="onnxruntime", **options)
+    with_openvino = Embedder(folder, engine="openvino", **options)
+    found, right = (model.embed(TEXTS) for model in (with_openvino, with_onnx))
+    assert np.min((found * right).sum(axis=1)) > 0.999
 
 
 def test_many_threads_get_their_own_rows(pooled: bytes) -> None:

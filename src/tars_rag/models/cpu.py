@@ -14,6 +14,7 @@ import numpy as np
 from tars_rag.errors import ModelError
 from tars_rag.files import publishing, sha256_of
 from tars_rag.guests import version_of
+from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.graphs import SAMPLE, cpu_graph
@@ -104,7 +105,8 @@ def _precision(placement: Placement, runtime: OpenVinoRuntime) -> str:
 
 def _fidelity(model: LocalModel, output: Output, runtime: Runtime, reference: Runtime) -> float:
     """How close a runtime comes to FP32 on a few texts; see `_FAITHFUL`."""
-    tokenizer = Tokenizer(model.directory, 128)
+    positions = BertConfig.from_json(model.directory / CONFIG_NAME).positions
+    tokenizer = Tokenizer(model.directory, min(128, positions))
     if output == "logit":
         encodings = tokenizer.encode_pairs(SAMPLE[0], SAMPLE)
         logits = [run_batched(r, encodings).astype(np.float64) for r in (runtime, reference)]
