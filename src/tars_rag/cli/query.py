@@ -62,8 +62,9 @@ def query(
 ) -> None:
     """Search a store; show the best passages and how long each step took."""
     text = " ".join(words)
+    chosen = _parse(where)
     store = resources.require_store(store)
-    conditions = _within(path, store, _parse(where))
+    conditions = _within(path, store, chosen)
     settings = resources.read_settings(
         embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
     )

@@ -72,7 +72,7 @@ def meanwhile(work: Callable[[], T]) -> Iterator[Work[T]]:
     other = Work(work)
     thread = threading.Thread(target=other.run, name="tars-rag-meanwhile", daemon=True)
     try:
-        thread.start()  # a signal's exception may come out of it though the thread was started
+        _start(thread)  # a signal's exception may come out of it though the thread was started
         yield other
         other.wait()
         thread.join()
@@ -80,6 +80,19 @@ def meanwhile(work: Callable[[], T]) -> Iterator[Work[T]]:
         if not other.cancel():
             _finish(other)
         raise
+
+
+def _start(thread: threading.Thread) -> None:
+    """Start it, and let through what a signal raises meanwhile.
+
+    The standard library waits for the start at a condition, which may fail over such an exception.
+    """
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if error.__context__ is not None:
+            raise error.__context__ from None
+        raise  # no thread can be had
 
 
 def _finish(other: Work[T]) -> None:
