@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import pytest
 
 from conftest import HashEmbedder
 from store_child import passage, word
+from tars_rag.child import Link
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma import process as embedded
 from tars_rag.retrieval.storage.check import check_store
@@ -84,15 +84,28 @@ def test_chroma_killed_in_a_write_loses_nothing(path: Path) -> None:
     assert check_store(path).ok
 
 
-def test_ctrl_c_waits_for_the_write_under_way(path: Path) -> None:
+def test_ctrl_c_waits_for_the_write_under_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = waited = 0
+    wait = Link.wait
+
+    def pressed(link: Link, seconds: float | None = None) -> bool:
+        nonlocal waited
+        waited += 1
+        if waited == at:
+            signal.raise_signal(signal.SIGINT)
+        return wait(link, seconds)
+
     acknowledged = [1]
+    monkeypatch.setattr(Link, "wait", pressed)
     with HybridStore(path, HashEmbedder()) as store:
         chroma = chroma_of(store)
-        threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
-        with pytest.raises(KeyboardInterrupt):
-            write_until_it_fails(store, acknowledged)
-        assert_acknowledged_or_next(store, acknowledged)
-        assert chroma_of(store) == chroma
+        for number in range(1, 5):
+            at, waited = number, 0
+            with pytest.raises(KeyboardInterrupt):
+                write_until_it_fails(store, acknowledged)
+            assert_acknowledged_or_next(store, acknowledged)
+            acknowledged.append(max(int(p.metadata["version"]) for p in store.get()))
+            assert chroma_of(store) == chroma
     assert check_store(path).ok
 
 
