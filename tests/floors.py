@@ -10,7 +10,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-OURS = ("", "langchain", "llama-index", "openvino")
+OURS = ("", "langchain", "llama-index", "openvino", "documents", "watch")
 
 
 def untested() -> list[str]:
