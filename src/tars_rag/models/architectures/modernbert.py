@@ -71,7 +71,8 @@ class ModernBertEncoder:
             return g.const("window", np.where(beyond, host.MASK_VALUE, 0)[None, None])
         # Of a graph for any length, a constant would be the square of 8,192.
         zero, one = g.const("zero.i", 0, np.int64), g.const("one.i", 1, np.int64)
-        count = g.reshape(self.inputs.count(), "window.count", [])
+        first = g.const("window.first", [0], np.int64)
+        count = g.op("Squeeze", [self.inputs.count(), first], "window.count")
         row = g.as_float(g.op("Range", [zero, count, one], "window.range"), "window.places")
         down = g.reshape(row, "window.down", [1, 1, -1, 1])
         across = g.reshape(row, "window.across", [1, 1, 1, -1])
