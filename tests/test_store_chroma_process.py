@@ -84,7 +84,8 @@ def test_chroma_killed_in_a_write_loses_nothing(path: Path) -> None:
     assert check_store(path).ok
 
 
-def test_ctrl_c_waits_for_the_write_under_way(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def press_ctrl_c(path: Path) -> None:
+    """Again and again, while an answer of Chroma is waited for; in a process of its own."""
     at = waited = 0
     wait = Link.wait
 
@@ -96,8 +97,8 @@ def test_ctrl_c_waits_for_the_write_under_way(path: Path, monkeypatch: pytest.Mo
         return wait(link, seconds)
 
     acknowledged = [1]
-    monkeypatch.setattr(Link, "wait", pressed)
-    with HybridStore(path, HashEmbedder()) as store:
+    with HybridStore(path, HashEmbedder()) as store, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Link, "wait", pressed)
         chroma = chroma_of(store)
         for number in range(1, 5):
             at, waited = number, 0
@@ -107,6 +108,12 @@ def test_ctrl_c_waits_for_the_write_under_way(path: Path, monkeypatch: pytest.Mo
             acknowledged.append(max(int(p.metadata["version"]) for p in store.get()))
             assert chroma_of(store) == chroma
     assert check_store(path).ok
+
+
+def test_ctrl_c_waits_for_the_write_under_way(path: Path) -> None:
+    code = f"import sys, pathlib, {__name__} as t; t.press_ctrl_c(pathlib.Path(sys.argv[1]))"
+    command = [sys.executable, "-c", code, str(path)]
+    subprocess.run(command, cwd=Path(__file__).parent, check=True, timeout=200)
 
 
 @pytest.mark.slow
