@@ -20,7 +20,7 @@ from conftest import HashEmbedder
 from store_child import passage
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.ingest.ledger import Ledger
+from tars_rag.ingest.ledger import Claim, Ledger
 from tars_rag.retrieval.maintenance import backup, restore
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage import backup as backup_module
@@ -177,13 +177,14 @@ def test_killed_it_leaves_the_last_backup_and_goes_on(
 @pytest.mark.slow
 def test_the_record_of_indexed_files_comes_along(store: HybridStore, tmp_path: Path) -> None:
     with Ledger(store.path) as ledger:
-        ledger.claim([("p1", "a.txt")])
+        ledger.claim([Claim("p1", "a.txt", "digest")])
         ledger.finish("a.txt", "version")
         store.backup(tmp_path / "file")
         ledger.finish("b.txt", "later")
     restore(tmp_path / "file", tmp_path / "restored")
     with Ledger(tmp_path / "restored") as ledger:
         assert ledger.ids("a.txt") == ["p1"]
+        assert ledger.alike(["digest"]) == {"digest": ["p1"]}
         assert ledger.version("a.txt") == "version"
         assert ledger.version("b.txt") is None
 

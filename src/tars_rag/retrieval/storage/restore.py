@@ -18,7 +18,10 @@ from tars_rag.retrieval.storage.lock import StoreLock
 from tars_rag.retrieval.storage.state import State, read_state
 
 _BATCH = 2048
-_TABLES = {("table", "sources"), ("table", "passages"), ("index", "by_source")}
+_TABLES = {
+    *(("table", "sources"), ("table", "passages")),
+    *(("index", "by_source"), ("index", "by_digest")),
+}
 
 
 def restore_store(file: Path, target: Path, progress: Progress | None = None) -> int:
