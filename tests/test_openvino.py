@@ -113,6 +113,26 @@ def test_many_threads_get_their_own_rows(pooled: bytes) -> None:
     assert runtime.run([]) == []
 
 
+def test_signals_are_survived_once_models_are_closed(pooled: bytes, tmp_path: Path) -> None:
+    """OpenVINO leaves the stack that signals are handled on to memory that it has freed."""
+    (tmp_path / "graph.onnx").write_bytes(pooled)
+    code = """
+import pathlib, signal, sys
+from tars_rag.runtimes.openvino import OpenVinoRuntime
+signal.signal(signal.SIGINT, signal.default_int_handler)
+one, other = (OpenVinoRuntime(pathlib.Path(sys.argv[1]), threads=1) for _ in range(2))
+del one
+del other
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("well")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "graph.onnx")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (0, "well\n"), done.stderr
+
+
 @pytest.mark.parametrize("number", [-1, SMALL.vocabulary, 10**9])
 def test_a_number_that_is_in_no_table_is_an_error(pooled: bytes, number: int) -> None:
     """OpenVINO itself reads whatever lies there."""

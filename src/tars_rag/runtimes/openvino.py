@@ -22,6 +22,7 @@ Arithmetic = Literal["f32", "bf16", "f16"]
 """What a graph is computed in."""
 
 _importing = threading.Lock()
+_kept: Any = None
 
 POSITIONS: Final = "positions"
 """Among the tables: how long a text may be."""
@@ -179,9 +180,16 @@ def is_installed() -> bool:
 
 
 def _core() -> Any:
-    """OpenVINO, imported without its telemetry, which reports the import itself."""
+    """OpenVINO's one core in this process, kept to the end; without telemetry.
+
+    The import itself would be reported. And a core gives the thread that makes it another stack for
+    signals, and frees it at its own end: with two of them the next signal would end the process.
+    """
+    global _kept
     telemetry = "openvino_telemetry"
     with _importing:
+        if _kept is not None:
+            return _kept
         hidden = telemetry not in sys.modules and "openvino" not in sys.modules
         if hidden:
             sys.modules[telemetry] = None  # type: ignore[assignment]  # as if not installed
@@ -193,7 +201,8 @@ def _core() -> Any:
         finally:
             if hidden:
                 del sys.modules[telemetry]
-    return openvino.Core()
+        _kept = openvino.Core()
+        return _kept
 
 
 def _tables(model: Any) -> dict[str, int]:
