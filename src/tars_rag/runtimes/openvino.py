@@ -188,8 +188,6 @@ def _core() -> Any:
     global _kept
     telemetry = "openvino_telemetry"
     with _importing:
-        if _kept is not None:
-            return _kept
         hidden = telemetry not in sys.modules and "openvino" not in sys.modules
         if hidden:
             sys.modules[telemetry] = None  # type: ignore[assignment]  # as if not installed
@@ -201,7 +199,8 @@ def _core() -> Any:
         finally:
             if hidden:
                 del sys.modules[telemetry]
-        _kept = openvino.Core()
+        if _kept is None:
+            _kept = openvino.Core()
         return _kept
 
 
