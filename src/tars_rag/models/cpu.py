@@ -14,13 +14,11 @@ import numpy as np
 from tars_rag.errors import ModelError
 from tars_rag.files import publishing, sha256_of
 from tars_rag.guests import version_of
-from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Output
-from tars_rag.models.graphs import SAMPLE, cpu_graph
+from tars_rag.models.graphs import SAMPLE, cpu_graph, mean_cosine, sample_tokenizer
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
-from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.runtimes.openvino import Arithmetic, OpenVinoRuntime
@@ -57,14 +55,9 @@ def open_cpu(
         runtime = OnnxRuntime(graph.source, threads=placement.threads)
         return runtime, graph.cosine, placement.precision
 
-    def exact() -> Runtime:
-        return OnnxRuntime(
-            cpu_graph(model, cache, output=output, pooling=pooling).source,
-            threads=placement.threads,
-        )
-
     def measured(runtime: Runtime) -> float:
-        reference = exact()
+        exact = cpu_graph(model, cache, output=output, pooling=pooling)
+        reference = OnnxRuntime(exact.source, threads=placement.threads)
         try:
             return _fidelity(model, output, runtime, reference)
         finally:
@@ -105,16 +98,13 @@ def _precision(placement: Placement, runtime: OpenVinoRuntime) -> str:
 
 def _fidelity(model: LocalModel, output: Output, runtime: Runtime, reference: Runtime) -> float:
     """How close a runtime comes to FP32 on a few texts; see `_FAITHFUL`."""
-    positions = BertConfig.from_json(model.directory / CONFIG_NAME).positions
-    tokenizer = Tokenizer(model.directory, min(128, positions))
+    tokenizer = sample_tokenizer(model, 128)
     if output == "logit":
         encodings = tokenizer.encode_pairs(SAMPLE[0], SAMPLE)
         logits = [run_batched(r, encodings).astype(np.float64) for r in (runtime, reference)]
         scores = [1 / (1 + np.exp(-x)) for x in logits]
         return 1 - float(np.abs(scores[0] - scores[1]).max())
-    encodings = tokenizer.encode(SAMPLE)
-    ours, theirs = (run_batched(r, encodings) for r in (runtime, reference))
-    return float(np.mean((ours * theirs).sum(1)))
+    return mean_cosine(runtime, reference, tokenizer.encode(SAMPLE))
 
 
 def _compiled(

@@ -6,7 +6,7 @@ import contextlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,8 +20,9 @@ from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import GRAPH_VERSION, Output, build_graph
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
-from tars_rag.models.tokenizer import Tokenizer
+from tars_rag.models.tokenizer import Encoding, Tokenizer
 from tars_rag.models.weights import load_weights
+from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.onnx import OnnxRuntime
 from tars_rag.settings import Precision
 
@@ -134,11 +135,20 @@ def _quantised(exact: CpuGraph, model: LocalModel) -> tuple[bytes, float]:
         else onnx.load(exact.source)
     )
     content = quantise(exact_model, per_channel=True)
+    encodings = sample_tokenizer(model, 256).encode(SAMPLE)
+    return content, mean_cosine(OnnxRuntime(content), OnnxRuntime(exact.source), encodings)
+
+
+def sample_tokenizer(model: LocalModel, most: int) -> Tokenizer:
+    """The model's tokenizer; it cuts texts at `most` tokens, or where the positions end."""
     positions = BertConfig.from_json(model.directory / CONFIG_NAME).positions
-    tokenizer = Tokenizer(model.directory, min(256, positions))
-    encodings = tokenizer.encode(SAMPLE)
-    ours, theirs = (run_batched(OnnxRuntime(g), encodings) for g in (content, exact.source))
-    return content, float(np.mean((ours * theirs).sum(1)))
+    return Tokenizer(model.directory, min(most, positions))
+
+
+def mean_cosine(ours: Runtime, exact: Runtime, encodings: Sequence[Encoding]) -> float:
+    """How close the embeddings of one runtime come to those of another."""
+    rows, right = (run_batched(runtime, encodings) for runtime in (ours, exact))
+    return float(np.mean((rows * right).sum(1)))
 
 
 # What the fidelity of a quantised embedder is measured on when it is made: short questions and
