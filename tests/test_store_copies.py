@@ -66,7 +66,8 @@ class Writer:
                 kind, versions = message
                 self._flight = {k: v if kind == "upsert" else None for k, v in versions.items()}
                 for key, version in self._flight.items():
-                    self.since.setdefault(key, set()).add(version)
+                    before = self.state.get(key)  # None, too: it may not have been there yet
+                    self.since.setdefault(key, {before}).add(version)
             else:
                 self._words.append(message)
 
