@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -40,6 +42,16 @@ def test_every_row_once_and_every_limit_kept(lengths, buckets, tokens, rows, ord
         if buckets:
             smallest = {min(b for b in buckets if b >= lengths[row]) for row in batch.rows}
             assert smallest == {batch.length}, "a row is padded further than it needs"
+
+
+@given(LENGTHS)
+def test_little_of_a_batch_is_padding(lengths: list[int]) -> None:
+    """A short text beside a long one would take as long as the long one."""
+    for batch in plan(lengths):
+        assert batch.tokens - sum(lengths[row] for row in batch.rows) <= 16
+    for one, other in pairwise(plan(lengths)):  # and no batch is begun without a reason
+        more = (len(one.rows) + 1) * one.length
+        assert more > 512 or more - sum(lengths[row] for row in (*one.rows, other.rows[0])) > 16
 
 
 @given(LENGTHS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from tars_rag.errors import DeviceError, InvalidInputError, ModelError
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.random_model import SMALL
 from tars_rag.models.weights import random_weights
-from tars_rag.runtimes import cores, onnx
+from tars_rag.runtimes import cores, onnx, streams
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.cores import big_cores
 from tars_rag.runtimes.onnx import OnnxRuntime, affinities
@@ -121,6 +122,75 @@ def test_many_threads_get_their_own_rows(graph: bytes) -> None:
         together = list(pool.map(lambda feed: runtime.run([feed])[0], feeds))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_bulk_work_gives_each_thread_runs_of_its_own(graph: bytes, count: int) -> None:
+    """Feeds are divided over graphs of one thread each; their rows are the same, in their order."""
+    runtime = OnnxRuntime(graph, threads=3)
+    feeds = [a_feed(1 + n % 4, 3 + n % 7) for n in range(count)]
+    alone = [runtime.run([feed])[0] for feed in feeds]
+    for one, other in zip(alone, runtime.run(feeds), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    assert sessions(runtime) == (2 if count >= 3 else 1)
+
+
+def test_a_bulk_run_that_fails_is_an_error_and_the_next_one_runs(graph: bytes) -> None:
+    runtime = OnnxRuntime(graph, threads=2)
+    feeds = [a_feed() for _ in range(6)]
+    feeds[3]["input_ids"][0, 0] = 10**6
+    with pytest.raises(DeviceError, match="could not run"):
+        runtime.run(feeds)
+    assert len(runtime.run([a_feed() for _ in range(6)])) == 6
+    runtime.close()
+    with pytest.raises(DeviceError, match="closed"):
+        runtime.run(feeds)
+
+
+def test_a_large_graph_and_one_whose_file_is_gone_are_not_opened_twice(
+    tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feeds = [a_feed(n % 3 + 1) for n in range(5)]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(graph)
+    gone = OnnxRuntime(path, threads=2)
+    path.unlink()
+    monkeypatch.setattr(streams, "_LARGEST", len(graph) - 1)
+    large = OnnxRuntime(graph, threads=2)
+    for one, other in zip(gone.run(feeds), large.run(feeds), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert sessions(gone) == sessions(large) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux")
+def test_bulk_work_stays_on_the_big_cores(
+    tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("needs two cores")
+    monkeypatch.setattr(onnx, "allowed_cores", lambda: [*allowed[:2], 98, 99])
+    monkeypatch.setattr(cores, "allowed_cores", lambda: [*allowed[:2], 98, 99])
+    sysfs = tmp_path
+    for core, power in zip([*allowed[:2], 98, 99], (1024, 1024, 400, 400), strict=True):
+        path = sysfs / f"devices/system/cpu/cpu{core}/cpu_capacity"
+        path.parent.mkdir(parents=True)
+        path.write_text(str(power))
+    kept = []
+    settle = os.sched_setaffinity
+    monkeypatch.setattr(
+        os, "sched_setaffinity", lambda pid, at: (kept.append((pid, at)), settle(pid, at))[1]
+    )
+    OnnxRuntime(graph, sysfs=sysfs).run([a_feed() for _ in range(4)])
+    assert kept
+    assert all(call == (0, allowed[:2]) for call in kept)
+    assert sorted(os.sched_getaffinity(0)) == allowed, "the caller's thread stays free"
+
+
+def sessions(runtime: OnnxRuntime) -> int:
+    """How often the graph is in memory."""
+    single = runtime._streams._single
+    return 1 if single is None else 2
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_each_text_goes_where_it_is_fastest(doubles: dict[Candidate, Double]) ->
     found = run_batched(runtime, some, pad_id=7)
     np.testing.assert_array_equal(found[:, 0], [text.ids.sum() for text in some])
     assert sorted(doubles[NPU].shapes) == [(1, 32), (1, 128)], "one text a run, padded"
-    assert doubles[ORT].shapes == [(3, 16)], "64 tokens a batch, in the order of length"
+    assert doubles[ORT].shapes == [(2, 16), (1, 3)], "in the order of length, little of it padding"
     assert runtime.device == "npu"
     assert run_batched(runtime, texts(500), pad_id=7).shape == (1, 1)
     assert doubles[OPENVINO].shapes == [(1, 500)], "too long for the NPU"

@@ -16,15 +16,15 @@ from tars_rag.errors import InvalidInputError
 from tars_rag.models.tokenizer import Encoding
 from tars_rag.runtimes.base import FloatArray, IntArray, Runtime
 
-TOKENS_PER_BATCH: Final = 2048
+TOKENS_PER_BATCH: Final = 512
 """Padded tokens in one batch of an embedder on the CPU; see docs/performance.md."""
 
-PAIR_TOKENS_PER_BATCH: Final = 256
+PAIR_TOKENS_PER_BATCH: Final = 128
 """Of a cross-encoder: long passages run one at a time, notes of a line several at once. Larger
 batches are slower with ONNX Runtime, see docs/performance.md."""
-OPENVINO_TOKENS: Final = 1024
-"""With OpenVINO, of both: it does not quantise at run time, so that larger batches of pairs are
-faster; batches of texts that are larger still are slower."""
+
+_MOST_PADDING: Final = 16
+"""Tokens of a batch that may be padding, on the CPU: a run of its own costs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +71,21 @@ def plan(
     padded = [_bucket(length, buckets) for length in lengths]
     rows = range(len(lengths))
     order = rows if ordered else sorted(rows, key=lambda row: -lengths[row])
+    # With buckets a shorter row would be padded to the next one for nothing.
+    most_padding = _MOST_PADDING if buckets is None else 0
     batches: list[Batch] = []
     current: list[int] = []
-    width = 0
+    width = tokens = 0
     for row in order:
         wider = max(width, padded[row])
-        # With buckets a shorter row would be padded to the next one for nothing.
-        apart = buckets is not None and padded[row] != width
-        full = len(current) == max_rows or wider * (len(current) + 1) > tokens_per_batch
+        area = wider * (len(current) + 1)
+        apart = area - tokens - padded[row] > most_padding
+        full = len(current) == max_rows or area > tokens_per_batch
         if current and (apart or full):
             batches.append(Batch(tuple(current), width))
-            current, wider = [], padded[row]
+            current, wider, tokens = [], padded[row], 0
         current.append(row)
-        width = wider
+        width, tokens = wider, tokens + padded[row]
     if current:
         batches.append(Batch(tuple(current), width))
     return batches

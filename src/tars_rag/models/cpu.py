@@ -140,6 +140,7 @@ def _compiled(
         with publishing(folder) as part:
             runtime = OpenVinoRuntime(source, threads=threads, arithmetic=arithmetic, compiled=part)
             made = runtime, measure(runtime)
+            runtime.prepare()
             note = {"files": _sums(part), "fidelity": made[1], "tables": runtime.tables}
             (part / _NOTE).write_text(json.dumps(note), encoding="utf-8")
     except (OSError, ModelError):

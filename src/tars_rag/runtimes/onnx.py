@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.runtimes.base import Feeds, FloatArray, check_feed
 from tars_rag.runtimes.cores import allowed_cores, big_cores, require_threads
+from tars_rag.runtimes.streams import Streams, worth_it
 
 
 class OnnxRuntime:
@@ -34,28 +36,17 @@ class OnnxRuntime:
     def __init__(
         self, model: Path | bytes, *, threads: int | None = None, sysfs: Path = Path("/sys")
     ) -> None:
-        import onnxruntime
-
         require_threads(threads)
         allowed = allowed_cores()
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # its warnings about fusions are of no use to a user
-        options.intra_op_num_threads = self.threads
-        if len(cores) < len(allowed) and 1 < self.threads <= len(cores):
-            options.add_session_config_entry(
-                "session.intra_op_thread_affinities", affinities(cores, self.threads)
-            )
-        source = model if isinstance(model, bytes) else str(model)
-        name = "The graph" if isinstance(model, bytes) else str(model)
-        try:
-            self._session: Any = onnxruntime.InferenceSession(
-                source, options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # the library's own exceptions have no common public base
-            msg = f"{name} cannot be loaded by ONNX Runtime ({error}). Fetch the model again."
-            raise ModelError(msg) from error
+        kept = cores if len(cores) < len(allowed) and self.threads <= len(cores) else None
+        self._session: Any = _session(model, self.threads, kept)
+        self._streams = Streams(
+            self.threads if worth_it(model) else 1,
+            lambda: partial(self._run, _session(model, 1, None)),
+            kept,
+        )
         self._input_names = tuple(i.name for i in self._session.get_inputs())
         self._output = self._session.get_outputs()[0].name
 
@@ -74,11 +65,13 @@ class OnnxRuntime:
         if session is None:
             msg = "This model is closed. Make a new one to go on."
             raise DeviceError(msg)
-        return [self._run(session, feed) for feed in feeds]
+        many = self._streams.split(len(feeds))
+        return self._streams.run(feeds[:many]) + [self._run(session, f) for f in feeds[many:]]
 
     def close(self) -> None:
-        """Release the session once the runs under way are through."""
+        """Release the sessions once the runs under way are through."""
         self._session = None
+        self._streams.close()
 
     def _run(self, session: Any, feed: Feeds) -> FloatArray:
         check_feed(feed, self._input_names)
@@ -91,6 +84,26 @@ class OnnxRuntime:
             msg = "ONNX Runtime gave numbers that are not finite. Verify the model files."
             raise DeviceError(msg)
         return np.asarray(rows, np.float32)
+
+
+def _session(model: Path | bytes, threads: int, cores: Sequence[int] | None) -> Any:
+    """A session of the library whose runs have so many threads, all but the first on `cores`."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # its warnings about fusions are of no use to a user
+    options.intra_op_num_threads = threads
+    if cores is not None and threads > 1:
+        options.add_session_config_entry(
+            "session.intra_op_thread_affinities", affinities(cores, threads)
+        )
+    source = model if isinstance(model, bytes) else str(model)
+    try:
+        return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's own exceptions have no common public base
+        name = "The graph" if isinstance(model, bytes) else str(model)
+        msg = f"{name} cannot be loaded by ONNX Runtime ({error}). Fetch the model again."
+        raise ModelError(msg) from error
 
 
 def affinities(cores: Sequence[int], threads: int) -> str:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.runtimes.base import Feeds, FloatArray, check_feed
 from tars_rag.runtimes.cores import allowed_cores, big_cores, on_cores, require_threads
+from tars_rag.runtimes.streams import Streams, worth_it
 
 Arithmetic = Literal["f32", "bf16", "f16"]
 """What a graph is computed in."""
+
+T = TypeVar("T")
 
 _importing = threading.Lock()
 _kept: Any = None
@@ -73,8 +77,8 @@ class OpenVinoRuntime:
         allowed = allowed_cores()
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
+        kept = cores if len(cores) < len(allowed) and self.threads <= len(cores) else None
         options: dict[str, Any] = {
-            "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_NUM_THREADS": self.threads,
             "ENABLE_CPU_PINNING": False,  # where others compute too, fixed places are slow ones
         }
@@ -83,33 +87,31 @@ class OpenVinoRuntime:
         if compiled:
             options["CACHE_DIR"] = str(compiled)
 
-        def compile_graph() -> tuple[Any, dict[str, int], Any]:
-            if isinstance(model, bytes):
-                read = core.read_model(model, b"")
-                graph, sizes = core.compile_model(read, "CPU", options), _tables(read)
-            else:  # by its path in either case: what is compiled is kept under another name else
-                graph = core.compile_model(str(model), "CPU", options)
-                known = _tables(core.read_model(model)) if tables is None else tables
-                sizes = dict(known)
-            # Its threads start in the first run, from the thread that is the first to run it.
-            names = [port.any_name for port in graph.inputs]
-            request = graph.create_infer_request()
-            request.infer({name: np.ones((1, 2), np.int64) for name in names})
-            return graph, sizes, request
+        def opened(**use: Any) -> _Requests:
+            def compile_graph() -> _Requests:
+                # By its path, where it has one: what is compiled is kept under another name else.
+                source = core.read_model(model, b"") if isinstance(model, bytes) else str(model)
+                requests = _Requests(core.compile_model(source, "CPU", options | use))
+                # Its threads start in the first run, from the thread that is the first to run it.
+                with requests.one() as request:
+                    request.infer({name: np.ones((1, 2), np.int64) for name in requests.names})
+                return requests
 
-        name = "The graph" if isinstance(model, bytes) else str(model)
-        few = len(cores) < len(allowed) and self.threads <= len(cores)
-        try:
-            opened = on_cores(cores, compile_graph) if few else compile_graph()
-        except Exception as error:  # the library raises RuntimeError and others for all there is
-            msg = f"{name} cannot be loaded by OpenVINO ({_short(error)}). Fetch the model again."
-            raise ModelError(msg) from error
-        self._graph, self.tables, first = opened
-        self._input_names = tuple(port.any_name for port in self._graph.inputs)
-        self._pooled = "pooled" in self._graph.output(0).names
-        self.arithmetic = str(self._graph.get_property("INFERENCE_PRECISION_HINT").to_string())
-        self._lock = threading.Lock()
-        self._idle = [first]
+            return _loaded(model, compile_graph, kept)
+
+        self._requests = opened(PERFORMANCE_HINT="LATENCY")
+        self._input_names = self._requests.names
+        self._pooled = "pooled" in self._requests.graph.output(0).names
+        precision = self._requests.graph.get_property("INFERENCE_PRECISION_HINT")
+        self.arithmetic = str(precision.to_string())
+        if tables is None:
+            source = (model, b"") if isinstance(model, bytes) else (model,)
+            tables = _loaded(model, lambda: _tables(core.read_model(*source)), None)
+        self.tables = dict(tables)
+        self._streams = Streams(
+            self.threads if worth_it(model) else 1,
+            lambda: partial(self._run_in_stream, opened(NUM_STREAMS=self.threads)),
+        )
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -118,33 +120,34 @@ class OpenVinoRuntime:
 
     def run(self, feeds: Sequence[Feeds], *, urgent: bool = False) -> list[FloatArray]:
         """See `tars_rag.runtimes.base.Runtime.run`; `urgent` changes nothing here."""
-        with self._request() as request:
-            return [self._run(request, feed) for feed in feeds]
+        with self._requests.one() as request:
+            many = self._streams.split(len(feeds))
+            rest = [self._run(request.infer, request, feed) for feed in feeds[many:]]
+            return self._streams.run(feeds[:many]) + rest
+
+    def prepare(self) -> None:
+        """Compile also what only a call of many feeds needs."""
+        self._streams.prepare()
 
     def close(self) -> None:
-        """Release the graph once the runs under way are through."""
-        with self._lock:
-            self._graph = None
-            self._idle.clear()
+        """Release the graphs once the runs under way are through."""
+        self._requests.close()
+        self._streams.close()
 
-    @contextlib.contextmanager
-    def _request(self) -> Iterator[Any]:
-        """An inference request of this call's own: results of another one cannot get into it."""
-        with self._lock:
-            if self._graph is None:
-                msg = "This model is closed. Make a new one to go on."
-                raise DeviceError(msg)
-            request = self._idle.pop() if self._idle else self._graph.create_infer_request()
-        yield request
-        with self._lock:  # one that failed is not used again
-            if self._graph is not None:
-                self._idle.append(request)
+    def _run_in_stream(self, requests: _Requests, feed: Feeds) -> FloatArray:
+        with requests.one() as request:
 
-    def _run(self, request: Any, feed: Feeds) -> FloatArray:
+            def wait(inputs: Any) -> None:
+                request.start_async(inputs)  # `infer` would compute in the thread that calls it
+                request.wait()
+
+            return self._run(wait, request, feed)
+
+    def _run(self, infer: Callable[[Any], object], request: Any, feed: Feeds) -> FloatArray:
         check_feed(feed, self._input_names)
         self._check_tables(feed)
         try:
-            request.infer(dict(feed))
+            infer(dict(feed))
             rows = np.array(request.get_output_tensor(0).data, np.float32)
         except Exception as error:  # as above
             msg = f"OpenVINO could not run the graph ({_short(error)}). Verify the model files."
@@ -172,11 +175,54 @@ class OpenVinoRuntime:
                 raise DeviceError(msg)
 
 
+class _Requests:
+    """A compiled graph and its inference requests, one for each call that runs it at a time."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph = graph
+        self.names = tuple(port.any_name for port in graph.inputs)
+        self._lock = threading.Lock()
+        self._idle: list[Any] = []
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Any]:
+        """A request of this call's own: results of another one cannot get into it."""
+        with self._lock:
+            if self.graph is None:
+                msg = "This model is closed. Make a new one to go on."
+                raise DeviceError(msg)
+            request = self._idle.pop() if self._idle else self.graph.create_infer_request()
+        yield request
+        with self._lock:  # one that failed is not used again
+            if self.graph is not None:
+                self._idle.append(request)
+
+    def close(self) -> None:
+        """Release the graph once the calls under way are through."""
+        with self._lock:
+            self.graph = None
+            self._idle.clear()
+
+
 def is_installed() -> bool:
     """Whether the package can be imported; it is not imported yet."""
     from importlib.util import find_spec
 
     return find_spec("openvino") is not None
+
+
+def _loaded(model: Path | bytes, load: Callable[[], T], cores: Sequence[int] | None) -> T:
+    """What `load` gives, its threads kept on `cores`.
+
+    Raises:
+        ModelError: It raised something.
+    """
+    try:
+        return load() if cores is None else on_cores(cores, load)
+    except Exception as error:  # the library raises RuntimeError and others for all there is
+        name = "The graph" if isinstance(model, bytes) else str(model)
+        msg = f"{name} cannot be loaded by OpenVINO ({_short(error)}). Fetch the model again."
+        raise ModelError(msg) from error
 
 
 def _core() -> Any:
