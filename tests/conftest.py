@@ -14,12 +14,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from numpy.typing import NDArray
 
 from tars_rag.retrieval.indexes.chroma import process as embedded
 
 # Started in the background of a shell, a program has Ctrl-C ignored, and so have its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How long an example takes is no fault of the code on a machine that others use as well.
+settings.register_profile("any load", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any load")
 
 embedded.KEEP_IDLE = 1  # hundreds of stores are opened: a process for each would take minutes
 

@@ -654,13 +654,20 @@ def test_eval_prints_exactly_the_measures(tmp_path: Path, reranker_dir: str) -> 
 
     write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS)
     plain = json.loads(ok("eval", "c", "--json"))
-    assert list(plain) == ["naive", "lexical", "hybrid"]
-    for values in plain.values():
+    # One shape, whatever is asked for: by strategy, and everything in rows.
+    rest = ["documents", "queries", "rows", "differences", "tuned"]
+    assert list(plain) == ["naive", "lexical", "hybrid", *rest]
+    for row in plain["rows"]:
+        values = plain[row["strategy"]]
         assert list(values) == ["ndcg@10", "mrr@10", "recall@100"]
         assert all(isinstance(value, float) for value in values.values())
+        assert values.items() <= row.items()
+    assert (plain["documents"], plain["queries"], plain["tuned"]) == (3, 2, [])
     full = json.loads(ok("eval", "c", "--json", "--model-dir", reranker_dir, "--store", "kept"))
-    assert list(full) == ["naive", "lexical", "hybrid", "hybrid+rerank"]
-    assert {name: full[name] for name in plain} == plain
+    assert list(full) == ["naive", "lexical", "hybrid", "hybrid+rerank", *rest]
+    assert all(full[name] == plain[name] for name in ("naive", "lexical", "hybrid"))
+    assert full["rows"][:3] == plain["rows"]
+    assert full["rows"][3]["reranker"]
     assert (tmp_path / "kept").is_dir()
     table = ok("eval", "c", "--strategy", "lexical", "--store", "kept")
     assert "3 documents, 2 queries" in table
@@ -675,6 +682,7 @@ def test_eval_of_several_at_once(tmp_path: Path, reranker_dir: str) -> None:
     write_collection(tmp_path / "c", CORPUS, QUERIES, QRELS)
     found = json.loads(ok("eval", "c", "--json", "--reranker", reranker_dir, "--language", "en"))
     assert (found["documents"], found["queries"]) == (3, 2)
+    assert found["hybrid+rerank"].items() <= found["rows"][-1].items()
     rankings = [(row["strategy"], row["reranker"]) for row in found["rows"]]
     assert rankings[-2:] == [("hybrid", None), ("hybrid", Path(reranker_dir).name)]
     assert len(found["differences"]) == 6

@@ -23,10 +23,11 @@ from tars_rag.bench.evaluate import (
     fill,
     load_collection,
     mean,
+    query_vectors,
     score,
 )
 from tars_rag.bench.significance import paired_bootstrap
-from tars_rag.bench.tuning import tune
+from tars_rag.bench.tuning import ndcg_by_weight, tune
 from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
@@ -325,13 +326,15 @@ def test_a_weight_is_judged_on_queries_it_was_not_fitted_on(
         assert (real.fitted_on, real.judged_on) == (6, 6)
         assert real.weight == 0.5  # all are as good: the default stays
 
-        def made_up(*_: object, weight: float, **__: object) -> dict[str, list[Scores]]:
-            order = random_halves(len(collection.queries))
-            good = {key: Scores(1.0 if weight == 0.8 else 0.5, 0, 0) for key in order[0]}
-            bad = {key: Scores(0.2 if weight == 0.8 else 0.5, 0, 0) for key in order[1]}
-            return {"hybrid": [(good | bad)[n] for n in range(12)]}
+        def made_up(*given: Any) -> dict[float, list[float]]:
+            fitted, judged = random_halves(len(collection.queries))
+            special = dict.fromkeys(fitted, 1.0) | dict.fromkeys(judged, 0.2)
+            return {
+                weight: [special[n] if weight == 0.8 else 0.5 for n in range(12)]
+                for weight in given[2]
+            }
 
-        monkeypatch.setattr("tars_rag.bench.tuning.per_query", made_up)
+        monkeypatch.setattr("tars_rag.bench.tuning.ndcg_by_weight", made_up)
         found = tune(store, collection)
     assert found.weight == 0.8  # the best of the first half
     assert (found.ndcg_10, found.default_ndcg_10) == pytest.approx((0.2, 0.5))
@@ -340,6 +343,50 @@ def test_a_weight_is_judged_on_queries_it_was_not_fitted_on(
     few = Collection(collection.passages, dict(list(collection.queries.items())[:3]), {})
     with pytest.raises(InvalidInputError, match="4 judged queries"):
         tune(store, few)
+
+
+def test_a_weight_is_judged_by_what_a_search_with_it_returns(
+    tmp_path: Path, hash_embedder: HashEmbedder
+) -> None:
+    """One search a query, and the same figures as a search with each weight."""
+    draw = random.Random(4)
+    words = [f"w{n}" for n in range(40)]
+    texts = [" ".join(draw.choices(words, k=draw.randint(2, 9))) for _ in range(400)]
+
+    def grades() -> dict[str, int]:
+        return {f"d{n}": draw.randint(1, 3) for n in draw.sample(range(400), 60)}
+
+    collection = Collection(
+        [Passage(f"d{n}", text) for n, text in enumerate(texts)],
+        {f"d{n}": " ".join(draw.sample(words, 3)) for n in range(8)} | {"d9": texts[9]},
+        {f"d{n}": grades() for n in range(8)} | {"d9": {"d9": 3, "d10": 1}},
+    )
+    embedder = Asked(hash_embedder)
+    with HybridStore(tmp_path / "store", embedder) as store:
+        fill(store, collection)
+        searches = []
+
+        class Counting:
+            embedder = store.embedder
+
+            def search(self, *given: Any, **named: Any) -> Any:
+                searches.append(given)
+                return store.search(*given, **named)
+
+        weights = (0.1, 0.5, 0.9)
+        vectors = query_vectors(store, collection)
+        found = ndcg_by_weight(Counting(), collection, weights, vectors)  # type: ignore[arg-type]
+        assert len(searches) == len(collection.queries)
+        for weight in weights:
+            for n, (key, text) in enumerate(collection.queries.items()):
+                hits = store.search(text, 101, vector=vectors[n], weight=weight)
+                ranking = [hit.id for hit in hits if key != "d9" or hit.id != "d9"]
+                right = score(ranking, collection.judgements[key]).ndcg_10
+                assert found[weight][n] == pytest.approx(right)
+        assert len({tuple(values) for values in found.values()}) == 3
+        every = store.search(texts[0], 3, every=True)
+        assert len(every) > 30
+        assert [hit.id for hit in every[:3]] == [hit.id for hit in store.search(texts[0], 3)]
 
 
 def random_halves(queries: int) -> tuple[list[int], list[int]]:

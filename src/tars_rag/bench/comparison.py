@@ -12,6 +12,9 @@ from tars_rag.bench.significance import Difference, paired_bootstrap
 from tars_rag.progress import NamedProgress
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tars_rag.models.reranker import Reranker
     from tars_rag.retrieval.store import HybridStore
 
@@ -53,6 +56,7 @@ def rows_of(
     *,
     strategies: Sequence[str] = STRATEGIES,
     rerank_depth: int = 20,
+    vectors: Sequence[NDArray[np.float32]] | None = None,
     progress: NamedProgress | None = None,
 ) -> list[Row]:
     """Measure one store: each strategy, and ``hybrid`` in the order of each reranker.
@@ -63,6 +67,7 @@ def rows_of(
         rerankers: By the name they are called in the rows.
         strategies: Some of `STRATEGIES`.
         rerank_depth: How many of the best passages are reranked.
+        vectors: Of the queries, where they are there already.
         progress: Called after each query.
     """
     found = per_query(
@@ -71,6 +76,7 @@ def rows_of(
         rerankers,
         strategies=strategies,
         rerank_depth=rerank_depth,
+        vectors=vectors,
         progress=progress,
     )
     rows = []

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 RERANK: Final = "hybrid+rerank"
 STRATEGIES: Final = ("naive", "lexical", "hybrid", RERANK)
-_DEPTH: Final = 100  # of a ranking: recall@100
+_JUDGED: Final = 100  # of a ranking: recall@100
+DEPTH: Final = _JUDGED + 1
+"""How many passages are asked for: one of them may be the query itself."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def score(ranking: Sequence[str], grades: Mapping[str, int]) -> Scores:
     gains = sorted((grade for grade in grades.values() if grade > 0), reverse=True)
     if not gains:
         return Scores(0.0, 0.0, 0.0)
-    found = [max(grades.get(key, 0), 0) for key in ranking[:_DEPTH]]
+    found = [max(grades.get(key, 0), 0) for key in ranking[:_JUDGED]]
     first = next((rank for rank, gain in enumerate(found[:10], 1) if gain), None)
     return Scores(
         ndcg_10=_dcg(found[:10]) / _dcg(gains[:10]),
@@ -237,7 +239,7 @@ def per_query(
     *,
     strategies: Sequence[str] = STRATEGIES,
     rerank_depth: int = 20,
-    weight: float | None = None,
+    vectors: Sequence[NDArray[np.float32]] | None = None,
     progress: NamedProgress | None = None,
 ) -> dict[str, list[Scores]]:
     """As `evaluate`, for any number of rerankers, and the measures of each query.
@@ -248,13 +250,14 @@ def per_query(
         rerankers: By name; what they make of ``hybrid`` is called ``hybrid+<name>``.
         strategies: Some of `STRATEGIES`.
         rerank_depth: How many of the best passages of ``hybrid`` are reranked.
-        weight: Of the vectors in ``hybrid``; None: the default.
+        vectors: Of the queries (`query_vectors`), where they are there already.
         progress: Called after each query.
 
     Returns:
         Strategy -> the measures of each query, in the collection's order.
     """
-    vectors = _query_vectors(store, list(collection.queries.values()))
+    if vectors is None:
+        vectors = query_vectors(store, collection)
     wanted: dict[str, Reranker | None] = {
         s: None for s in STRATEGIES if s in strategies and s != RERANK
     }
@@ -267,21 +270,26 @@ def per_query(
         for name, reranker in wanted.items():
             plain = cast("Strategy", name.partition("+")[0])
             if plain not in found:
-                found[plain] = store.search(text, _DEPTH + 1, plain, vector=vector, weight=weight)
+                found[plain] = store.search(text, DEPTH, plain, vector=vector)
             hits = found[plain]
             if reranker:
                 hits = _reranked(reranker, text, hits, rerank_depth)
-            # BEIR leaves out a query that is itself a document (ArguAna); ids alone may coincide.
-            ranking = [hit.id for hit in hits if hit.id != key or text not in hit.text]
+            ranking = [hit.id for hit in hits if not is_query(hit, key, text)]
             scores[name].append(score(ranking, grades))
         if progress:
             progress("search", n, len(collection.queries))
     return scores
 
 
-def _query_vectors(store: HybridStore, texts: Sequence[str]) -> Sequence[NDArray[np.float32]]:
+def is_query(hit: ScoredPassage, key: str, text: str) -> bool:
+    """Whether a hit is the query itself, which BEIR leaves out (ArguAna); ids may coincide."""
+    return hit.id == key and text in hit.text
+
+
+def query_vectors(store: HybridStore, collection: Collection) -> Sequence[NDArray[np.float32]]:
     """As a search makes them: with the prompt for queries, where the model has one."""
     ask = getattr(store.embedder, "embed_query", None)
+    texts = list(collection.queries.values())
     return [ask(text) for text in texts] if ask else list(store.embedder.embed(texts))
 
 

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from tars_rag.bench.evaluate import Collection, per_query
+from tars_rag.bench.evaluate import DEPTH, Collection, is_query, query_vectors, score
 from tars_rag.bench.significance import Difference, paired_bootstrap
 from tars_rag.errors import InvalidInputError
 from tars_rag.progress import NamedProgress
+from tars_rag.retrieval.fusion import convex
 from tars_rag.retrieval.searching import DEFAULT_WEIGHT
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from tars_rag.retrieval.store import HybridStore
 
 WEIGHTS: Final = tuple(round(step / 10, 1) for step in range(1, 10))
@@ -46,17 +50,21 @@ def tune(
     collection: Collection,
     *,
     weights: Sequence[float] = WEIGHTS,
+    vectors: Sequence[NDArray[np.float32]] | None = None,
     progress: NamedProgress | None = None,
 ) -> Tuned:
     """Fit the weight of ``hybrid``.
 
-    The halves are drawn once and for all (by a fixed seed), so two runs say the same. Of weights
-    that are equally good the one nearest to the default is taken.
+    Each query is searched once. What the two sides found does not depend on the weight (within 0
+    and 1), so that is weighed anew for each, as the search itself does it. The halves are drawn
+    once and for all (by a fixed seed), so two runs say the same. Of weights that are equally good
+    the one nearest to the default is taken.
 
     Args:
         store: Holds the collection's documents.
-        collection: The queries and judgements; all of them are asked with every weight.
-        weights: Those to choose from; the default is always among them.
+        collection: The queries and judgements; all of them are judged with every weight.
+        weights: Those to choose from, above 0 and below 1; the default is always among them.
+        vectors: Of the queries (`evaluate.query_vectors`), where they are there already.
         progress: Called after each query.
 
     Raises:
@@ -68,12 +76,13 @@ def tune(
         raise InvalidInputError(msg)
     order = random.Random(0).sample(range(len(keys)), len(keys))
     fitted, judged = order[: len(keys) // 2], order[len(keys) // 2 :]
-    found: dict[float, list[float]] = {}
-    for weight in sorted({*weights, DEFAULT_WEIGHT}, key=lambda w: abs(w - DEFAULT_WEIGHT)):
-        scores = per_query(
-            store, collection, strategies=("hybrid",), weight=weight, progress=progress
-        )
-        found[weight] = [one.ndcg_10 for one in scores["hybrid"]]
+    found = ndcg_by_weight(
+        store,
+        collection,
+        sorted({*weights, DEFAULT_WEIGHT}, key=lambda weight: abs(weight - DEFAULT_WEIGHT)),
+        query_vectors(store, collection) if vectors is None else vectors,
+        progress,
+    )
 
     def mean(weight: float, rows: Sequence[int]) -> float:
         return sum(found[weight][row] for row in rows) / len(rows)
@@ -90,3 +99,27 @@ def tune(
             [found[DEFAULT_WEIGHT][row] for row in judged],
         ),
     )
+
+
+def ndcg_by_weight(
+    store: HybridStore,
+    collection: Collection,
+    weights: Sequence[float],
+    vectors: Sequence[NDArray[np.float32]],
+    progress: NamedProgress | None = None,
+) -> dict[float, list[float]]:
+    """By weight: nDCG@10 of each query, in the collection's order; one search a query."""
+    found: dict[float, list[float]] = {weight: [] for weight in weights}
+    floor = getattr(store.embedder, "unrelated_cosine", 0.0)
+    asked = zip(collection.queries.items(), vectors, strict=True)
+    for n, ((key, text), vector) in enumerate(asked, 1):
+        hits = store.search(text, DEPTH, vector=vector, every=True)
+        hits = [hit for hit in hits if not is_query(hit, key, text)]
+        cosines = {hit.id: hit.vector_score or 0.0 for hit in hits}
+        shares = {hit.id: hit.lexical_share or 0.0 for hit in hits}
+        for weight in weights:
+            ranking = [one for one, _ in convex(cosines, shares, weight=weight, floor=floor)]
+            found[weight].append(score(ranking, collection.judgements[key]).ndcg_10)
+        if progress:
+            progress("weigh", n, len(collection.queries))
+    return found

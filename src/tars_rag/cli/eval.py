@@ -91,7 +91,7 @@ def evaluate(
 ) -> None:
     """Measure nDCG@10, MRR@10 and recall@100 on judged queries, and tell what is chance."""
     from tars_rag.bench.comparison import distinct, rows_of
-    from tars_rag.bench.evaluate import STRATEGIES, fill, load_collection
+    from tars_rag.bench.evaluate import STRATEGIES, fill, load_collection, query_vectors
     from tars_rag.bench.tuning import tune as fit
 
     collection = load_collection(directory)
@@ -118,21 +118,21 @@ def evaluate(
                 resources.open_store(place, embedder, language=kind) as opened,
             ):
                 fill(opened, collection, progress)
+                vectors = query_vectors(opened, collection)
                 rows += rows_of(
                     opened,
                     collection,
                     rerankers,
                     strategies=wanted,
                     rerank_depth=rerank_depth,
+                    vectors=vectors,
                     progress=progress,
                 )
                 if tune:
-                    found = fit(opened, collection, progress=progress)
+                    found = fit(opened, collection, vectors=vectors, progress=progress)
                     tuned.append((embedder.model, opened.language, found))
     rows = distinct(rows)
-    if json and not (several or reranker or tune):
-        print_json({_ranking(row, short=True): row.mean.as_dict() for row in rows})
-    elif json:
+    if json:
         print_json(_described(collection, rows, tuned))
     else:
         out.print(_table(collection, rows))
@@ -161,19 +161,22 @@ def _rerankers(
     return {one.model: stack.enter_context(one) for one in opened}
 
 
-def _ranking(row: Row, *, short: bool = False) -> str:
-    if row.reranker is None:
-        return row.strategy
-    return f"{row.strategy}+{'rerank' if short else row.reranker}"
+def _ranking(row: Row) -> str:
+    return row.strategy if row.reranker is None else f"{row.strategy}+{row.reranker}"
 
 
 def _described(
     collection: Collection, rows: Sequence[Row], tuned: Sequence[tuple[str, str, Tuned]]
 ) -> dict[str, object]:
-    """All that was measured, and how every two rows differ."""
+    """By strategy what its first row has; all that was measured; how every two rows differ."""
     from tars_rag.bench.comparison import differences
 
+    first: dict[str, object] = {}
+    for row in rows:
+        name = Ranking.RERANKED.value if row.reranker else row.strategy
+        first.setdefault(name, row.mean.as_dict())
     return {
+        **first,
         "documents": len(collection.passages),
         "queries": len(collection.queries),
         "rows": [

@@ -37,6 +37,7 @@ class Request:
     weight: float
     min_score: float | None = None
     floor: float = 0.0
+    every: bool = False
 
     @property
     def needs_vector(self) -> bool:
@@ -194,7 +195,8 @@ def search(
         shares = _shares(bm25, reach)
         fused = convex(cosine, shares, weight=weight, floor=request.floor)
         notes.append(f"{len(fused)} candidates")
-        hits = _scored(sides.lexical, fused[: request.k], cosine, bm25, reach, fused=True)
+        best = fused if request.every else fused[: request.k]
+        hits = _scored(sides.lexical, best, cosine, bm25, reach, fused=True)
         return above(hits, request.min_score)
 
 

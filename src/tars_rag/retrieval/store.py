@@ -241,6 +241,7 @@ class HybridStore:
         weight: float | None = None,
         min_score: float | None = None,
         watch: Stopwatch | None = None,
+        every: bool = False,
     ) -> list[ScoredPassage]:
         """The best `k` passages for a query, best first.
 
@@ -256,6 +257,7 @@ class HybridStore:
                 where nothing fits. Of "hybrid" the fused score, of "naive" the cosine, of
                 "lexical" the share of the query that was matched.
             watch: Collects how long each step took.
+            every: Of "hybrid" all that was fused for these `k`, to weigh it anew (`fusion.convex`).
 
         Raises:
             InvalidInputError: An argument is not usable; the message says which and why.
@@ -274,7 +276,7 @@ class HybridStore:
             checks.check_vectors(row[np.newaxis], ["the query"], self.dimension, self._advice)
             if request.strategy == "hybrid":
                 floor = getattr(self.embedder, "unrelated_cosine", 0.0)
-                request = replace(request, floor=floor)
+                request = replace(request, floor=floor, every=every)
         return written.ask(
             self._directory,
             request.where,
