@@ -39,12 +39,17 @@ def attempted(name: str, call: Callable[[], Result]) -> Result | None:
         return None
 
 
+_SETTLED = 0.03  # seconds
+
+
 def turns(
     calls: Mapping[str, Callable[[], object]], seconds: float, most_rounds: int = 9
 ) -> dict[str, list[float]]:
     """Seconds of each call, round by round; at least two rounds after one that is not counted.
 
-    Where that first round alone takes longer than `seconds`, one round after it has to do.
+    Another one begins each round, and each waits until the threads of the one before have stopped
+    looking for more work. Where the first round alone takes longer than `seconds`, one round after
+    it has to do.
     """
     found: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.perf_counter()
@@ -54,7 +59,10 @@ def turns(
     for done in range(most_rounds):
         if done >= least and time.perf_counter() - begun > seconds:
             break
-        for name, call in calls.items():
+        names = list(calls)
+        for name in names[done % len(names) :] + names[: done % len(names)]:
+            call = calls[name]
+            time.sleep(_SETTLED)
             start = time.perf_counter()
             call()
             found[name].append(time.perf_counter() - start)
