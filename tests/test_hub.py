@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from hub_standin import COMMIT, Hub, serving
 from tars_rag.errors import ModelError
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.embedder import Embedder
+from tars_rag.models.local import write_record
 from tars_rag.models.random_model import SMALL, write_random_model
 from tars_rag.models.reranker import Reranker
 from test_architectures import CONFIGS, ettin, replace, sharded
@@ -118,8 +121,77 @@ def test_a_reranker_by_its_name(hub: Hub, cache: Path, tmp_path: Path) -> None:
         "a fan", ["the fan", "a cat"]
     )
     np.testing.assert_array_equal(scores, same)
-    with pytest.raises(ModelError, match=r"not in the catalogue.*Copy its directory.*maker--tiny"):
-        ModelCache(cache).export([RANKER], tmp_path / "models.tar")
+
+
+def test_an_archive_of_models_without_a_row(hub: Hub, cache: Path, tmp_path: Path) -> None:
+    """Weights in several files, and modules behind the pooling, to a board without a network."""
+    here, board = ModelCache(cache), ModelCache(tmp_path / "board")
+    fetched = [here.pull(name) for name in (SHARDED, RANKER)]
+    archive = here.export([SHARDED, RANKER], tmp_path / "models.tar")
+    hub.models.clear()
+    for _ in range(2):  # the second replaces the first
+        imported = board.import_(archive)
+        digests = {one.name: one.weights_digest for one in imported}
+        assert digests == {one.name: one.weights_digest for one in fetched}
+    assert board.verify(SHARDED) is not None
+    with Embedder(SHARDED, cache_dir=cache) as a, Embedder(SHARDED, cache_dir=board.root) as b:
+        np.testing.assert_array_equal(a.embed_query("a fan"), b.embed_query("a fan"))
+        assert a.fingerprint == b.fingerprint
+    with pytest.raises(ModelError, match=rf"not in .*tars-rag models pull {EMBEDDER}"):
+        here.export([EMBEDDER], tmp_path / "other.tar")
+    own = tmp_path / "own"
+    write_random_model(own, head=False)
+    write_record(own, ["config.json", "model.safetensors"], "a test")
+    with pytest.raises(ModelError, match=r"own was not fetched by tars-rag"):
+        here.export([str(own)], tmp_path / "other.tar")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config.json": b'{"model_type": "bert"}'}, r"config\.json has \d+ bytes instead"),
+        ({"notes.txt": b"x"}, "no file of a model"),
+        ({"pytorch_model.bin": b"x"}, "no file of a model"),
+        ({"1_Pooling/model.onnx": b"x"}, "no file of a model"),
+        ({"3_Dense/config.json": b"{}"}, r"not what its files\.json says.*maker/tiny-embedder"),
+        ({"model-2.safetensors": b"x"}, r"not what its files\.json says"),
+        ({"config.json": None}, r"config\.json is missing"),
+        ({"files.json": None}, r"lacks maker--tiny-embedder/files\.json.* maker/tiny-embedder"),
+        ({"files.json": "moved"}, r"not what its files\.json says"),
+        ({"config.json": "llama"}, "model_type='llama'"),
+    ],
+)
+def test_an_archive_that_no_export_wrote(
+    hub: Hub, cache: Path, tmp_path: Path, change: dict[str, bytes | str | None], message: str
+) -> None:
+    local = ModelCache(cache).pull(EMBEDDER)
+    folder = local.directory
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    entries = {name: (folder / name).read_bytes() for name in names}
+    for name, content in change.items():
+        entries.pop(name, None)
+        record = json.loads((folder / "files.json").read_text())
+        if content == "moved":  # from another model's directory
+            record["source"] = f"hub maker/other@{COMMIT}"
+        elif content == "llama":
+            entries[name] = b'{"model_type": "llama"}'
+            (folder / name).write_bytes(entries[name])
+            write_record(folder, [n for n in names if n != "files.json"], record["source"])
+            record = json.loads((folder / "files.json").read_text())
+        elif isinstance(content, bytes):
+            entries[name] = content
+        if isinstance(content, str):
+            entries["files.json"] = json.dumps(record).encode()
+    archive = tmp_path / "models.tar"
+    with tarfile.open(archive, "w") as tar:
+        for name, body in entries.items():
+            info = tarfile.TarInfo(f"{folder.name}/{name}")
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    board = ModelCache(tmp_path / "board")
+    with pytest.raises(ModelError, match=message):
+        board.import_(archive)
+    assert board.find(EMBEDDER) is None
 
 
 def test_a_row_of_the_catalogue_with_folders(hub: Hub, cache: Path, tmp_path: Path) -> None:

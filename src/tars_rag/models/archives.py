@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Final
 
@@ -40,17 +40,16 @@ def pack(models: Mapping[Path, Sequence[str]], archive: Path) -> Path:
     return archive
 
 
-def unpack(archive: Path, target: Path, limits: Mapping[str, int]) -> None:
+def unpack(archive: Path, target: Path, most_bytes: Callable[[str], int | None]) -> None:
     """Write the ``<name>/<file>`` and ``<name>/<folder>/<file>`` entries under `target`.
 
     Only names and contents are taken. Links, devices, sparse files, other names, owners and modes
-    are not; so no more can be written than the archive itself has bytes, nor than `limits` add
-    up to.
+    are not; so no more can be written than the archive itself has bytes.
 
     Args:
         archive: The file to read.
         target: An empty directory.
-        limits: The names of the entries that may be there, and the most bytes of each.
+        most_bytes: Of an entry by its name; None: it may not be there.
 
     Raises:
         ModelError: Not a tar file, truncated, empty, or with an entry that has no place here.
@@ -58,7 +57,7 @@ def unpack(archive: Path, target: Path, limits: Mapping[str, int]) -> None:
     try:
         with tarfile.open(archive, "r:", tarinfo=_Entry) as tar:
             for entry in tar:
-                name = _checked_name(entry, limits)
+                name = _checked_name(entry, most_bytes)
                 path = target / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(entry)
@@ -101,7 +100,7 @@ class _Entry(tarfile.TarInfo):
         return entry
 
 
-def _checked_name(entry: tarfile.TarInfo, limits: Mapping[str, int]) -> str:
+def _checked_name(entry: tarfile.TarInfo, most_bytes: Callable[[str], int | None]) -> str:
     """``<name>/<file>`` of an entry that may be unpacked."""
     parts = PurePosixPath(entry.name).parts
     plain = len(parts) in (2, 3) and not {"..", "/"} & set(parts) and "\\" not in entry.name
@@ -110,11 +109,12 @@ def _checked_name(entry: tarfile.TarInfo, limits: Mapping[str, int]) -> str:
         msg = f"has the entry {entry.name!r}, which no export writes"
         raise _RefusedError(msg)
     name = "/".join(parts)
-    if name not in limits:
+    most = most_bytes(name)
+    if most is None:
         msg = f"has the entry {name!r}, which is no file of a model that this tars-rag knows"
         raise _RefusedError(msg)
-    if entry.size > limits[name]:
-        msg = f"has {entry.size:,} bytes for {name!r}, of which {limits[name]:,} are allowed"
+    if entry.size > most:
+        msg = f"has {entry.size:,} bytes for {name!r}, of which {most:,} are allowed"
         raise _RefusedError(msg)
     return name
 

@@ -180,17 +180,10 @@ class ModelCache:
         """
         models: dict[Path, list[str]] = {}
         for name in names:
-            if find_spec(name) is None and hub.is_repository(name):
-                directory = self.root / hub.directory_name(name)
-                msg = (
-                    f"{name} is not in the catalogue, and an archive holds models of it only. Copy "
-                    f"its directory to the other machine's cache: {directory}"
-                )
-                raise ModelError(msg)
-            directory = self.directory(get_spec(name))
+            directory, spec = self._resolve(name)
             self.verify(name)
             record = read_record(directory)
-            if record is None:
+            if record is None or (spec is None and not hub.is_record_of(record, directory.name)):
                 msg = (
                     f"{directory} was not fetched by tars-rag, so it cannot be vouched for. "
                     f"{pull_anew(directory)}"
@@ -203,29 +196,33 @@ class ModelCache:
         """Unpack a file of `export` into the cache; every file is verified first.
 
         Nothing is put into the cache unless the whole archive is sound. A model that is already
-        there is replaced.
+        there is replaced. What a model of the catalogue must be is known here; of another the
+        archive's own record is what its files are compared with.
 
         Raises:
             ModelError: It is not such an archive, is damaged, or its files are not those of the
                 catalogue.
         """
         with self._staging("import") as staging:
-            archives.unpack(Path(archive), staging, _limits())
-            for directory in sorted(staging.iterdir()):
-                if read_record(directory) is None:
+            archives.unpack(Path(archive), staging, _most_bytes)
+            names = sorted(directory.name for directory in staging.iterdir())
+            for name in names:
+                record = read_record(staging / name)
+                if record is None:
                     msg = (
-                        f"{archive} lacks {directory.name}/{RECORD_NAME}. Export it again: "
-                        f"tars-rag models export {directory.name}"
+                        f"{archive} lacks {name}/{RECORD_NAME}. Export it again: "
+                        f"tars-rag models export {name.replace('--', '/')}"
                     )
                     raise ModelError(msg)
-                checked(directory, get_spec(directory.name))
-            specs = [get_spec(directory.name) for directory in sorted(staging.iterdir())]
-            for spec in specs:
-                with self._staging(spec.name) as own:
+                checked(staging / name, find_spec(name))
+                if find_spec(name) is None:
+                    hub.check_archived(staging / name, record)
+            for name in names:
+                with self._staging(name) as own:
                     own.rmdir()
-                    (staging / spec.name).rename(own)
-                    replace_directory(own, self.directory(spec))
-        return [checked(self.directory(spec), spec) for spec in specs]
+                    (staging / name).rename(own)
+                    replace_directory(own, self.root / name)
+        return [checked(self.root / name, find_spec(name)) for name in names]
 
     def list(self) -> tuple[Listing, ...]:
         """Every model of the catalogue, and whether it is here (not hashed)."""
@@ -303,7 +300,13 @@ class ModelCache:
             raise ModelError(msg) from error
 
 
-def _limits() -> dict[str, int]:
-    """What an archive may hold, by ``<name>/<file>``, and the most bytes of each."""
-    files = {f"{spec.name}/{file.name}": file.most_bytes for spec in CATALOG for file in spec.files}
-    return files | {f"{spec.name}/{RECORD_NAME}": _MOST_RECORD_BYTES for spec in CATALOG}
+def _most_bytes(entry: str) -> int | None:
+    """Of ``<name>/<file>`` in an archive; None for what has no place in one."""
+    name, _, file = entry.partition("/")
+    spec = find_spec(name)
+    known = {one.name: one.most_bytes for one in spec.files} if spec and spec.name == name else None
+    if known is None and (spec or not hub.is_directory(name)):
+        return None
+    if file == RECORD_NAME:
+        return _MOST_RECORD_BYTES
+    return hub.most_bytes(file) if known is None else known.get(file)

@@ -24,7 +24,13 @@ from tars_rag.models.fetch import (
     reported,
     size_of,
 )
-from tars_rag.models.local import INDEX_NAME, WEIGHTS_NAME, index_files
+from tars_rag.models.local import (
+    INDEX_NAME,
+    RECORD_NAME,
+    WEIGHTS_NAME,
+    index_files,
+    repository_of,
+)
 from tars_rag.models.modules import MODULES_NAME, read_chain, read_pooling
 from tars_rag.models.tokenizer import TOKENIZER_CONFIG_NAME, TOKENIZER_NAME
 from tars_rag.progress import NamedProgress
@@ -39,6 +45,7 @@ _SMALL: Final = (
     "config_sentence_transformers.json",
 )
 _MOST_JSON_BYTES: Final = 1 << 26  # a tokenizer of 250,000 words has 17 MB
+_MOST_WEIGHT_BYTES: Final = 1 << 33  # of one file; no model that a board can run has more
 _OTHER: Final = "Choose another model: tars-rag models list"
 
 
@@ -50,6 +57,46 @@ def is_repository(name: str) -> bool:
 def directory_name(repository: str) -> str:
     """The name of its directory in the cache."""
     return repository.replace("/", "--")
+
+
+def is_directory(name: str) -> bool:
+    """Whether `directory_name` may have made it."""
+    return name.count("--") == 1 and is_repository(name.replace("--", "/"))
+
+
+def most_bytes(file: str) -> int | None:
+    """Of a file that may have been fetched, in an archive; None for any other."""
+    folder, _, name = file.rpartition("/")
+    if name.endswith(".safetensors") and (not folder or name == WEIGHTS_NAME):
+        return _MOST_WEIGHT_BYTES
+    small = (CONFIG_NAME,) if folder else (*_SMALL, INDEX_NAME)
+    return _MOST_JSON_BYTES if name in small else None
+
+
+def is_record_of(record: Mapping[str, Any], folder: str) -> bool:
+    """Whether the record of a model directory says that it was fetched, and under this name."""
+    repository = repository_of(dict(record))
+    return repository is not None and directory_name(repository) == folder
+
+
+def check_archived(directory: Path, record: Mapping[str, Any]) -> None:
+    """Look into the directory of an archive, whose files are as its record says.
+
+    Raises:
+        ModelError: The record is of another model or does not name every file, or it is a model
+            that is not supported.
+    """
+    files = {path for path in directory.rglob("*") if path.is_file()}
+    named = {directory / name for name in (*record["files"], RECORD_NAME)}
+    if not is_record_of(record, directory.name) or files - named:
+        again = directory.name.replace("--", "/")
+        msg = (
+            f"{directory.name} of the archive is not what its {RECORD_NAME} says. Export it again "
+            f"where it was fetched: tars-rag models export {again}"
+        )
+        raise ModelError(msg)
+    BertConfig.from_json(directory / CONFIG_NAME)
+    read_chain(directory)
 
 
 @dataclass(frozen=True, slots=True)
