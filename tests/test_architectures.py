@@ -313,3 +313,33 @@ def test_a_dense_module_makes_narrower_vectors(tmp_path: Path) -> None:
     rows = embedder.embed(["a fan", "the board"])
     assert rows.shape == (2, embedder.dimension) == (2, 12)
     np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["xlm-roberta", "mpnet"])
+def test_a_cross_encoder_counts_its_positions_from_behind_the_padding(
+    name: str, tmp_path: Path
+) -> None:
+    """The first two rows of the table are nobody's, and the last token has the last row."""
+    config = replace(CONFIGS[name], vocabulary=800)
+    folder = write_random_model(tmp_path / "model", config, head=True, seed=3)
+    path = folder / "model.safetensors"
+    stored = load_file(path)
+    [table] = [key for key in stored if key.endswith("position_embeddings.weight")]
+    assert len(stored[table]) == config.positions + 2
+    said = json.loads((folder / "config.json").read_text())
+    assert said["max_position_embeddings"] == config.positions + 2
+
+    def score(passage: str, *changed: int) -> float:
+        arrays = {key: array.copy() for key, array in stored.items()}
+        arrays[table][list(changed), ::2] += 1  # a layer norm would undo it for all
+        save_file(arrays, path)
+        with Reranker(folder, cache_dir=tmp_path / "cache") as reranker:
+            return float(reranker.score("a fan", [passage])[0])
+
+    long = "the board and the fan " * 30  # cut where the positions end
+    for passage in ("x", long):
+        assert score(passage, 0, 1) == score(passage)
+        assert score(passage, 2) != score(passage)
+    last = config.positions + 1
+    assert score(long, last) != score(long)
+    assert score("x", last) == score("x")

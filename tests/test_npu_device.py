@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from tars_rag import Embedder, Reranker
 from tars_rag.errors import ConfigError, DeviceError, ModelError
@@ -509,3 +512,46 @@ def test_from_env(
     monkeypatch.setenv("NPU_CORE_MASK", "0_1_2")
     with pytest.raises(ConfigError, match="NPU_CORE_MASK"):
         Embedder.from_env()
+
+
+def test_a_file_that_leaves_out_the_modules_of_a_model_is_refused(
+    cores: Cores, models: Path, tmp_path: Path
+) -> None:
+    """It gives tokens, so it ends before the Dense that makes the published vectors."""
+    model = tmp_path / "with-modules"
+    shutil.copytree(models / "tiny", model)
+    kind = "sentence_transformers.models."
+    rows = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]
+    listed = [{"idx": n, "path": p, "type": kind + t} for n, (t, p) in enumerate(rows)]
+    (model / "modules.json").write_text(json.dumps(listed))
+    settings = {
+        "1_Pooling": {"pooling_mode_mean_tokens": True},
+        "2_Dense": {
+            "in_features": 32,
+            "out_features": 32,
+            "bias": False,
+            "activation_function": "torch.nn.modules.linear.Identity",
+        },
+    }
+    for name, said in settings.items():
+        (model / name).mkdir()
+        (model / name / "config.json").write_text(json.dumps(said))
+    turned = np.eye(32, dtype=np.float32)[::-1].copy()
+    save_file({"linear.weight": turned}, model / "2_Dense" / "model.safetensors")
+
+    def opened(path: Path, device: str) -> Embedder:
+        return Embedder(model, cache_dir=tmp_path / "c", device=device, rknn_path=path, threads=1)
+
+    bare = tmp_path / "tiny-rk3588.rknn"
+    bare.write_bytes(b"RKNN" + bytes(64))
+    digest = ModelCache(tmp_path / "c").get(str(model)).weights_digest
+    tokens = write_bundle(tmp_path / "b", models / "tiny", output="tokens", weights_sha256=digest)
+    for path in (bare, tokens):
+        with pytest.raises(ModelError, match=r"modules.*pooling.*tars-rag convert.*rk3588"):
+            opened(path, "npu")
+        assert cores.opened == []
+    with opened(bare, "cpu") as on_cpu, embedder(models, tmp_path, device="cpu") as without:
+        assert on_cpu.device == "cpu"
+        np.testing.assert_allclose(
+            on_cpu.embed(["the cat"]), without.embed(["the cat"])[:, ::-1], atol=1e-6
+        )
