@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from conftest import HashEmbedder
 from tars_rag.errors import ConfigError, InvalidInputError, StoreError
-from tars_rag.ingest import run
+from tars_rag.ingest import run, stamps
 from tars_rag.ingest.chunks import pieces
 from tars_rag.ingest.documents import DocumentReader
 from tars_rag.ingest.files import find, read_text
@@ -196,6 +196,57 @@ def test_a_second_run_does_nothing(store: HybridStore, notes: Path, splitter: Sp
     assert first.indexed == 2
     assert first.written == store.count() > 3
     assert counts(ingest(store, [notes], splitter)) == (0, 2, 0, 0, 0)
+
+
+def dated(path: Path, seconds: float) -> None:
+    """Let a file's content be of that time."""
+    os.utime(path, (seconds, seconds))
+
+
+def test_a_file_that_rests_is_not_read_again(
+    store: HybridStore, notes: Path, splitter: Splitter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (notes / "a.txt").write_text(prose(60))
+    ingest(store, [notes], splitter)
+    monkeypatch.setattr(stamps, "_SETTLED", -3600.0)  # as if all that were long ago
+    assert ingest(store, [notes], splitter).unchanged == 1  # read once more, for it was new then
+    read: list[Path] = []
+
+    def hashed(path: Path) -> str:
+        read.append(path)
+        return "another"
+
+    monkeypatch.setattr(run, "sha256_of", hashed)
+    assert ingest(store, [notes], splitter).unchanged == 1
+    assert read == []
+    dated(notes / "a.txt", 1_000_000_000)
+    assert ingest(store, [notes], splitter).indexed == 1
+    assert read == [notes / "a.txt"]
+
+
+def test_a_file_that_was_just_changed_is_read_again(
+    store: HybridStore, notes: Path, splitter: Splitter
+) -> None:
+    """Two contents of one length and one time, as a fast editor and a coarse clock make them."""
+    path = notes / "a.txt"
+    for text in ("a fan", "a cat"):
+        path.write_text(text)
+        dated(path, 1_000_000_000)
+        assert ingest(store, [notes], splitter).indexed == 1
+    assert [passage.text for passage in store.get()] == ["a cat"]
+
+
+def test_the_date_of_a_file_that_was_only_touched_is_right(
+    store: HybridStore, notes: Path, splitter: Splitter
+) -> None:
+    path = notes / "a.txt"
+    path.write_text("a fan")
+    ingest(store, [notes], splitter)
+    dated(path, 1_000_000_000)
+    report = ingest(store, [notes], splitter)
+    assert (report.indexed, report.reused, report.written) == (1, 1, 1)
+    assert store.get()[0].metadata["modified"] == "2001-09-09T01:46:40Z"
+    assert ingest(store, [notes], splitter).unchanged == 1
 
 
 def test_a_changed_file_leaves_no_stale_chunk(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -93,6 +94,20 @@ def test_a_heading_is_never_alone(splitters: list[Splitter]) -> None:
     text = f"# One\n\n## Two\n\n{body}\n\n### Three\n\n{body}\n\n## Last\n"
     for chunk in splitters[0].split(text, "markdown"):
         assert any(not line.startswith("#") for line in chunk.text.splitlines() if line)
+
+
+def test_the_pages_of_this_project_read_well(tokenizer: Path) -> None:
+    splitter, chunks = Splitter(tokenizer, 514, overlap=32), 0
+    for page in sorted((Path(__file__).parents[1] / "docs").glob("*.md")):
+        text = page.read_text("utf-8")
+        found = splitter.split(text, "markdown")
+        chunks += len(found)
+        for chunk in found:
+            assert {block.kind for block in markdown_blocks(chunk.text)} != {"heading"}
+            assert len(chunk.text) >= 40 or len(text) < 40
+            for at in (chunk.start, chunk.end):
+                assert not re.match(r"[\w'][\w']", text[at - 1 : at + 1] if at else "")
+    assert chunks > 100
 
 
 def test_headings_and_title_stand_beside_the_text(splitters: list[Splitter]) -> None:

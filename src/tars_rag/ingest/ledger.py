@@ -20,13 +20,15 @@ from tars_rag.retrieval.storage.layout import SOURCES
 
 _ALIKE = 4  # passages with one digest that are looked at: some may be gone
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS sources(source TEXT PRIMARY KEY, version TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS sources(
+    source TEXT PRIMARY KEY, version TEXT NOT NULL, stamp TEXT NOT NULL DEFAULT ''
+);
 CREATE TABLE IF NOT EXISTS passages(
     id TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS by_source ON passages(source);
 """
-_DIGESTS = "ALTER TABLE passages ADD COLUMN digest TEXT NOT NULL DEFAULT ''"
+_LATER = (("passages", "digest"), ("sources", "stamp"))  # columns that records of before lack
 _BY_DIGEST = "CREATE INDEX IF NOT EXISTS by_digest ON passages(digest) WHERE digest != ''"
 
 
@@ -58,9 +60,11 @@ class Ledger:
             # Autocommit: every statement is durable when it returns.
             self._db = sqlite3.connect(path, isolation_level=None)
             self._db.executescript(_SCHEMA)
-            columns = [row[1] for row in self._db.execute("PRAGMA table_info(passages)")]
-            if "digest" not in columns:  # a record of before
-                self._db.execute(_DIGESTS)
+            for table, name in _LATER:
+                columns = [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")]
+                if name not in columns:
+                    add = f"ALTER TABLE {table} ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"
+                    self._db.execute(add)
             self._db.execute(_BY_DIGEST)
         except sqlite3.Error as error:
             msg = (
@@ -74,6 +78,11 @@ class Ledger:
         """What `finish` recorded for a file; None: never finished."""
         row = self._db.execute("SELECT version FROM sources WHERE source = ?", (source,)).fetchone()
         return None if row is None else str(row[0])
+
+    def stamp(self, source: str) -> str:
+        """What `finish` or `restamp` recorded of a file's place on the disk; may be empty."""
+        row = self._db.execute("SELECT stamp FROM sources WHERE source = ?", (source,)).fetchone()
+        return "" if row is None else str(row[0])
 
     def ids(self, source: str) -> list[str]:
         """Ids of all passages that the store may hold of a file."""
@@ -133,9 +142,14 @@ class Ledger:
         """Record that a file is being indexed: it does not count as done until `finish`."""
         self._db.execute("DELETE FROM sources WHERE source = ?", (source,))
 
-    def finish(self, source: str, version: str) -> None:
-        """Record that all passages of a file are in the store."""
-        self._db.execute("INSERT OR REPLACE INTO sources VALUES (?, ?)", (source, version))
+    def finish(self, source: str, version: str, stamp: str = "") -> None:
+        """Record that all passages of a file are in the store, and by what it is known again."""
+        sql = "INSERT OR REPLACE INTO sources VALUES (?, ?, ?)"
+        self._db.execute(sql, (source, version, stamp))
+
+    def restamp(self, source: str, stamp: str) -> None:
+        """Record that a file that looks changed holds what it held."""
+        self._db.execute("UPDATE sources SET stamp = ? WHERE source = ?", (stamp, source))
 
     def release(self, ids: Iterable[str]) -> None:
         """Record that passages are no longer in the store."""

@@ -15,6 +15,7 @@ from tars_rag.ingest.chunks import Piece, pieces
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.stamps import same_date, stamp_of, unchanged
 from tars_rag.ingest.vectors import Known, digest_of
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.indexes.codec import same_content
@@ -63,10 +64,11 @@ class Report:
 
 @dataclass
 class _File:
-    """A file being indexed. It is hashed before it is read, so that a later change is noticed."""
+    """A file being indexed. It is looked at and hashed before it is read: a later change shows."""
 
     source: str
     version: str
+    stamp: str = ""
     ids: set[str] = field(default_factory=set)
     problems: list[str] = field(default_factory=list)
 
@@ -173,17 +175,34 @@ class _Run:
         for path, size in zip(paths, sizes, strict=True):
             self._progress(path.name, self._done, total)
             try:
-                source, version = _name(path), f"{_hash(path)} {self._splitter.settings}"
+                source = _name(path)
+                if self._is_as_it_was(path, source):
+                    self._report.unchanged += 1
+                else:
+                    stamp = stamp_of(path)
+                    version = f"{_hash(path)} {self._splitter.settings}"
+                    self._file(path, _File(source, version, stamp), size, total)
             except InvalidInputError as error:
                 self._report.failures.append((str(path), str(error)))
-            else:
-                self._file(path, _File(source, version), size, total)
             self._done += size
         self._flush()
         self._progress("", self._done, total)
 
+    def _is_as_it_was(self, path: Path, source: str) -> bool:
+        """Whether nothing is to be done for a file, by what the disk says of it."""
+        version = self._ledger.version(source) or ""
+        _, _, settings = version.partition(" ")
+        return (
+            settings == self._splitter.settings
+            and unchanged(self._ledger.stamp(source), stamp_of(path))
+            and self._present(source)
+        )
+
     def _file(self, path: Path, file: _File, size: int, total: int) -> None:
-        if self._ledger.version(file.source) == file.version and self._present(file.source):
+        same = self._ledger.version(file.source) == file.version
+        same = same and same_date(self._ledger.stamp(file.source), file.stamp)
+        if same and self._present(file.source):
+            self._ledger.restamp(file.source, file.stamp)
             self._report.unchanged += 1
             return
         self._ledger.reopen(file.source)
@@ -201,8 +220,8 @@ class _Run:
             file.problems.append(piece.problem)
 
     def _present(self, source: str) -> bool:
-        ids = self._ledger.ids(source)
-        return all(len(self._store.get(ids=batch)) == len(batch) for batch in batches(ids, 1000))
+        ids = self._ledger.ids(source)  # of vectors, because those are in memory
+        return all(len(self._store.vectors(batch)) == len(batch) for batch in batches(ids, 1000))
 
     def _flush(self) -> None:
         self._write(self._batch)
@@ -241,7 +260,7 @@ class _Run:
             return
         stale = [key for key in self._ledger.ids(file.source) if key not in file.ids]
         self._report.deleted += _delete(self._store, self._ledger, stale)
-        self._ledger.finish(file.source, file.version)
+        self._ledger.finish(file.source, file.version, file.stamp)
         self._report.indexed += 1
 
 

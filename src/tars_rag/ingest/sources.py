@@ -101,12 +101,12 @@ def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
                 msg = f"{name} is in the store already. Remove it: tars-rag store rm {quoted}"
                 raise InvalidInputError(msg)
         for source, name in names.items():
-            version = ledger.version(source)
+            version, stamp = ledger.version(source), ledger.stamp(source)
             for ids in batches(ledger.ids(source), _BATCH):
                 moved += _rename(store, ledger, list(ids), source, name)
             ledger.reopen(source)
             if version is not None:
-                ledger.finish(name, version)
+                ledger.finish(name, version, stamp)
     return len(names), moved
 
 
