@@ -24,7 +24,7 @@ def test_cranfield(cranfield: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.stderr
     scores = json.loads(result.stdout)
-    assert set(scores) == set(LEAST)
+    assert set(LEAST) <= set(scores)
     for name, least in LEAST.items():
         assert scores[name]["ndcg@10"] >= least, name
         assert 0 < scores[name]["mrr@10"] <= 1
