@@ -125,3 +125,11 @@ def test_the_rerankers_in_float(name: str, repository: str, languages: str, cost
 def test_rows_cannot_be_changed() -> None:
     with pytest.raises(FrozenInstanceError):
         CATALOG[0].revision = "main"  # type: ignore[misc]
+
+
+def test_a_size_is_told_only_where_that_of_the_weights_is_known() -> None:
+    sizes = {row.name: row.bytes for row in CATALOG}
+    assert sizes["snowflake-arctic-embed-s"] is None  # its tokenizer and configuration are known
+    assert sizes["ettin-reranker-17m-v1"] is None
+    assert sizes["gte-small"] == 66_746_168
+    assert all(size is None or size > 3_000_000 for size in sizes.values())

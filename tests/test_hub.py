@@ -305,6 +305,7 @@ def test_from_the_command_to_an_answer(hub: Hub, cache: Path, tmp_path: Path) ->
         "EMBED_MODEL": EMBEDDER,
         "RERANK_MODEL": "",
         "NPU_EMBEDDER_ENABLED": "0",
+        "COLUMNS": "80",
     }
 
     def run(*words: object) -> str:
@@ -317,7 +318,12 @@ def test_from_the_command_to_an_answer(hub: Hub, cache: Path, tmp_path: Path) ->
 
     assert EMBEDDER in run("models", "pull", EMBEDDER)
     listed = json.loads(run("models", "list", "--json"))
-    assert EMBEDDER in [row["name"] for row in listed]
+    row = next(row for row in listed if row["name"] == EMBEDDER)
+    assert (row["revision"], row["prompts"]) == (COMMIT, {"query": "query: ", "passage": ""})
+    assert (row["max_length"], row["pooling"], row["dimension"]) == (96, "cls", SMALL.hidden)
+    lines = run("models", "list").splitlines()
+    assert any(EMBEDDER in line and " hub " in line for line in lines)
+    assert max(map(len, lines)) <= 80
     note = tmp_path / "notes" / "fan.md"
     note.parent.mkdir()
     note.write_text("# Fans\n\nThe fan of the board starts at sixty degrees.\n")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from rich import box
 from rich.table import Table
 
 from tars_rag.cli import resources
@@ -14,8 +15,10 @@ from tars_rag.errors import ModelError
 
 if TYPE_CHECKING:
     from tars_rag.models.cache import ModelCache
+    from tars_rag.models.local import LocalModel
     from tars_rag.models.spec import ModelSpec
 
+_WIDE: Final = 100  # columns of a terminal, from which on licences are shown
 app = typer.Typer(
     name="models",
     help="Models: list, pull, verify, and carry them to an offline board.",
@@ -49,23 +52,26 @@ def list_models(json: resources.JsonOption = False) -> None:
                 }
                 for row in rows
             ]
-            + [
-                {"name": local.name, "present": True, "directory": str(local.directory)}
-                for local in models.fetched()
-            ]
+            + [_found(local) for local in models.fetched()]
         )
         return
-    table = Table("model", "kind", "languages", "here", "MB", "cost", "licence")
-    table.columns[0].no_wrap = True
+    wide = out.width >= _WIDE
+    table = Table("model", "kind", "lang", "here", "MB", "cost", *(["licence"] if wide else []))
+    table.box, table.pad_edge = box.SIMPLE_HEAD, False
+    for column in table.columns[:6]:
+        column.no_wrap = True
     table.columns[4].justify = table.columns[5].justify = "right"
     for row in rows:
         size = f"{row.bytes / 1e6:.0f}" if row.bytes else "?"
         here = "yes" if row.present else "no"
         spec = row.spec
-        languages, cost = " ".join(spec.languages), f"{spec.cost:.1f}"
-        table.add_row(spec.name, spec.kind, languages, here, size, cost, spec.licence)
+        languages, cost = " ".join(spec.languages), f"{spec.cost:.2g}"
+        cells = (spec.name, spec.kind, languages, here, size, cost, spec.licence)
+        table.add_row(*cells[: len(table.columns)])
     for local in models.fetched():
-        table.add_row(local.name, "of the hub", "", "yes", "", "", "see its page")
+        size = f"{local.bytes / 1e6:.0f}"
+        found = (local.name, "hub", "", "yes", size, "", "see its page")
+        table.add_row(*found[: len(table.columns)])
     out.print(table)
 
 
@@ -150,6 +156,35 @@ def _described(spec: ModelSpec) -> dict[str, object]:
         "cost": round(spec.cost, 2),
         "licence": spec.licence,
     }
+
+
+def _found(local: LocalModel) -> dict[str, object]:
+    """What a model of the hub without a row says of itself."""
+    from tars_rag.models import layout
+    from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
+    from tars_rag.models.local import read_record
+
+    source = str((read_record(local.directory) or {}).get("source", ""))
+    row: dict[str, object] = {
+        "name": local.name,
+        "kind": "hub",
+        "repository": local.name,
+        "revision": source.rpartition("@")[2],
+    }
+    try:
+        config = BertConfig.from_json(local.directory / CONFIG_NAME)
+        prompts = layout.prompts(local)
+        row |= {
+            "prompts": {"query": prompts.query, "passage": prompts.passage},
+            "pooling": layout.pooling(local),
+            "max_length": layout.max_length(local, config),
+            "dimension": layout.width(local, config),
+            "layers": config.layers,
+        }
+    except ModelError as error:
+        row["damaged"] = str(error)
+    there = {"directory": str(local.directory), "bytes": local.bytes, "source": source}
+    return {**row, "present": True, **there}
 
 
 def _is_sound(models: ModelCache, name: str) -> bool:

@@ -63,6 +63,11 @@ class LocalModel:
         return self.name if known else str(self.directory.resolve())
 
     @property
+    def bytes(self) -> int:
+        """What it takes on disk."""
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+
+    @property
     def weights_digest(self) -> str:
         """What stands for the weights: the sha256 of their file.
 

@@ -104,8 +104,10 @@ class ModelSpec:
     def bytes(self) -> int | None:
         """What has to be fetched from the hub, where known."""
         files = (self.archive,) if self.archive else self.files
-        sizes = [file.bytes for file in files]
-        return sum(size for size in sizes if size) if any(sizes) else None
+        large = [file.bytes for file in files if not file.name.endswith(".json")]
+        if None in large or not large:
+            return None  # of the small ones alone it would say 1 MB
+        return sum(file.bytes or 0 for file in files)
 
 
 BERT_TOKENIZER: Final = (
