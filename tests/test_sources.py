@@ -62,6 +62,37 @@ def test_a_store_is_looked_into_without_naming_it_or_its_model(
     assert "no passage" in bad.stderr
 
 
+def test_a_store_is_named_in_any_of_three_ways(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the other arguments, by --store, or by TARS_STORE."""
+    index(notes, "store", chunk_tokens=40, overlap=0)
+    Path("store").rename("away")  # so that TARS_STORE names none
+    assert (
+        said("store", "info", "away")
+        == said("store", "info", "--store", "away")
+        == said("store", "info", "--store=away")
+    )
+    assert said("store", "ls", "away") == said("store", "ls", "--store", "away")
+    for words in (
+        ["store", "mv", "away", notes, "b"],
+        ["store", "mv", "b", "c", "--store", "away"],
+    ):
+        assert "3 sources moved" in said(*words)
+    assert "1 sources removed" in said("store", "rm", "away", "boards.md*")
+    assert "sound" in said("store", "check", "--store", "away")
+    said("store", "backup", "away", "file")
+    said("store", "restore", "file", "--store", "again")
+    monkeypatch.setenv("TARS_STORE", "again")
+    assert json.loads(said("store", "info", "--json"))["sources"] == 2
+    assert "sound" in said("store", "check")
+    assert said("store", "compact").startswith("again: ")
+    said("store", "backup", "file2")
+    for words in (["check", "again", "--store", "away"], ["mv", "a"], ["rm", "a", "b", "c"]):
+        wrong = CliRunner().invoke(app, ["store", *words])
+        assert wrong.exit_code == 2
+
+
 def test_what_was_moved_is_not_embedded_again(notes: Path, embedder_dir: str) -> None:
     index(notes, "store", chunk_tokens=40, overlap=0)
     with HybridStore("store", Embedder(embedder_dir)) as store:

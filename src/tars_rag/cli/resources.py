@@ -43,6 +43,18 @@ StoreOption = Annotated[
         default_factory=_usual_store,
     ),
 ]
+DirectoryArgument = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="[DIR]",
+        help="The store's directory (or --store, or TARS_STORE).",
+        show_default=False,
+    ),
+]
+StoreInstead = Annotated[
+    Path | None,
+    typer.Option("--store", metavar="DIR", help="The store's directory.", show_default=False),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option("--model", help="Embedder: name or model directory (default: EMBED_MODEL)."),
@@ -78,6 +90,33 @@ RerankOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def which_store(directory: Path | None, store: Path | None) -> Path:
+    """The store that is meant: an argument, --store, or TARS_STORE."""
+    if directory is not None and store is not None:
+        msg = f"Which store, {directory} or {store}? Give its directory once."
+        raise typer.BadParameter(msg, param_hint="--store")
+    return directory or store or _usual_store()
+
+
+def store_and_words(given: list[str], names: str, store: Path | None) -> tuple[Path, list[str]]:
+    """Take apart ``[DIR] WORD...``: a store's directory may stand before the words.
+
+    Args:
+        given: The arguments.
+        names: What the words are called, as a usage line has them: "OLD NEW".
+        store: --store.
+
+    Raises:
+        typer.BadParameter: They are too few or too many.
+    """
+    count = len(names.split())
+    if len(given) not in (count, count + 1):
+        msg = f"Give {names}, and before it the store's directory where --store does not name it."
+        raise typer.BadParameter(msg, param_hint=names)
+    first = Path(given[0]) if len(given) > count else None
+    return which_store(first, store), given[-count:]
 
 
 def read_settings(**given: Any) -> Settings:

@@ -10,12 +10,16 @@ from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, show
 
 
-def info(store: resources.StoreOption, json: resources.JsonOption = False) -> None:
+def info(
+    directory: resources.DirectoryArgument = None,
+    store: resources.StoreInstead = None,
+    json: resources.JsonOption = False,
+) -> None:
     """Say what a store is: its model, language, passages, sources, size."""
     from tars_rag.ingest.sources import size_on_disk, sources_of
     from tars_rag.retrieval.storage.store_json import read_store_json
 
-    with resources.look_into(store) as opened:
+    with resources.look_into(resources.which_store(directory, store)) as opened:
         passages, path = opened.count(), opened.path
         told = read_store_json(path)
     sources = sources_of(path)
@@ -43,7 +47,8 @@ def info(store: resources.StoreOption, json: resources.JsonOption = False) -> No
 
 
 def ls(
-    store: resources.StoreOption,
+    directory: resources.DirectoryArgument = None,
+    store: resources.StoreInstead = None,
     path: Annotated[
         str | None, typer.Option("--path", help="Only this file, directory or pattern.")
     ] = None,
@@ -52,7 +57,7 @@ def ls(
     """List the files that were indexed, and how many passages each has."""
     from tars_rag.ingest.sources import matching, sources_of
 
-    sources = sources_of(resources.require_store(store))
+    sources = sources_of(resources.require_store(resources.which_store(directory, store)))
     chosen = sorted(sources if path is None else matching(sources, path))
     if json:
         print_json([{"source": one, "passages": sources[one]} for one in chosen])
@@ -62,16 +67,21 @@ def ls(
 
 
 def rm(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="A file, a directory, or a pattern.")
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SOURCE",
+            help="A file, a directory, a pattern; before it may stand DIR, the store.",
+        ),
     ],
-    store: resources.StoreOption,
+    store: resources.StoreInstead = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Delete the passages of files from a store; the files stay."""
     from tars_rag.ingest.sources import remove
 
-    with resources.look_into(store, read_only=False) as opened:
+    named, [source] = resources.store_and_words(words, "SOURCE", store)
+    with resources.look_into(named, read_only=False) as opened:
         sources, passages = remove(opened, source)
     if json:
         print_json({"sources": sources, "passages": passages})
@@ -80,15 +90,21 @@ def rm(
 
 
 def mv(
-    old: Annotated[str, typer.Argument(metavar="OLD", help="A file or directory, as it was.")],
-    new: Annotated[str, typer.Argument(metavar="NEW", help="Where it is now.")],
-    store: resources.StoreOption,
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="OLD NEW",
+            help="A path as it was, and as it is now; before it may stand DIR, the store.",
+        ),
+    ],
+    store: resources.StoreInstead = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Tell a store that a file or folder was moved: nothing is read or embedded again."""
     from tars_rag.ingest.sources import move
 
-    with resources.look_into(store, read_only=False) as opened:
+    named, [old, new] = resources.store_and_words(words, "OLD NEW", store)
+    with resources.look_into(named, read_only=False) as opened:
         sources, passages = move(opened, old, new)
     if json:
         print_json({"sources": sources, "passages": passages})

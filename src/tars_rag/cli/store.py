@@ -25,12 +25,12 @@ for command in (sources.info, sources.ls, sources.rm, sources.mv):
     app.command()(command)
 
 _COLOUR = {True: "green", False: "red"}
-_Directory = Annotated[Path, typer.Argument(metavar="DIR", help="The store's directory.")]
 
 
 @app.command()
 def check(
-    directory: _Directory,
+    directory: resources.DirectoryArgument = None,
+    store: resources.StoreInstead = None,
     repair: Annotated[
         bool, typer.Option("--repair", help="Bring the word index in line with the texts.")
     ] = False,
@@ -43,10 +43,10 @@ def check(
     from tars_rag.ingest.sources import copies_in
     from tars_rag.retrieval.storage.check import check_store
 
-    directory = resources.require_store(directory)
+    path = resources.require_store(resources.which_store(directory, store))
     with progress_bar("count") as progress:
-        report = check_store(directory, repair, partial(progress, "compare"))
-    report.notes += [f"the same content: {', '.join(same)}" for same in copies_in(directory)[:20]]
+        report = check_store(path, repair, partial(progress, "compare"))
+    report.notes += [f"the same content: {', '.join(same)}" for same in copies_in(path)[:20]]
     if json:
         print_json({**asdict(report), "path": str(report.path), "ok": report.ok})
     else:
@@ -66,7 +66,8 @@ def check(
 
 @app.command()
 def reembed(
-    directory: _Directory,
+    directory: resources.DirectoryArgument = None,
+    store: resources.StoreInstead = None,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     engine: resources.EngineOption = None,
@@ -79,25 +80,26 @@ def reembed(
     """
     from tars_rag.retrieval.maintenance import reembed as embed_anew
 
-    directory = resources.require_store(directory)
+    path = resources.require_store(resources.which_store(directory, store))
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         progress_bar("count") as progress,
     ):
-        count = embed_anew(directory, embedder, partial(progress, "embed"))
+        count = embed_anew(path, embedder, partial(progress, "embed"))
         show(f"{count} passages embedded with {embedder.model}: {embedder.fingerprint}")
 
 
 @app.command()
 def relex(
-    directory: _Directory,
     language: Annotated[
         str,
         typer.Option(
             "--language", help="de, fr, ja, ...; multi: several; none: words as they are."
         ),
     ],
+    directory: resources.DirectoryArgument = None,
+    store: resources.StoreInstead = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Change the language of a store: make its word index anew, without embedding anything.
@@ -108,37 +110,46 @@ def relex(
     from tars_rag.retrieval.maintenance import relex as read_anew
 
     code = check_language(language)
-    directory = resources.require_store(directory)
+    path = resources.require_store(resources.which_store(directory, store))
     with progress_bar("count") as progress:
-        count = read_anew(directory, code, partial(progress, "read"))
+        count = read_anew(path, code, partial(progress, "read"))
     if json:
-        print_json({"path": str(directory), "language": code, "passages": count})
+        print_json({"path": str(path), "language": code, "passages": count})
         return
-    show(f"{directory}: the words of {count} passages are read as {code}")
+    show(f"{path}: the words of {count} passages are read as {code}")
 
 
 @app.command()
-def compact(directory: _Directory, json: resources.JsonOption = False) -> None:
+def compact(
+    directory: resources.DirectoryArgument = None,
+    store: resources.StoreInstead = None,
+    json: resources.JsonOption = False,
+) -> None:
     """Free what deleted passages hold on the disk, as a store does by itself now and then.
 
     If interrupted, run it again: it continues where it stopped.
     """
     from tars_rag.retrieval.maintenance import compact as make_smaller
 
-    directory = resources.require_store(directory)
+    path = resources.require_store(resources.which_store(directory, store))
     with progress_bar("count") as progress:
-        freed = make_smaller(directory, partial(progress, "copy"))
+        freed = make_smaller(path, partial(progress, "copy"))
     if json:
-        print_json({"path": str(directory), "freed_bytes": freed})
+        print_json({"path": str(path), "freed_bytes": freed})
         return
     told = f"smaller by {freed / 1e6:.1f} MB" if freed > 0 else "nothing to free"
-    show(f"{directory}: {told}")
+    show(f"{path}: {told}")
 
 
 @app.command()
 def backup(
-    directory: _Directory,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The backup: made, or updated.")],
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE", help="The backup, made or updated; before it may stand DIR, the store."
+        ),
+    ],
+    store: resources.StoreInstead = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Write everything in a store to one file.
@@ -148,9 +159,10 @@ def backup(
     """
     from tars_rag.retrieval.maintenance import backup as back_up
 
-    directory = resources.require_store(directory)
+    named, [file] = resources.store_and_words(words, "FILE", store)
+    directory = resources.require_store(named)
     with progress_bar("count") as progress:
-        done = back_up(directory, file, partial(progress, "back up"))
+        done = back_up(directory, Path(file), partial(progress, "back up"))
     if json:
         print_json({**asdict(done), "path": str(done.path)})
         return
@@ -163,7 +175,11 @@ def backup(
 @app.command()
 def restore(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A backup.")],
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The new store's directory.")],
+    directory: Annotated[
+        Path | None,
+        typer.Argument(metavar="[DIR]", help="The new store's directory (or --store)."),
+    ] = None,
+    store: resources.StoreInstead = None,
     json: resources.JsonOption = False,
 ) -> None:
     """Make a store of a backup, in a directory that is empty or is to be made.
@@ -172,12 +188,13 @@ def restore(
     """
     from tars_rag.retrieval.maintenance import restore as restore_store
 
+    path = resources.which_store(directory, store)
     with progress_bar("count") as progress:
-        count = restore_store(file, directory, partial(progress, "restore"))
+        count = restore_store(file, path, partial(progress, "restore"))
     if json:
-        print_json({"path": str(directory), "passages": count})
+        print_json({"path": str(path), "passages": count})
         return
-    show(f"{directory}: {count} passages restored")
+    show(f"{path}: {count} passages restored")
 
 
 @app.command("import-hyperdb")
