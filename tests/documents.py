@@ -38,6 +38,16 @@ def pdf(path: Path, pages: Sequence[str], title: str = "A title") -> Path:
     return path
 
 
+def locked(path: Path) -> Path:
+    """Write a PDF that asks for a password (nobody knows which)."""
+    plain = pdf(path, ["A secret."]).read_bytes()
+    lock = b"<< /Filter /Standard /V 1 /R 2 /O <%s> /U <%s> /P -4 >>" % (b"41" * 32, b"42" * 32)
+    path.write_bytes(
+        plain.replace(b"trailer << ", b"trailer << /Encrypt %s /ID [<00> <00>] " % lock)
+    )
+    return path
+
+
 def bomb(path: Path) -> Path:
     """Write a DOCX of a hundred kilobytes that unpacks to 90 MB."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as held:

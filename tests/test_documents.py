@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from conftest import HashEmbedder
-from documents import MADE, bomb, pdf
+from documents import MADE, bomb, locked, pdf
+from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
 from tars_rag.ingest import documents
 from tars_rag.ingest.chunks import pieces
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.formats import FORMATS, format_of
 from tars_rag.ingest.run import ingest
+from tars_rag.ingest.sources import sources_of
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.splitting.splitter import Splitter
@@ -120,6 +123,47 @@ def test_what_is_hostile_costs_that_file_only(tmp_path: Path, splitter: Splitter
     assert "unpacks to" in told["bomb.docx"]
     assert "--max-pages" in told["large.pdf"]
     assert texts == ["The pump needs oil."]
+
+
+@pytest.mark.slow
+def test_each_hostile_file_is_one_line_of_the_command_and_the_rest_is_indexed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_model(tmp_path / "tiny", head=False, seed=5)
+    monkeypatch.setenv("EMBED_MODEL", str(model))
+    folder, store = tmp_path / "in", tmp_path / "store"
+    folder.mkdir()
+    locked(folder / "locked.pdf")
+    bomb(folder / "bomb.docx")
+    whole = pdf(folder / "good.pdf", ["The pump needs oil."]).read_bytes()
+    (folder / "cut.pdf").write_bytes(whole[: len(whole) // 2])
+    for kind in ("docx", "odt", "epub", "pptx"):
+        office = (MADE / f"manual.{kind}").read_bytes()
+        (folder / f"cut.{kind}").write_bytes(office[: len(office) // 2])
+        (folder / f"empty.{kind}").write_bytes(b"")
+    (folder / "binary.txt").write_bytes(b"a\0\x81\xff\0b" * 9)
+    (folder / "scripts.html").write_text("<p>A cat sleeps.</p><script>hidden_word()</script>")
+    (folder / "arabic.txt").write_text("مرحبا بالعالم، هذه مضخة.")
+    (folder / "japanese.md").write_text("# 東京\n\n東京は日本の首都です。")
+    done = CliRunner().invoke(app, ["index", str(folder), "--store", str(store)])
+    assert done.exit_code == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("not indexed: ")]
+    good = {"good.pdf", "scripts.html", "arabic.txt", "japanese.md"}
+    bad = sorted(path.name for path in folder.iterdir() if path.name not in good)
+    assert len(lines) == len(bad)
+    assert all(any(f"{folder / name}" in line for line in lines) for name in bad)
+    assert {Path(one).name for one, count in sources_of(store).items() if count} == good
+
+
+@pytest.mark.slow
+def test_a_book_of_300_pages(tmp_path: Path, splitter: Splitter, reader: DocumentReader) -> None:
+    texts = [f"Page {n} is about fan number {n}." for n in range(1, 301)]
+    found = passages(pdf(tmp_path / "a.pdf", texts), splitter, reader)
+    assert {passage.metadata["page"] for passage in found} <= set(range(1, 301))
+    for passage in found:
+        first = re.search(r"Page (\d+)", passage.text)
+        assert first is not None
+        assert passage.metadata["page"] == int(first[1])
 
 
 def test_a_large_file_is_not_even_opened(tmp_path: Path) -> None:

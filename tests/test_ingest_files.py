@@ -176,6 +176,9 @@ def test_what_moved_or_is_there_twice_is_embedded_once(tmp_path: Path, splitter:
         assert ingest(store, [notes], splitter).copies == [
             [str(notes / "b.md"), str(notes / "copy.md")]
         ]
+        found = store.search("Which pump needs a fan of its own?", k=store.count())
+        names = {passage.metadata["source"] for passage in found}
+        assert names == {str(notes / "b.md"), str(notes / "copy.md")}
         for passage in store.get():
             vector = store.vectors([passage.id])[passage.id]
             assert vector == pytest.approx(embedder.embed([passage.indexed])[0], abs=1e-6)
