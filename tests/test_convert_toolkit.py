@@ -168,7 +168,7 @@ OTHERS = {
     ),
     "modernbert": BertConfig(
         3, 64, 4, 128, 200, 64, 0, 1e-5, 0, "modernbert",
-        rotary=Rotary((False, True, True), 16), classifier_activation="gelu",
+        rotary=Rotary((False, True, True), 16), activation="silu", classifier_activation="gelu",
     ),
 }  # fmt: skip
 

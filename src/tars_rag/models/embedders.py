@@ -182,7 +182,7 @@ EMBEDDERS: Final[tuple[ModelSpec, ...]] = (
     # reads, and such long ones are found badly.
     _embedder(
         "ibm-granite/granite-embedding-small-english-r2",
-        "main",
+        "2ab6fa8ea2d674564defd37171ae19079b864b33",
         "Apache-2.0",
         three_files(),
         pooling="cls",
@@ -190,9 +190,13 @@ EMBEDDERS: Final[tuple[ModelSpec, ...]] = (
     ),
     _embedder(
         "ibm-granite/granite-embedding-97m-multilingual-r2",
-        "main",
+        "835ad14087e140460703cf0fae09f97d469d65c2",
         "Apache-2.0",
-        three_files(),
+        three_files(
+            ("de948b0bdc6f356afad7a84b276d8dd7e7fe10fb9add1bb5e610621c28e41ebc", 1216),
+            ("f3ea88b230492811046145513710e76b4cc8c2ad49e8708da0e7247e548903be", 194_889_568),
+            ("4f2842d568e2724370aec203652a42ac783c7937f8347a1a2cc7506d71f1582f", 25_301_672),
+        ),
         pooling="cls",
         languages=("multi",),
         layer_cost=16,
