@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from conftest import HashEmbedder
 from tars_rag import HybridStore, Passage
+from tars_rag.ingest.chunks import _headings
 from tars_rag.retrieval.passage import CONTEXT
 from tars_rag.splitting.blocks import markdown_blocks
 from tars_rag.splitting.splitter import Chunk, Form, Splitter
@@ -186,6 +187,13 @@ def test_no_text_takes_long(splitters: list[Splitter], unit: str) -> None:
 )
 def test_headings_are_those_of_commonmark(text: str, right: list[str]) -> None:
     assert [block.title for block in markdown_blocks(text) if block.title] == right
+
+
+def test_headings_of_a_file_begin_behind_its_front_matter() -> None:
+    text = "---\n# by a script\ntitle: x\n---\n\n# Pump\n\ntext\n\n## Care\n\ntext\n"
+    found = _headings(text)
+    assert [path for _, path in found] == ["Pump", "Pump > Care"]
+    assert [text[at:].split("\n")[0] for at, _ in found] == ["# Pump", "## Care"]
 
 
 @given(st.text("#-=` ~>\n\r<!a1é\u2028|", max_size=60))

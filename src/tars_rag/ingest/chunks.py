@@ -17,6 +17,7 @@ from tars_rag.ingest.formats import format_of
 from tars_rag.ingest.markdown_file import front_matter
 from tars_rag.retrieval.indexes.codec import check_passage
 from tars_rag.retrieval.passage import CONTEXT, Passage
+from tars_rag.splitting.blocks import markdown_blocks
 from tars_rag.splitting.splitter import Chunk, Splitter
 
 
@@ -161,3 +162,10 @@ def _row(path: Path, number: int, raw: bytes) -> Passage:
 def _refuse(constant: str) -> None:
     msg = f"{constant} is not JSON"
     raise InvalidInputError(msg)
+
+
+def _headings(text: str) -> list[tuple[int, str]]:
+    """Where each heading of a Markdown file begins, in characters, and its path."""
+    _, begin = front_matter(text)
+    blocks = [block for block in markdown_blocks(text, begin) if block.kind == "heading"]
+    return [(block.start, " > ".join((*block.path, block.title))) for block in blocks]
