@@ -127,7 +127,7 @@ def test_threads_see_one_state_while_another_writes(tmp_path: Path) -> None:
 
 async def test_tasks_see_one_state_while_a_thread_writes(tmp_path: Path) -> None:
     late = await search_from_tasks(tmp_path / "store", 2)
-    assert len(late) > 10
+    assert len(late) > 1, "the loop stands still"  # how late it is: the marked test below
 
 
 @pytest.mark.crash
