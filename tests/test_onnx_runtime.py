@@ -145,6 +145,8 @@ def test_a_bulk_run_that_fails_is_an_error_and_the_next_one_runs(graph: bytes) -
     runtime.close()
     with pytest.raises(DeviceError, match="closed"):
         runtime.run(feeds)
+    assert runtime._streams.split(6) == 0, "a call under way would open the graph again"
+    assert sessions(runtime) == 1
 
 
 def test_a_large_graph_and_one_whose_file_is_gone_are_not_opened_twice(

@@ -83,10 +83,7 @@ def rm(
     named, [source] = resources.store_and_words(words, "SOURCE", store)
     with resources.look_into(named, read_only=False) as opened:
         sources, passages = remove(opened, source)
-    if json:
-        print_json({"sources": sources, "passages": passages})
-        return
-    show(f"{sources} sources removed, with {passages} passages")
+    _told("removed", sources, passages, json)
 
 
 def mv(
@@ -106,7 +103,11 @@ def mv(
     named, [old, new] = resources.store_and_words(words, "OLD NEW", store)
     with resources.look_into(named, read_only=False) as opened:
         sources, passages = move(opened, old, new)
+    _told("moved", sources, passages, json)
+
+
+def _told(done: str, sources: int, passages: int, json: bool) -> None:
     if json:
         print_json({"sources": sources, "passages": passages})
         return
-    show(f"{sources} sources moved, with {passages} passages")
+    show(f"{sources} sources {done}, with {passages} passages")

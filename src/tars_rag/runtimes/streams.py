@@ -94,7 +94,7 @@ class Streams:
     def close(self) -> None:
         """Release the graph once the runs under way are through."""
         with self._opening:
-            self._single = None
+            self._count, self._single = 1, None  # a call under way does not open it again
 
     def _settle(self) -> None:
         if self._cores is not None:
