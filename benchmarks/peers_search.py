@@ -1,6 +1,7 @@
 """Hybrid search without embedding: this package beside both frameworks' ensembles, LanceDB, Qdrant.
 
     python benchmarks/peers_search.py [--sizes 1000 10000 100000] [--minutes 5] [--queries 50]
+                                      [--programs NAME ...]
 
 The same passages (made-up words by Zipf's law), the same clustered unit vectors of 384 numbers and
 the same queries for all; every program embeds a query by looking its vector up. Medians of
@@ -254,6 +255,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5.0, help="for searching, all sizes")
     parser.add_argument("--most-build", type=float, default=150.0, help="seconds for one program")
+    parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     options = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # of peers among themselves
     asyncio.set_event_loop(asyncio.new_event_loop())
@@ -266,7 +268,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             programs, facts = {}, {}
-            for name, make in PROGRAMS.items():
+            for name in options.programs:
                 if name in builds:
                     before, seconds = builds[name]
                     expected = seconds * size / before
@@ -276,7 +278,7 @@ def main() -> None:
                 place = Path(folder) / str(len(facts))
                 place.mkdir()
                 start = time.perf_counter()
-                program = attempted(name, partial(make, data, place))
+                program = attempted(name, partial(PROGRAMS[name], data, place))
                 if program is None:
                     continue
                 programs[name] = program
