@@ -30,6 +30,7 @@ from tars_rag.retrieval.storage.layout import (
     prepare_directory,
     read_probe_file,
 )
+from tars_rag.retrieval.storage.listener import Listener
 from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
@@ -43,8 +44,8 @@ from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 class StoreDirectory:
     """An open store: its indexes, and the locks around them.
 
-    `HybridStore` is the way in for users. Reads and writes go through `reading` and `writing`,
-    which hand out the indexes; small writes go through `recent` (see `passages`).
+    Reads and writes go through `reading` and `writing`, which hand out the indexes; small writes go
+    through `recent` (see `passages`).
 
     Args:
         path: The directory; made if missing, unless `read_only`.
@@ -57,6 +58,7 @@ class StoreDirectory:
         relex: Change the language, if it is another, instead of refusing it.
         progress: Told how the rebuild of a damaged index goes on.
         salvage: Go on with what can be read of a damaged log of small writes, or without it.
+        listener: Listens from when the lock is taken until it is given back.
 
     Attributes:
         recent: Small writes; None where Chroma is a server, which several processes write to.
@@ -80,6 +82,7 @@ class StoreDirectory:
         relex: bool = False,
         progress: Progress | None = None,
         salvage: bool = False,
+        listener: Listener | None = None,
     ) -> None:
         self.path = path
         self.read_only = read_only
@@ -90,7 +93,7 @@ class StoreDirectory:
         owner = None if any_embedder else embedder
         prepare_directory(path, create=not read_only and owner is not None)
         with contextlib.ExitStack() as opened:
-            self._lock = StoreLock(path / LOCK, read_only=read_only)
+            self._lock = StoreLock(path / LOCK, read_only=read_only, shares=bool(listener))
             opened.callback(self._lock.close)
             known = read_store_json(path)
             # With a server the lock is held for each operation, otherwise until close().
@@ -99,6 +102,9 @@ class StoreDirectory:
                 shared=read_only and not self.shared,
                 seconds=operation_timeout() if self.shared else None,
             )
+            if listener is not None:
+                opened.callback(listener.close)
+                self._lock.shares = listener.open()
             store_json = open_store_json(
                 path,
                 owner.fingerprint if owner else None,
@@ -149,8 +155,7 @@ class StoreDirectory:
                 if self._readable():
                     yield view_of(self._indexes, self.recent.tail if self.recent else None)
                     return
-            # A write failed half-way, here or in another process, or Chroma's process died: mend
-            # before anyone looks.
+            # A write failed half-way, or Chroma's process died: mend before anyone looks.
             with self._threads.write(), self._between_processes(shared=self.read_only):
                 self.check_usable()
                 with self._indexes.disk.excusing(self._indexes.give_up):
