@@ -238,6 +238,7 @@ def test_a_reader_is_a_guest_of_a_writer(holder: HybridStore) -> None:
             lambda: reader.upsert(NOTES),
             lambda: reader.delete(["p1"]),
             reader.clear,
+            reader.compact,
             lambda: reader.record_probe(np.ones(32, np.float32)),
         ):
             with pytest.raises(StoreError, match="read-only"):
@@ -247,6 +248,9 @@ def test_a_reader_is_a_guest_of_a_writer(holder: HybridStore) -> None:
         assert not is_guest(reader)
         with pytest.raises(StoreError, match="read-only"):
             reader.upsert(NOTES)
+        with HybridStore(holder.path, HashEmbedder()) as writer:
+            writer.upsert([passage("new", 1)])
+        assert reader.get(["new"]) == [passage("new", 1)]
 
 
 def test_another_embedder_or_language_is_refused(holder: HybridStore) -> None:

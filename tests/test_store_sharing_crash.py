@@ -70,28 +70,56 @@ class Worker:
         self.pipe.close()
 
 
+def holder_among(working: list[Worker], path: Path) -> Worker:
+    """Whoever has the store; waits until one of them has taken it over."""
+    until = time.monotonic() + 120
+    while time.monotonic() < until:
+        holder = Holder.of(path / LOCK)
+        for worker in working:
+            assert not worker.failures, "\n".join(worker.failures)
+            if holder is not None and worker.process.pid == holder.pid:
+                return worker
+        time.sleep(0.01)
+    msg = "nobody took the store over"
+    raise AssertionError(msg)
+
+
+def await_progress(working: list[Worker]) -> None:
+    """Until something more was acknowledged, however slow the machine is."""
+
+    def acknowledged() -> int:
+        return sum(worker.ledger.acknowledged for worker in working)
+
+    before, until = acknowledged(), time.monotonic() + 300
+    while acknowledged() == before:
+        assert time.monotonic() < until, "nothing is acknowledged any more"
+        for worker in working:
+            assert not worker.failures, "\n".join(worker.failures)
+        time.sleep(0.01)
+
+
 def test_processes_share_a_store_while_its_holder_is_killed(tmp_path: Path) -> None:
     path = tmp_path / "store"
     rng = random.Random(int(os.environ.get("TARS_RAG_SEED", "1")))
     ended: list[Worker] = []
-    working = [Worker(path, sharing_child.work, f"w{n}", n + 1) for n in range(PROCESSES)]
+    working = [Worker(path, sharing_child.work, f"w{n}", n + 1) for n in range(PROCESSES - 1)]
     killed = 0
     try:
         for worker in working:
             assert worker.opened.wait(120)
+        working.append(Worker(path, sharing_child.read, "reader", 50))
         while killed < KILLS:
-            time.sleep(rng.uniform(0.3, 3.0))
-            assert not [line for worker in working for line in worker.failures]
-            holder = Holder.of(path / LOCK)
-            found = [w for w in working if holder is not None and w.process.pid == holder.pid]
-            if not found:
-                continue  # between two holders
+            await_progress(working)
+            time.sleep(rng.uniform(0.0, 2.0))
+            victim = holder_among(working, path)
             killed += 1
-            working.remove(found[0])
-            found[0].end(whole=rng.random() < 0.5)
-            ended.append(found[0])
-            name = f"n{killed}"
-            working.append(Worker(path, sharing_child.work, name, 100 + killed))
+            working.remove(victim)
+            victim.end(whole=rng.random() < 0.5)
+            ended.append(victim)
+            if victim.name == "reader":
+                working.append(Worker(path, sharing_child.read, "reader", 100 + killed))
+            else:
+                working.append(Worker(path, sharing_child.work, f"n{killed}", 100 + killed))
         for worker in working:
             assert worker.opened.wait(120)
     finally:
@@ -106,6 +134,6 @@ def test_processes_share_a_store_while_its_holder_is_killed(tmp_path: Path) -> N
         told.flight |= worker.ledger.flight
         told.acknowledged += worker.ledger.acknowledged
     print(f"{killed} holders killed, {told.acknowledged} operations acknowledged")
-    assert told.acknowledged > KILLS
+    assert told.acknowledged >= KILLS
     told.check(path)
     assert check_store(path).ok

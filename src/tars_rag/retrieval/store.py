@@ -44,7 +44,8 @@ class HybridStore:
     Args:
         path: The store's directory; made, if missing, once everything in it is complete.
         embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
-        read_only: Nothing is written: neither by calls nor, without a holder, by opening it.
+        read_only: Calls write nothing; nor does opening it, unless that takes over from a holder
+            that had guests or was killed.
         chroma_url: ``http://host:port`` of a Chroma server, instead of an embedded Chroma.
         language: How words are read: a code of docs/words.md such as ``"de"``, ``"none"`` or
             ``"multi"``. None: as the store has it; a new store is ``"en"``.

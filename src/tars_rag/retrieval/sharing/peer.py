@@ -29,13 +29,14 @@ from tars_rag.retrieval.storage.backup import Backup
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.holder import Holder
 from tars_rag.retrieval.storage.layout import LOCK, open_store_json
-from tars_rag.retrieval.storage.listener import Listener
-from tars_rag.retrieval.storage.lock import HeldError
+from tars_rag.retrieval.storage.listener import Listener, left_behind
+from tars_rag.retrieval.storage.lock import BeingReadError, HeldError
 from tars_rag.retrieval.storage.rebuild import model_of
 from tars_rag.retrieval.storage.store_json import StoreJson
 from tars_rag.retrieval.timing import Stopwatch
 
 _UNREACHED_SECONDS = 30.0  # how long a holder may take from its lock to its socket, and back
+_READERS_SECONDS = 4.0
 _T = TypeVar("_T")
 
 
@@ -98,6 +99,7 @@ class Peer:
         self._closed = False
         self._mutex = threading.Lock()
         self._host: Host | None = None
+        self._was_guest = False
         self._access: Local | Guest | None = self._join()
         self._known = self._access.store_json
 
@@ -179,6 +181,7 @@ class Peer:
 
     def compact(self, progress: Progress | None) -> None:
         """See `StoreAccess`."""
+        self.check_writable()
         self._do(lambda access: access.compact(progress))
 
     def backup(self, path: Path, progress: Progress | None) -> Backup:
@@ -238,11 +241,17 @@ class Peer:
 
     def _join(self) -> Local | Guest:
         """Hold the store, or become a guest of who does."""
+        read: float | None = None
         unreached: float | None = None
         while True:
             try:
                 return self._hold()
+            except BeingReadError:  # most likely by a command, which takes a moment
+                read = read or time.monotonic()
+                if time.monotonic() - read > _READERS_SECONDS:
+                    raise
             except HeldError as held:
+                read = None
                 try:
                     return self._visit(held)
                 except HolderGoneError:  # just now: there may be room, or another holder
@@ -255,12 +264,16 @@ class Peer:
             time.sleep(random.uniform(0.002, 0.02))
 
     def _hold(self) -> Local:
-        listener = None if self._read_only else Listener(self.path)
+        # Who may only read takes a shared store over in earnest: others have writes under way, and
+        # what a killed holder was at is to be mended.
+        shared = self._was_guest or left_behind(self.path)
+        read_only = self._read_only and not shared
+        listener = None if read_only else Listener(self.path)
         local = Local(
             StoreDirectory(
                 self.path,
                 self._embedder,
-                read_only=self._read_only,
+                read_only=read_only,
                 language=self._language,
                 progress=self._progress,
                 listener=listener,
@@ -297,4 +310,5 @@ class Peer:
         except BaseException:
             guest.close()
             raise
+        self._was_guest = True
         return guest

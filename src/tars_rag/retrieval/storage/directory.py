@@ -1,8 +1,8 @@
 """A store's directory, opened: who may read and write it, and when.
 
-A write holds the write lock from the journal's first byte to its removal, a read holds the read
-lock over both indexes, so that no read sees one index before a write and the other after it. With
-a Chroma server the same holds between processes, through the lock file.
+A write holds the write lock from the journal's first byte to its removal, a read the read lock over
+both indexes, so that none sees one index before a write and the other after it. With a Chroma
+server the same holds between processes, through the lock file.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class StoreDirectory:
             self._lock = StoreLock(path / LOCK, read_only=read_only, shares=bool(listener))
             opened.callback(self._lock.close)
             known = read_store_json(path)
-            # With a server the lock is held for each operation, otherwise until close().
             self._url = known.chroma_url if known and owner is None else chroma_url
+            # With a server the lock is held for each operation, otherwise until close().
             self._lock.acquire(
                 shared=read_only and not self.shared,
                 seconds=operation_timeout() if self.shared else None,
@@ -155,7 +155,7 @@ class StoreDirectory:
                 if self._readable():
                     yield view_of(self._indexes, self.recent.tail if self.recent else None)
                     return
-            # A write failed half-way, or Chroma's process died: mend before anyone looks.
+            # A write failed half-way, or Chroma died: mend before anyone looks.
             with self._threads.write(), self._between_processes(shared=self.read_only):
                 self.check_usable()
                 with self._indexes.disk.excusing(self._indexes.give_up):

@@ -114,6 +114,11 @@ def connect(directory: Path) -> socket.socket:
     return reaching
 
 
+def left_behind(directory: Path) -> bool:
+    """Whether a holder that shared the store is there, or was killed and has left its socket."""
+    return os.path.lexists(directory / NAME) and os.access(directory, os.W_OK)
+
+
 def user_of(connection: socket.socket) -> int:
     """Who is at the other end, as the kernel says."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

@@ -20,7 +20,7 @@ from tars_rag.retrieval.storage.holder import Holder, processes_with
 # large index to a slow disk, one that reads leaves at once. Of one that is stopped, or that cannot
 # be seen from here, there is little to wait for.
 _ORPHAN_SECONDS, _READER_SECONDS, _STOPPED_SECONDS, _FAR_SECONDS = 60.0, 1.0, 5.0, 1.0
-_UNNAMED_SECONDS = 2.0  # until one that has just taken the lock, or gives it back, has said so
+_UNNAMED_SECONDS = 3.0  # until one that has just taken the lock, or gives it back, has said so
 # A store of this process may be about to be closed (the garbage collector has it), and one that is
 # being closed finishes running calls first.
 _COLLECTED_SECONDS, _CLOSING_SECONDS = 0.5, 60.0
@@ -35,6 +35,10 @@ _SHARE = (
 
 class HeldError(StoreLockedError):
     """A process that is there holds the lock: not readers, not this one, nothing left of one."""
+
+
+class BeingReadError(StoreLockedError):
+    """Readers hold the lock; nobody knows who they are."""
 
 
 class _MovedError(StoreError):
@@ -86,20 +90,21 @@ class StoreLock:
 
         Raises:
             HeldError: Another process holds it; the message says who.
-            StoreLockedError: Readers hold it, this process, or what a process left.
+            BeingReadError: Readers do.
+            StoreLockedError: This process does, or what another left.
         """
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-        began = time.monotonic()
+        since, seen = time.monotonic(), None
         try:
             while not self._try(operation):
                 holder = self._holder()
                 patience = self._patience(holder) if seconds is None else seconds
-                if time.monotonic() - began > patience:
+                if seconds is None and seen != (holder, patience):  # each is waited for anew
+                    since, seen = time.monotonic(), (holder, patience)
+                if time.monotonic() - since > patience:
                     if self._try(operation):  # given back while its holder was looked up
                         break
-                    there = holder is not None and (patience == 0 or not holder.is_near)
-                    kind = HeldError if there and seconds is None else StoreLockedError
-                    raise kind(self._locked_message(holder, seconds))
+                    raise self._refusal(holder, seconds)
                 time.sleep(random.uniform(0.001, 0.02))  # else two that take turns shut others out
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
@@ -197,26 +202,30 @@ class StoreLock:
     def _holder(self) -> Holder | None:
         return Holder.parsed(os.pread(self.descriptor, 4096, 0))
 
-    def _locked_message(self, holder: Holder | None, waited: float | None) -> str:
+    def _refusal(self, holder: Holder | None, waited: float | None) -> StoreLockedError:
         where = self.path.parent
         if waited is not None:
             who = holder.where() if holder else "another process"
-            return (
+            return StoreLockedError(
                 f"The store {where} was not to be had for {waited:g} s: {who} is writing, and may "
                 "wait for a Chroma server that does not answer. Try again, or end that process."
             )
         if self._only_read():
-            return f"The store {where} is being read by another process. Close it there, {_SHARE}"
+            return BeingReadError(
+                f"The store {where} is being read by another process. Close it there, {_SHARE}"
+            )
         if holder is None:
-            return f"The store {where} is open in another process. Close it there, {_SHARE}"
+            return StoreLockedError(
+                f"The store {where} is open in another process. Close it there, {_SHARE}"
+            )
         if holder.is_this_process:
-            return (
+            return StoreLockedError(
                 f"The store {where} is already open in this process (pid {holder.pid}). "
                 "Use that object, or close() it first."
             )
         if holder.is_near and not holder.is_alive:
-            return self._orphan_message(holder)
-        return f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}"
+            return StoreLockedError(self._orphan_message(holder))
+        return HeldError(f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}")
 
     def _orphan_message(self, holder: Holder) -> str:
         """Who holds the lock now that the process is gone that took it."""
