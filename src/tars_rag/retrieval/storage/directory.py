@@ -1,8 +1,7 @@
 """A store's directory, opened: who may read and write it, and when.
 
 A write holds the write lock from the journal's first byte to its removal, a read the read lock over
-both indexes, so that none sees one index before a write and the other after it. With a Chroma
-server the same holds between processes, through the lock file.
+both indexes. With a Chroma server the same holds between processes, through the lock file.
 """
 
 from __future__ import annotations
@@ -97,7 +96,7 @@ class StoreDirectory:
             opened.callback(self._lock.close)
             known = read_store_json(path)
             self._url = known.chroma_url if known and owner is None else chroma_url
-            # With a server the lock is held for each operation, otherwise until close().
+            # With a server it is held for each operation, otherwise until close().
             self._lock.acquire(
                 shared=read_only and not self.shared,
                 seconds=operation_timeout() if self.shared else None,
@@ -246,7 +245,7 @@ class StoreDirectory:
             flush: Bring what is in the log into the indexes before; it is kept either way.
 
         Raises:
-            StoreError: That could not be; everything is released all the same.
+            StoreError: That could not be; all is released.
         """
         if os.getpid() != self._pid:
             return
