@@ -966,16 +966,14 @@ def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_a_store_in_use_is_refused_with_the_pid(notes: Path, tmp_path: Path) -> None:
-    from conftest import HashEmbedder
-    from tars_rag import HybridStore
-
+def test_a_store_that_is_not_shared_is_refused_with_the_pid(notes: Path) -> None:
     ok("index", notes, "--store", "s")
-    with process("query", "x", "--store", "s") as alone:
-        assert "ms in all" in alone.communicate(timeout=60)[0]
-    embedder = HashEmbedder()
-    with HybridStore(tmp_path / "t", embedder), process("query", "x", "--store", "t") as other:
-        out, error = other.communicate(timeout=60)
+    with Embedder.from_env() as embedder:
+        with HybridStore("s", embedder), process("query", "x", "--store", "s") as guest:
+            assert "ms in all" in guest.communicate(timeout=60)[0]
+        store = HybridStore("s", embedder, share=False)
+        with store, process("query", "x", "--store", "s") as other:
+            out, error = other.communicate(timeout=60)
     assert other.returncode == 1
     assert out == ""
     assert str(os.getpid()) in error
