@@ -180,6 +180,7 @@ def test_what_fails_in_the_holder_is_told_to_the_guest(
     assert len(guest.get()) == 12
 
 
+@pytest.mark.slow
 def test_large_answers_and_writes_come_in_parts(guest: HybridStore) -> None:
     texts = [Passage(f"t{n}", f"word{n} " * 90_000) for n in range(20)]  # 14 MB
     guest.upsert(texts, np.eye(20, 32, dtype=np.float32) + 0.1)
@@ -270,6 +271,7 @@ def test_another_version_is_refused_by_name(
     assert holder.count() == 12
 
 
+@pytest.mark.slow
 def test_maintenance_is_not_done_under_a_holder(holder: HybridStore, tmp_path: Path) -> None:
     for work in (
         lambda: reembed(holder.path, HashEmbedder(48)),
@@ -362,7 +364,7 @@ def test_nonsense_harms_nobody(holder: HybridStore, guest: HybridStore) -> None:
     assert holder.get() == guest.get() == NOTES
     began = time.monotonic()
     holder.close()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30
     for line in left:
         line.close()
 
