@@ -146,8 +146,8 @@ class Batcher:
             rows = self._embed(texts, parts[0][0].prompt)
         except Exception as error:  # told to whom it belongs, and to nobody else
             if len(parts) > 1:
-                for part in parts:
-                    self._run([part])
+                for alone in parts:
+                    self._run([alone])
             else:
                 self._fail(parts[0], error)
             return

@@ -130,8 +130,8 @@ class Gate:
                 parts.append(message.get("body", b""))
                 if not message.get("more_body", False):
                     return b"".join(parts)
-        message = f"The body was not there within {self._limits.slow_body:g} s."
-        raise _RefusedError(408, "Timeout", message)
+        told = f"The body was not there within {self._limits.slow_body:g} s."
+        raise _RefusedError(408, "Timeout", told)
 
     async def _while_there(self, scope: Message, body: bytes, receive: Receive, send: Send) -> None:
         """Run the application until it is done, the client left, or the time is up."""
