@@ -456,3 +456,39 @@ async def test_an_agent_searches_and_cites(service: Service) -> None:
 def test_a_search_request_says_what_it_does_not_know() -> None:
     with pytest.raises(ValueError, match="misspelt"):
         SearchRequest(query="a", misspelt=1)  # type: ignore[call-arg]
+
+
+def test_stores_are_named_on_the_command_line(tmp_path: Path) -> None:
+    from tars_rag.cli.serve import stores_by_name
+
+    named = stores_by_name(["notes=a/b", str(tmp_path / "my-store")])
+    assert named == {"notes": Path("a/b"), "my-store": tmp_path / "my-store"}
+    for wrong in (["a=x", "a=y"], ["a b=x"], ["notes="], ["../=x"]):
+        with pytest.raises(ConfigError, match="NAME=DIR"):
+            stores_by_name(wrong)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--host", "0.0.0.0"], "--api-key-file"),
+        (["--tls-cert", "cert.pem"], "go together"),
+        (["--watch", "notes", "--read-only"], "does not go with"),
+    ],
+)
+def test_serve_refuses_before_anything_is_opened(options: list[str], message: str) -> None:
+    from typer.testing import CliRunner
+
+    from tars_rag.cli import app
+
+    told = CliRunner().invoke(app, ["serve", "--store", "notes=nowhere", *options])
+    assert told.exit_code == 1
+    assert message in " ".join(told.output.split())
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tars_rag.cli import serve
+
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'tars-rag\[server\]'"):
+        serve.mcp()
