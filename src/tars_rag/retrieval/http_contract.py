@@ -53,7 +53,7 @@ def status_of(error: TarsRagError) -> int:
     return next(STATUS_OF[kind] for kind in type(error).__mro__ if kind in STATUS_OF)
 
 
-class _Said(BaseModel):
+class Said(BaseModel):
     """What a client may say: a misspelt field is an error, not silence."""
 
     model_config = ConfigDict(extra="forbid")
@@ -78,7 +78,7 @@ class ErrorAnswer(BaseModel):
     error: ErrorBody
 
 
-class PassageBody(_Said):
+class PassageBody(Said):
     """A passage, as `Passage`."""
 
     id: str
@@ -175,7 +175,7 @@ class StoresAnswer(BaseModel):
     data: list[StoreAnswer]
 
 
-class SearchRequest(_Said):
+class SearchRequest(Said):
     """``POST /v1/stores/{name}/search``."""
 
     query: str | None = Field(None, examples=["how is the fan switched on"])
@@ -200,7 +200,7 @@ class SearchAnswer(BaseModel):
     steps: list[StepBody]
 
 
-class UpsertRequest(_Said):
+class UpsertRequest(Said):
     """``POST /v1/stores/{name}/passages``: acknowledged when it is on disk."""
 
     passages: list[PassageBody] = Field(max_length=MOST_PASSAGES)
@@ -218,7 +218,7 @@ class UpsertAnswer(BaseModel):
     stored: int
 
 
-class GetRequest(_Said):
+class GetRequest(Said):
     """``POST /v1/stores/{name}/get``: by id, by filter, or by both."""
 
     ids: list[str] | None = Field(None, max_length=MOST_PASSAGES)
@@ -233,7 +233,24 @@ class GetAnswer(BaseModel):
     passages: list[PassageBody]
 
 
-class VectorsRequest(_Said):
+class MatchingRequest(Said):
+    """``POST /v1/stores/{name}/matching``: which of the ids (null: of all) pass the filter."""
+
+    ids: list[str] | None = Field(None, max_length=MOST_PASSAGES)
+    where: dict[str, Any] | None = None
+
+
+class MatchingAnswer(BaseModel):
+    """Those that are there and pass."""
+
+    ids: list[str]
+
+
+class NothingRequest(Said):
+    """A request that needs no words."""
+
+
+class VectorsRequest(Said):
     """``POST /v1/stores/{name}/vectors``."""
 
     ids: list[str] = Field(max_length=MOST_PASSAGES)
@@ -245,7 +262,7 @@ class VectorsAnswer(BaseModel):
     vectors: dict[str, str]
 
 
-class DeleteRequest(_Said):
+class DeleteRequest(Said):
     """``POST /v1/stores/{name}/delete``: by id, by filter or by both; or `all` of them."""
 
     ids: list[str] | None = Field(None, max_length=MOST_PASSAGES)
@@ -263,6 +280,70 @@ class CountAnswer(BaseModel):
     """``GET`` or ``POST /v1/stores/{name}/count``; ``POST .../flush`` answers it, too."""
 
     count: int
+
+
+class ModelAnswer(BaseModel):
+    """One of ``GET /v1/models``: OpenAI's fields, and what a client must know of a model."""
+
+    id: str
+    object: str = "model"
+    created: int = 0
+    owned_by: str = "tars-rag"
+    kind: str = Field(description="embedder or reranker")
+    fingerprint: str | None = Field(None, description="Of an embedder's vectors.")
+    dimension: int | None = None
+    device: str | None = None
+    unrelated_cosine: float = 0.0
+
+
+class ModelsAnswer(BaseModel):
+    """``GET /v1/models``."""
+
+    object: str = "list"
+    data: list[ModelAnswer]
+
+
+class EmbedBody(Said):
+    """What the client of this package sends to ``/v1/embeddings``."""
+
+    input: list[str]
+    model: str
+    input_type: str
+    encoding_format: str = "base64"
+
+
+class EmbeddedRow(BaseModel):
+    """One vector, packed."""
+
+    index: int
+    embedding: str
+
+
+class EmbeddedAnswer(BaseModel):
+    """Vectors, in any order."""
+
+    data: list[EmbeddedRow]
+
+
+class RerankBody(Said):
+    """What the client of this package sends to ``/v1/rerank``."""
+
+    query: str
+    documents: list[str]
+    model: str
+
+
+class RerankedRow(BaseModel):
+    """The score of one document."""
+
+    index: int
+    relevance_score: float
+
+
+class RerankedAnswer(BaseModel):
+    """Scores, in any order."""
+
+    results: list[RerankedRow]
 
 
 def pack_vector(vector: ArrayLike) -> str:

@@ -22,6 +22,7 @@ from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
+from tars_rag.retrieval.remote.access import RemoteAccess, is_url
 from tars_rag.retrieval.searching import check_request
 from tars_rag.retrieval.sharing.access import StoreAccess
 from tars_rag.retrieval.sharing.peer import opened
@@ -42,8 +43,10 @@ class HybridStore:
     closes it or dies. Any number of threads may call any method.
 
     Args:
-        path: The store's directory; made, if missing, once everything in it is complete.
-        embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
+        path: The store's directory; made, if missing, once everything in it is complete. Or
+            ``http://host:port/name`` of a `tars-rag serve` that has it.
+        embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`. None: the
+            server's, of a store that a server has.
         read_only: Calls write nothing; nor does opening it, unless that takes over from a holder
             that had guests or was killed.
         chroma_url: ``http://host:port`` of a Chroma server, instead of an embedded Chroma.
@@ -51,6 +54,7 @@ class HybridStore:
             ``"multi"``. None: as the store has it; a new store is ``"en"``.
         progress: Called with (done, total) while a damaged index is rebuilt.
         share: Be a guest, and have guests; False: one process at a time, others are refused.
+        api_key: Of the server.
 
     Raises:
         StoreLockedError: It is open in this process, or in one that does not share it, such as
@@ -62,16 +66,29 @@ class HybridStore:
     def __init__(
         self,
         path: str | Path,
-        embedder: TextEmbedder,
+        embedder: TextEmbedder | None = None,
         *,
         read_only: bool = False,
         chroma_url: str | None = None,
         language: str | None = None,
         progress: Progress | None = None,
         share: bool = True,
+        api_key: str | None = None,
     ) -> None:
+        if is_url(path):
+            _check_remote(chroma_url, language)
+            remote = RemoteAccess(str(path), embedder, api_key=api_key, read_only=read_only)
+            self.embedder: TextEmbedder = embedder or remote.embedder()
+            self._access: StoreAccess = remote
+            return
+        if embedder is None:
+            msg = "A store in a directory needs its embedder: HybridStore(path, Embedder())"
+            raise InvalidInputError(msg)
+        if api_key is not None:
+            msg = f"api_key is for a store of a server, and {str(path)!r} is a directory."
+            raise InvalidInputError(msg)
         self.embedder = embedder
-        self._access: StoreAccess = opened(
+        self._access = opened(
             store_path(path),
             embedder,
             read_only=read_only,
@@ -82,9 +99,25 @@ class HybridStore:
         )
 
     @property
-    def path(self) -> Path:
-        """The store's directory, absolute."""
+    def path(self) -> Path | str:
+        """The store's directory, absolute; of a server's store its address."""
         return self._access.path
+
+    @property
+    def local_path(self) -> Path:
+        """The store's directory.
+
+        Raises:
+            InvalidInputError: A server has it.
+        """
+        path = self.path
+        if isinstance(path, str):
+            msg = (
+                f"The store {path} is on another machine, and files are indexed where it is: "
+                "tars-rag serve --store NAME=DIR --watch FOLDER"
+            )
+            raise InvalidInputError(msg)
+        return path
 
     @property
     def fingerprint(self) -> str:
@@ -225,6 +258,10 @@ class HybridStore:
         found = self._access.get(wanted, where, None)
         return [found[key] for key in wanted if key in found][:limit]
 
+    def matching(self, ids: Iterable[str] | None = None, where: Where | None = None) -> list[str]:
+        """Those of the ids (None: all) that are there and pass the filter."""
+        return self._access.matching(None if ids is None else checks.distinct_ids(ids), where)
+
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id, as the embedder made them; unknown ids left out."""
         return self._access.vectors(checks.distinct_ids(ids))
@@ -342,3 +379,10 @@ class HybridStore:
     @property
     def _advice(self) -> str:
         return f"Use the embedder that made the store: {self._access.store_json.embedder}"
+
+
+def _check_remote(chroma_url: str | None, language: str | None) -> None:
+    for name, value in (("chroma_url", chroma_url), ("language", language)):
+        if value is not None:
+            msg = f"{name} is for a store in a directory; a server's store has its own."
+            raise InvalidInputError(msg)

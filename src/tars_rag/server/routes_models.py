@@ -14,6 +14,7 @@ from starlette.responses import Response
 from tars_rag import __version__
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.http_contract import ModelAnswer, ModelsAnswer
 from tars_rag.server.answers import ERRORS, Json
 from tars_rag.server.schemas import (
     EmbeddingsRequest,
@@ -43,19 +44,17 @@ def routes(service: Service) -> APIRouter:
         usage = {"prompt_tokens": tokens, "total_tokens": tokens}
         return Json({"object": "list", "model": model, "data": data, "usage": usage})
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", response_model=ModelsAnswer)
     async def models() -> Response:
-        """The models of this server (OpenAI)."""
-        names = [service.model, *([service.reranker_model] if service.reranker_model else [])]
-        data = [{"id": n, "object": "model", "created": 0, "owned_by": "tars-rag"} for n in names]
-        return Json({"object": "list", "data": data})
+        """The models of this server (OpenAI), and what a client must know of them."""
+        return Json(ModelsAnswer(data=service.models()))
 
-    @router.get("/v1/models/{name:path}")
+    @router.get("/v1/models/{name:path}", response_model=ModelAnswer)
     async def model(name: str) -> Response:
         """One model (OpenAI)."""
         if name != service.reranker_model:
             name = service.require_embedder(name)
-        return Json({"id": name, "object": "model", "created": 0, "owned_by": "tars-rag"})
+        return Json(next(one for one in service.models() if one.id == name))
 
     @router.post("/api/embed")
     async def ollama_embed(asked: OllamaEmbedRequest) -> Response:

@@ -51,6 +51,12 @@ def routes(service: Service) -> APIRouter:
         found = await in_thread("query", _get, service.store(name), asked)
         return Json(contract.GetAnswer(passages=[contract.PassageBody.of(p) for p in found]))
 
+    @router.post("/{name}/matching", response_model=contract.MatchingAnswer)
+    async def matching(name: str, asked: contract.MatchingRequest) -> Response:
+        """Ids that are there and pass a filter."""
+        found = await in_thread("query", service.store(name).matching, asked.ids, asked.where)
+        return Json(contract.MatchingAnswer(ids=found))
+
     @router.post("/{name}/vectors", response_model=contract.VectorsAnswer)
     async def vectors(name: str, asked: contract.VectorsRequest) -> Response:
         """Stored vectors by id."""

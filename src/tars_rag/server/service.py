@@ -12,7 +12,7 @@ from typing import Any, Final
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError, TarsRagError
 from tars_rag.models.tokenizer import Tokenizer
-from tars_rag.retrieval.http_contract import StoreAnswer, pack_vector
+from tars_rag.retrieval.http_contract import ModelAnswer, StoreAnswer, pack_vector
 from tars_rag.retrieval.pipeline import PassageScorer
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.server.batcher import BatchedEmbedder, Batcher, Prompt, Rows
@@ -121,6 +121,22 @@ class Service:
             raise NotFoundError(msg)
         _require(name, self.reranker_model, self.reranker_model)
         return self.reranker
+
+    def models(self) -> list[ModelAnswer]:
+        """The embedder, and the reranker if there is one."""
+        embedder = self.embedder
+        told = ModelAnswer(
+            id=self.model,
+            kind="embedder",
+            fingerprint=embedder.fingerprint,
+            dimension=self._dimension or None,
+            device=getattr(embedder, "device", None),
+            unrelated_cosine=float(getattr(embedder, "unrelated_cosine", 0.0)),
+        )
+        if self.reranker_model is None:
+            return [told]
+        device = getattr(self.reranker, "device", None)
+        return [told, ModelAnswer(id=self.reranker_model, kind="reranker", device=device)]
 
     def describe(self, name: str) -> StoreAnswer:
         """What a store says of itself."""

@@ -27,8 +27,8 @@ class StoreAccess(Protocol):
     """
 
     @property
-    def path(self) -> Path:
-        """The store's directory, absolute."""
+    def path(self) -> Path | str:
+        """The store's directory, absolute; or its address, where a server has it."""
 
     @property
     def directory(self) -> StoreDirectory | None:
