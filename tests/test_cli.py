@@ -27,9 +27,12 @@ import typer.testing
 from tars_rag.cli import app, console
 from tars_rag.cli.console import say_again, say_once
 from tars_rag.errors import StoreError
+from tars_rag.models.embedder import Embedder
 from tars_rag.models.local import write_record
+from tars_rag.retrieval.storage.holder import Holder
 from tars_rag.retrieval.storage.layout import SOURCES as NAME
 from tars_rag.retrieval.storage.store_json import VERSION
+from tars_rag.retrieval.store import HybridStore
 from tiny_models import *  # noqa: F403  (fixtures)
 
 MISSING = "ms-marco-TinyBERT-L-2-v2"
@@ -382,6 +385,23 @@ def test_query_finds_and_explains(notes: Path) -> None:
     assert "ms in all" in page.stdout
     assert f"tars-rag models pull {MISSING}" in page.stderr
     assert "Boards" in ok("query", "fan", "--store", "s", "--strategy", "lexical", "--no-rerank")
+
+
+def test_commands_work_beside_a_process_that_has_the_store_open(
+    notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ok("index", notes, "--store", "s")
+    monkeypatch.setattr(Holder, "is_this_process", property(lambda _: False))  # so it is another's
+    with Embedder.from_env() as embedder, HybridStore("s", embedder) as holder:
+        (notes / "late.md").write_text("# Late\n\nA harpsichord in the hall.")
+        before = holder.count()
+        ok("index", notes, "--store", "s")
+        assert holder.count() == before + 1
+        assert "late.md" in ok("query", "harpsichord", "--store", "s", "-k", "1")
+        assert "piano music" in ok("show", "m1", "--store", "s")
+        ok("store", "rm", str(notes / "late.md"), "--store", "s")
+        assert holder.count() == before
+        assert "is open in another process" in refused("store", "compact", "s")
 
 
 def test_a_question_needs_no_quotation_marks(notes: Path) -> None:
@@ -954,16 +974,14 @@ def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     )
 
 
-def test_a_store_in_use_is_refused_with_the_pid(notes: Path, tmp_path: Path) -> None:
-    from conftest import HashEmbedder
-    from tars_rag import HybridStore
-
+def test_a_store_that_is_not_shared_is_refused_with_the_pid(notes: Path) -> None:
     ok("index", notes, "--store", "s")
-    with process("query", "x", "--store", "s") as alone:
-        assert "ms in all" in alone.communicate(timeout=60)[0]
-    embedder = HashEmbedder()
-    with HybridStore(tmp_path / "t", embedder), process("query", "x", "--store", "t") as other:
-        out, error = other.communicate(timeout=60)
+    with Embedder.from_env() as embedder:
+        with HybridStore("s", embedder), process("query", "x", "--store", "s") as guest:
+            assert "ms in all" in guest.communicate(timeout=60)[0]
+        store = HybridStore("s", embedder, share=False)
+        with store, process("query", "x", "--store", "s") as other:
+            out, error = other.communicate(timeout=60)
     assert other.returncode == 1
     assert out == ""
     assert str(os.getpid()) in error

@@ -565,7 +565,7 @@ def test_a_second_object_in_this_process_is_refused(store: HybridStore, tmp_path
     assert store.count() == 0
 
 
-def test_a_second_process_is_refused_and_told_the_pid(tmp_path: Path) -> None:
+def test_a_second_process_that_does_not_share_is_refused_and_told_the_pid(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
     ours, theirs = context.Pipe()
     child = context.Process(
@@ -577,7 +577,7 @@ def test_a_second_process_is_refused_and_told_the_pid(tmp_path: Path) -> None:
         assert ours.recv() == ("open", 0)
         for read_only in (False, True):
             with pytest.raises(StoreLockedError, match=rf"pid {child.pid}\b.*chroma run"):
-                HybridStore(tmp_path / "store", HashEmbedder(), read_only=read_only)
+                HybridStore(tmp_path / "store", HashEmbedder(), read_only=read_only, share=False)
         ours.send("go")
         child.join(60)
         assert child.exitcode == 0

@@ -63,10 +63,10 @@ def started(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([*arguments], stdout=subprocess.PIPE, text=True)
 
 
-def refusal(path: Path, *, within: float = 5) -> str:
+def refusal(path: Path, *, within: float = 20, share: bool = True) -> str:
     began = time.monotonic()
     with pytest.raises(StoreLockedError) as caught:
-        HybridStore(path, HashEmbedder())
+        HybridStore(path, HashEmbedder(), share=share)
     assert time.monotonic() - began < within
     return str(caught.value)
 
@@ -165,7 +165,10 @@ def test_a_container_is_told_apart(path: Path) -> None:
         pid = holder.stdout.readline().strip()
         if not pid:
             pytest.skip("a pid namespace cannot be made here")
-        assert f"another container of this machine (pid {pid} there" in refusal(path)
+        told = refusal(path, share=False)
+        assert f"another container of this machine (pid {pid} there" in told
+        with HybridStore(path, HashEmbedder()) as guest:
+            assert guest.count() == 1
     finally:
         holder.kill()
         holder.wait()

@@ -105,7 +105,7 @@ class Link:
         Raises:
             EOFError, OSError: The other end is gone.
         """
-        return _unpack(self.connection.recv_bytes())
+        return unpack(self.connection.recv_bytes())
 
     def wait(self, seconds: float | None = None) -> bool:
         """Wait until something, or the end, can be received; false if nothing came in time."""
@@ -260,7 +260,12 @@ def pack(header: Any, arrays: Mapping[str, NDArray[Any]] = _NO_ARRAYS) -> bytes:
     return b"".join((len(head).to_bytes(4, "little"), head, *body))
 
 
-def _unpack(message: bytes) -> tuple[Any, dict[str, NDArray[Any]]]:
+def unpack(message: bytes) -> tuple[Any, dict[str, NDArray[Any]]]:
+    """What `pack` made a message of: the header, and the arrays (read-only).
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError, RecursionError: It is no message.
+    """
     start = 4 + int.from_bytes(message[:4], "little")
     head = json.loads(message[4:start].decode("utf-8", "surrogatepass"))
     arrays = {}

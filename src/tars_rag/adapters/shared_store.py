@@ -76,7 +76,7 @@ class SharedStore:
 
         Raises:
             FingerprintError: Its vectors were made by another embedder.
-            StoreLockedError: Another process has it open.
+            StoreLockedError: It is open where it cannot be shared (see `HybridStore`).
             StoreError: It is damaged, or cannot be read or written.
         """
         return self._handle.get(self._key, self._open, self._temporary)

@@ -20,7 +20,7 @@ def info(
     from tars_rag.retrieval.storage.store_json import read_store_json
 
     with resources.look_into(resources.which_store(directory, store)) as opened:
-        passages, path = opened.count(), opened.path
+        passages, path = opened.count(), opened.local_path
         told = read_store_json(path)
     sources = sources_of(path)
     size = size_on_disk(path)

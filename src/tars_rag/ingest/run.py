@@ -106,7 +106,7 @@ def ingest(
     report.ignored, report.excluded = dict(found.ignored), found.excluded
     report.failures += sorted(found.failures.items())
     try:
-        with Ledger(store.path) as ledger, DocumentReader(limits) as reader:
+        with Ledger(store.local_path) as ledger, DocumentReader(limits) as reader:
             _Run(store, ledger, splitter, reader, report, progress or _quiet).files(found.files)
             _vanished(store, ledger, paths, report, prune)
             report.copies = ledger.copies()

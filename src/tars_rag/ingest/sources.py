@@ -64,7 +64,7 @@ def matching(sources: dict[str, int], pattern: str) -> list[str]:
 def remove(store: HybridStore, pattern: str) -> tuple[int, int]:
     """Delete the passages of sources; how many sources and passages that were."""
     deleted = 0
-    with Ledger(store.path) as ledger:
+    with Ledger(store.local_path) as ledger:
         chosen = matching(ledger.counts(), pattern)
         for source in chosen:
             for ids in batches(ledger.ids(source), _BATCH):
@@ -92,7 +92,7 @@ def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
     """
     before, after = (str(Path(one).expanduser().resolve()) for one in (old, new))
     moved = 0
-    with Ledger(store.path) as ledger:
+    with Ledger(store.local_path) as ledger:
         names = {one: after + one[len(before) :] for one in matching(ledger.counts(), before)}
         others = set(ledger.counts()) - names.keys()
         for name in sorted(others.intersection(names.values())):

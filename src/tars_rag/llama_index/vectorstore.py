@@ -148,7 +148,7 @@ class TarsVectorStore(BasePydanticVectorStore):
 
         Raises:
             FingerprintError: The store's vectors were made by another model.
-            StoreLockedError: Another process writes to this directory.
+            StoreLockedError: Another user's process, or another machine, has it open.
             StoreError: The store is damaged, or its directory cannot be written.
         """
         return self._shared.store

@@ -175,6 +175,10 @@ class Embedder:
         row: FloatArray = self._embed(texts, self.prompts.query, urgent=True)[0]
         return row
 
+    def embed_queries(self, texts: Sequence[str]) -> FloatArray:
+        """As `embed_query`, for several that wait at once, float32 [len(texts), dimension]."""
+        return self._embed(require_texts(texts), self.prompts.query, urgent=True)
+
     @cached_property
     def unrelated_cosine(self) -> float:
         """The cosine that texts have which have nothing to do with each other, 0 to 0.95.

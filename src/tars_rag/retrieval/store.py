@@ -2,7 +2,7 @@
 
 Chroma holds texts, metadata and vectors and is the truth; the exact vector index and the lexical
 one, which searches look into, follow it. What makes them trustworthy (journal, lock, repair) is in
-`storage`, and told in docs/store.md.
+`storage`, how several processes have one is in `sharing`; both are told in docs/store.md.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
-from tars_rag.retrieval.searching import Sides, check_request, search
-from tars_rag.retrieval.storage import passages as written
-from tars_rag.retrieval.storage.backup import Backup, back_up
-from tars_rag.retrieval.storage.compaction import compact
+from tars_rag.retrieval.remote.access import RemoteAccess, is_url
+from tars_rag.retrieval.searching import check_request
+from tars_rag.retrieval.sharing.access import StoreAccess
+from tars_rag.retrieval.sharing.peer import opened
+from tars_rag.retrieval.storage.backup import Backup
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
@@ -37,20 +38,27 @@ _BATCH = 256
 class HybridStore:
     """A directory of passages, searched by meaning and by words.
 
-    One process writes, and holds the store from open to close; with `chroma_url` several may. Any
-    number of threads may call any method.
+    The first process holds the store from open to close. Further ones, of the same user on the same
+    machine, are its guests: they ask the holder, and one of them takes the store over when that
+    closes it or dies. Any number of threads may call any method.
 
     Args:
-        path: The store's directory; made, if missing, once everything in it is complete.
-        embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`.
-        read_only: Beside other read-only processes; refused while a process writes.
+        path: The store's directory; made, if missing, once everything in it is complete. Or
+            ``http://host:port/name`` of a `tars-rag serve` that has it.
+        embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`. None: the
+            server's, of a store that a server has.
+        read_only: Calls write nothing; nor does opening it, unless that takes over from a holder
+            that had guests or was killed.
         chroma_url: ``http://host:port`` of a Chroma server, instead of an embedded Chroma.
         language: How words are read: a code of docs/words.md such as ``"de"``, ``"none"`` or
             ``"multi"``. None: as the store has it; a new store is ``"en"``.
         progress: Called with (done, total) while a damaged index is rebuilt.
+        share: Be a guest, and have guests; False: one process at a time, others are refused.
+        api_key: Of the server.
 
     Raises:
-        StoreLockedError: Another process has the store open; the message names its pid.
+        StoreLockedError: It is open in this process, or in one that does not share it, such as
+            another user's, another machine's or another version's; the message names its pid.
         FingerprintError: Its vectors were made by another embedder.
         StoreError: It is damaged beyond what opening repairs, or cannot be read or written.
     """
@@ -58,42 +66,73 @@ class HybridStore:
     def __init__(
         self,
         path: str | Path,
-        embedder: TextEmbedder,
+        embedder: TextEmbedder | None = None,
         *,
         read_only: bool = False,
         chroma_url: str | None = None,
         language: str | None = None,
         progress: Progress | None = None,
+        share: bool = True,
+        api_key: str | None = None,
     ) -> None:
+        if is_url(path):
+            _check_remote(chroma_url, language)
+            remote = RemoteAccess(str(path), embedder, api_key=api_key, read_only=read_only)
+            self.embedder: TextEmbedder = embedder or remote.embedder()
+            self._access: StoreAccess = remote
+            return
+        if embedder is None:
+            msg = "A store in a directory needs its embedder: HybridStore(path, Embedder())"
+            raise InvalidInputError(msg)
+        if api_key is not None:
+            msg = f"api_key is for a store of a server, and {str(path)!r} is a directory."
+            raise InvalidInputError(msg)
         self.embedder = embedder
-        self._directory = StoreDirectory(
+        self._access = opened(
             store_path(path),
             embedder,
             read_only=read_only,
             chroma_url=chroma_url,
             language=None if language is None else check_language(language),
             progress=progress,
+            share=share,
         )
 
     @property
-    def path(self) -> Path:
-        """The store's directory, absolute."""
-        return self._directory.path
+    def path(self) -> Path | str:
+        """The store's directory, absolute; of a server's store its address."""
+        return self._access.path
+
+    @property
+    def local_path(self) -> Path:
+        """The store's directory.
+
+        Raises:
+            InvalidInputError: A server has it.
+        """
+        path = self.path
+        if isinstance(path, str):
+            msg = (
+                f"The store {path} is on another machine, and files are indexed where it is: "
+                "start its server with --watch FOLDER, or run tars-rag index there."
+            )
+            raise InvalidInputError(msg)
+        return path
 
     @property
     def fingerprint(self) -> str:
         """Of the embedder that made the vectors."""
-        return self._directory.store_json.fingerprint
+        return self._access.store_json.fingerprint
 
     @property
     def language(self) -> str:
         """How its words are read."""
-        return self._directory.store_json.language
+        return self._access.store_json.language
 
     @property
     def probe(self) -> NDArray[np.float32] | None:
         """What its embedder made of one fixed text, where that was recorded: float32 [dim]."""
-        return self._directory.probe()
+        return self._access.probe()
 
     def record_probe(self, probe: NDArray[np.float32]) -> NDArray[np.float32]:
         """Record what the embedder makes of one fixed text, unless another process was faster.
@@ -106,12 +145,12 @@ class HybridStore:
         Raises:
             StoreError: It cannot be written.
         """
-        return self._directory.record_probe(probe)
+        return self._access.record_probe(probe)
 
     @property
     def dimension(self) -> int | None:
         """Length of the vectors; None while the store is empty and the embedder does not say."""
-        own = self._directory.store_json.dimension
+        own = self._access.store_json.dimension
         return own if own is not None else getattr(self.embedder, "dimension", None)
 
     def upsert(
@@ -143,7 +182,7 @@ class HybridStore:
                 passage. Nothing is stored then; of an iterator, the batches before it are.
             StoreError: Writing failed; the message says what to do. The batches before are stored.
         """
-        self._directory.check_writable()
+        self._access.check_writable()
         total = len(passages) if isinstance(passages, list | tuple) else None
         if isinstance(passages, list | tuple):
             checks.check_passages(passages, set())
@@ -154,10 +193,10 @@ class HybridStore:
         source = iter(passages)
         while batch := list(islice(source, _BATCH)):
             checks.check_passages(batch, seen)
-            changed = batch if rows is not None else written.changed(self._directory, batch)
+            changed = batch if rows is not None else self._access.changed(batch)
             if changed:
                 made = self._vectors_of(changed, rows)
-                written.upsert(self._directory, changed, made)
+                self._access.upsert(changed, made)
             done += len(batch)
             if progress is not None:
                 progress(done, total)
@@ -192,13 +231,11 @@ class HybridStore:
         return self._delete(None, None)
 
     def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
-        self._directory.check_writable()
-        found = written.ask(
-            self._directory, where, lambda view: view.vectors.matching(wanted, where)
-        )
+        self._access.check_writable()
+        found = self._access.matching(wanted, where)
         # Someone may write meanwhile, so the filter holds for each batch anew.
         batches = (found[start : start + _BATCH] for start in range(0, len(found), _BATCH))
-        return sum(written.delete(self._directory, batch, where) for batch in batches)
+        return sum(self._access.delete(batch, where) for batch in batches)
 
     def get(
         self,
@@ -216,19 +253,18 @@ class HybridStore:
             msg = f"limit must be a whole number or None, got {shown(limit)}."
             raise InvalidInputError(msg)
         if ids is None:
-            held = written.ask(
-                self._directory, where, lambda view: view.vectors.get(None, where, limit)
-            )
-            return list(held.values())[:limit]
+            return list(self._access.get(None, where, limit).values())[:limit]
         wanted = checks.distinct_ids(ids)
-        found = written.ask(self._directory, where, lambda view: view.vectors.get(wanted, where))
+        found = self._access.get(wanted, where, None)
         return [found[key] for key in wanted if key in found][:limit]
+
+    def matching(self, ids: Iterable[str] | None = None, where: Where | None = None) -> list[str]:
+        """Those of the ids (None: all) that are there and pass the filter."""
+        return self._access.matching(None if ids is None else checks.distinct_ids(ids), where)
 
     def vectors(self, ids: Iterable[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id, as the embedder made them; unknown ids left out."""
-        wanted = checks.distinct_ids(ids)
-        with self._directory.reading() as indexes:
-            return indexes.exact.vectors(wanted)
+        return self._access.vectors(checks.distinct_ids(ids))
 
     def search(
         self,
@@ -277,13 +313,7 @@ class HybridStore:
             if request.strategy == "hybrid":
                 floor = getattr(self.embedder, "unrelated_cosine", 0.0)
                 request = replace(request, floor=floor, every=every)
-        return written.ask(
-            self._directory,
-            request.where,
-            lambda view: search(
-                Sides(view.vectors, view.exact, view.lexical, view.agree), request, row, watch
-            ),
-        )
+        return self._access.search(request, row, watch)
 
     def compact(self, progress: Progress | None = None) -> None:
         """Free what deleted passages hold, as is done by itself where they outnumber the others.
@@ -291,20 +321,19 @@ class HybridStore:
         Raises:
             StoreError: There is no room for a copy of the vectors, or Chroma is a server.
         """
-        compact(self._directory, progress)
+        self._access.compact(progress)
 
     def count(self) -> int:
         """Number of passages."""
-        with self._directory.reading() as indexes:
-            return indexes.vectors.count()
+        return self._access.count()
 
     def flush(self) -> None:
         """Bring small writes into the indexes now; they are durable and found without it, too."""
-        self._directory.flush()
+        self._access.flush()
 
     def backup(self, path: str | Path, progress: Progress | None = None) -> Backup:
         """Write everything to one file while reads and writes go on; see `maintenance.backup`."""
-        return back_up(self._directory, store_path(path), progress)
+        return self._access.backup(store_path(path), progress)
 
     def close(self) -> None:
         """Wait for running calls and release files, threads and the lock. May be called twice.
@@ -312,7 +341,7 @@ class HybridStore:
         Raises:
             StoreError: Small writes could not be brought into the indexes; they are kept.
         """
-        self._directory.close()
+        self._access.close()
 
     def __enter__(self) -> HybridStore:
         return self
@@ -322,7 +351,14 @@ class HybridStore:
 
     def __del__(self) -> None:
         with contextlib.suppress(Exception):  # a constructor that failed, interpreter shutdown
-            self._directory.close(flush=False)
+            self._access.close(flush=False)
+
+    @property
+    def _directory(self) -> StoreDirectory:
+        """What this process has open, if it is the holder."""
+        directory = self._access.directory
+        assert directory is not None
+        return directory
 
     def __repr__(self) -> str:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
@@ -344,4 +380,11 @@ class HybridStore:
 
     @property
     def _advice(self) -> str:
-        return f"Use the embedder that made the store: {self._directory.store_json.embedder}"
+        return f"Use the embedder that made the store: {self._access.store_json.embedder}"
+
+
+def _check_remote(chroma_url: str | None, language: str | None) -> None:
+    for name, value in (("chroma_url", chroma_url), ("language", language)):
+        if value is not None:
+            msg = f"{name} is for a store in a directory; a server's store has its own."
+            raise InvalidInputError(msg)

@@ -1,8 +1,7 @@
 """A store's directory, opened: who may read and write it, and when.
 
-A write holds the write lock from the journal's first byte to its removal, a read holds the read
-lock over both indexes, so that no read sees one index before a write and the other after it. With
-a Chroma server the same holds between processes, through the lock file.
+A write holds the write lock from the journal's first byte to its removal, a read the read lock over
+both indexes. With a Chroma server the same holds between processes, through the lock file.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from tars_rag.retrieval.storage.layout import (
     prepare_directory,
     read_probe_file,
 )
+from tars_rag.retrieval.storage.listener import Listener
 from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
@@ -43,8 +43,8 @@ from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 class StoreDirectory:
     """An open store: its indexes, and the locks around them.
 
-    `HybridStore` is the way in for users. Reads and writes go through `reading` and `writing`,
-    which hand out the indexes; small writes go through `recent` (see `passages`).
+    Reads and writes go through `reading` and `writing`, which hand out the indexes; small writes go
+    through `recent` (see `passages`).
 
     Args:
         path: The directory; made if missing, unless `read_only`.
@@ -57,6 +57,7 @@ class StoreDirectory:
         relex: Change the language, if it is another, instead of refusing it.
         progress: Told how the rebuild of a damaged index goes on.
         salvage: Go on with what can be read of a damaged log of small writes, or without it.
+        listener: Listens from when the lock is taken until it is given back.
 
     Attributes:
         recent: Small writes; None where Chroma is a server, which several processes write to.
@@ -80,6 +81,7 @@ class StoreDirectory:
         relex: bool = False,
         progress: Progress | None = None,
         salvage: bool = False,
+        listener: Listener | None = None,
     ) -> None:
         self.path = path
         self.read_only = read_only
@@ -90,15 +92,18 @@ class StoreDirectory:
         owner = None if any_embedder else embedder
         prepare_directory(path, create=not read_only and owner is not None)
         with contextlib.ExitStack() as opened:
-            self._lock = StoreLock(path / LOCK, read_only=read_only)
+            self._lock = StoreLock(path / LOCK, read_only=read_only, shares=bool(listener))
             opened.callback(self._lock.close)
             known = read_store_json(path)
-            # With a server the lock is held for each operation, otherwise until close().
             self._url = known.chroma_url if known and owner is None else chroma_url
+            # With a server it is held for each operation, otherwise until close().
             self._lock.acquire(
                 shared=read_only and not self.shared,
                 seconds=operation_timeout() if self.shared else None,
             )
+            if listener is not None:
+                opened.callback(listener.close)
+                self._lock.shares = listener.open()
             store_json = open_store_json(
                 path,
                 owner.fingerprint if owner else None,
@@ -149,8 +154,7 @@ class StoreDirectory:
                 if self._readable():
                     yield view_of(self._indexes, self.recent.tail if self.recent else None)
                     return
-            # A write failed half-way, here or in another process, or Chroma's process died: mend
-            # before anyone looks.
+            # A write failed half-way, or Chroma died: mend before anyone looks.
             with self._threads.write(), self._between_processes(shared=self.read_only):
                 self.check_usable()
                 with self._indexes.disk.excusing(self._indexes.give_up):
@@ -241,7 +245,7 @@ class StoreDirectory:
             flush: Bring what is in the log into the indexes before; it is kept either way.
 
         Raises:
-            StoreError: That could not be; everything is released all the same.
+            StoreError: That could not be; all is released.
         """
         if os.getpid() != self._pid:
             return

@@ -28,6 +28,7 @@ class Holder:
         namespace: Its pid namespace; 0: unknown.
         began: When it began, in ticks since the boot; 0: unknown.
         chroma: Pid of its Chroma process, which has the lock too; 0: none, or not yet.
+        shares: It answers others at the store's socket (see `listener`).
     """
 
     pid: int
@@ -36,12 +37,22 @@ class Holder:
     namespace: int = 0
     began: int = 0
     chroma: int = 0
+    shares: bool = False
 
     @classmethod
-    def this_process(cls, chroma: int = 0) -> Holder:
+    def this_process(cls, chroma: int = 0, *, shares: bool = False) -> Holder:
         """Us."""
         pid = os.getpid()
-        return cls(pid, os.uname().nodename, *_here(), _began(pid), chroma)
+        return cls(pid, os.uname().nodename, *_here(), _began(pid), chroma, shares)
+
+    @classmethod
+    def of(cls, lock: Path) -> Holder | None:
+        """Who holds a lock, by what its file says; None: nobody, or it does not say."""
+        try:
+            with lock.open("rb") as stream:
+                return cls.parsed(stream.read(4096))
+        except OSError:
+            return None
 
     @classmethod
     def parsed(cls, record: bytes) -> Holder | None:
@@ -54,6 +65,11 @@ class Holder:
             return cls(**{key: value for key, value in found.items() if key in known})
         except (ValueError, TypeError, AttributeError, RecursionError):
             return None
+
+    @staticmethod
+    def nobody() -> bytes:
+        """What stands in the lock's file when it was given back."""
+        return b"null".ljust(_RECORD_BYTES - 1) + b"\n"
 
     def record(self) -> bytes:
         """For the lock's file: of one length, so that writing it anew is one step."""
@@ -73,6 +89,11 @@ class Holder:
     def is_alive(self) -> bool:
         """Whether the process is still there; only of one that is near."""
         return _exists(self.pid) and self._still(self.pid)
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it is there and does nothing, for it was stopped (SIGSTOP, Ctrl-Z)."""
+        return self.is_near and _state(self.pid) in ("T", "t") and self._still(self.pid)
 
     @property
     def chroma_is_stopped(self) -> bool:

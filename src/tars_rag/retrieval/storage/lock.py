@@ -20,6 +20,7 @@ from tars_rag.retrieval.storage.holder import Holder, processes_with
 # large index to a slow disk, one that reads leaves at once. Of one that is stopped, or that cannot
 # be seen from here, there is little to wait for.
 _ORPHAN_SECONDS, _READER_SECONDS, _STOPPED_SECONDS, _FAR_SECONDS = 60.0, 1.0, 5.0, 1.0
+_UNNAMED_SECONDS = 3.0  # until one that has just taken the lock, or gives it back, has said so
 # A store of this process may be about to be closed (the garbage collector has it), and one that is
 # being closed finishes running calls first.
 _COLLECTED_SECONDS, _CLOSING_SECONDS = 0.5, 60.0
@@ -30,6 +31,14 @@ _SHARE = (
     "or let several processes share one Chroma server: start `chroma run --path DIR` and "
     "pass chroma_url='http://localhost:8000'."
 )
+
+
+class HeldError(StoreLockedError):
+    """A process that is there holds the lock: not readers, not this one, nothing left of one."""
+
+
+class BeingReadError(StoreLockedError):
+    """Readers hold the lock; nobody knows who they are."""
 
 
 class _MovedError(StoreError):
@@ -48,13 +57,18 @@ class StoreLock:
             a group can share a store.
         read_only: The file is not written.
 
+    Attributes:
+        shares: Whether its holder answers others at the store's socket; written beside the pid.
+
     Raises:
         StoreError: It cannot be opened.
     """
 
-    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, *, read_only: bool = False, shares: bool = False) -> None:
         self.path = path
+        self.shares = shares
         self._read_only = read_only
+        self._named = False
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
             self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -75,17 +89,22 @@ class StoreLock:
                 about to let go.
 
         Raises:
-            StoreLockedError: Another holds it; the message says who.
+            HeldError: Another process holds it; the message says who.
+            BeingReadError: Readers do.
+            StoreLockedError: This process does, or what another left.
         """
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB
-        began = time.monotonic()
+        since, seen = time.monotonic(), None
         try:
             while not self._try(operation):
-                patience = self._patience() if seconds is None else seconds
-                if time.monotonic() - began > patience:
+                holder = self._holder()
+                patience = self._patience(holder) if seconds is None else seconds
+                if seconds is None and seen != (holder, patience):  # each is waited for anew
+                    since, seen = time.monotonic(), (holder, patience)
+                if time.monotonic() - since > patience:
                     if self._try(operation):  # given back while its holder was looked up
                         break
-                    raise StoreLockedError(self._locked_message(seconds))
+                    raise self._refusal(holder, seconds)
                 time.sleep(random.uniform(0.001, 0.02))  # else two that take turns shut others out
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
@@ -94,10 +113,12 @@ class StoreLock:
             self.name_holder()
 
     def name_holder(self, chroma: int = 0) -> None:
-        """Write down that we hold it, and the pid of our Chroma; for error messages only."""
+        """Write down that we hold it, and the pid of our Chroma; for those who find it locked."""
         if not self._read_only:
             with contextlib.suppress(OSError):  # a full disk
-                os.pwrite(self.descriptor, Holder.this_process(chroma).record(), 0)
+                record = Holder.this_process(chroma, shares=self.shares).record()
+                os.pwrite(self.descriptor, record, 0)
+                self._named = True
 
     def check_in_place(self) -> None:
         """See that the store's path still leads to the store that was opened.
@@ -121,6 +142,7 @@ class StoreLock:
 
     def release(self) -> None:
         """Give the lock back; the file stays open."""
+        self._unname()
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
 
     @contextlib.contextmanager
@@ -137,10 +159,20 @@ class StoreLock:
             _closing.remove(file)
 
     def close(self) -> None:
-        """Release and close. May be called twice."""
+        """Release and close. May be called twice.
+
+        Whoever finds the next holder's lock before that one has written its name reads no old one.
+        """
         if self.descriptor >= 0:
+            self._unname()
             descriptor, self.descriptor = self.descriptor, -1
             os.close(descriptor)
+
+    def _unname(self) -> None:
+        if self._named:
+            self._named = False
+            with contextlib.suppress(OSError):
+                os.pwrite(self.descriptor, Holder.nobody(), 0)
 
     def _try(self, operation: int) -> bool:
         try:
@@ -149,13 +181,12 @@ class StoreLock:
             return False
         return True
 
-    def _patience(self) -> float:
+    def _patience(self, holder: Holder | None) -> float:
         """Seconds to wait for whoever holds the lock."""
         if self._only_read():
             return _READER_SECONDS
-        holder = self._holder()
         if holder is None:
-            return 0
+            return _UNNAMED_SECONDS
         if not holder.is_near:
             return _FAR_SECONDS
         if holder.is_this_process:
@@ -171,27 +202,30 @@ class StoreLock:
     def _holder(self) -> Holder | None:
         return Holder.parsed(os.pread(self.descriptor, 4096, 0))
 
-    def _locked_message(self, waited: float | None) -> str:
+    def _refusal(self, holder: Holder | None, waited: float | None) -> StoreLockedError:
         where = self.path.parent
-        holder = self._holder()
         if waited is not None:
             who = holder.where() if holder else "another process"
-            return (
+            return StoreLockedError(
                 f"The store {where} was not to be had for {waited:g} s: {who} is writing, and may "
                 "wait for a Chroma server that does not answer. Try again, or end that process."
             )
         if self._only_read():
-            return f"The store {where} is being read by another process. Close it there, {_SHARE}"
+            return BeingReadError(
+                f"The store {where} is being read by another process. Close it there, {_SHARE}"
+            )
         if holder is None:
-            return f"The store {where} is open in another process. Close it there, {_SHARE}"
+            return StoreLockedError(
+                f"The store {where} is open in another process. Close it there, {_SHARE}"
+            )
         if holder.is_this_process:
-            return (
+            return StoreLockedError(
                 f"The store {where} is already open in this process (pid {holder.pid}). "
                 "Use that object, or close() it first."
             )
         if holder.is_near and not holder.is_alive:
-            return self._orphan_message(holder)
-        return f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}"
+            return StoreLockedError(self._orphan_message(holder))
+        return HeldError(f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}")
 
     def _orphan_message(self, holder: Holder) -> str:
         """Who holds the lock now that the process is gone that took it."""
@@ -217,6 +251,7 @@ class StoreLock:
 
     def _forget(self) -> None:
         """In a forked child: let go of our copy of the lock, and of tantivy's in the same store."""
+        self._named = False  # it is our parent's, who holds it
         self.close()
         place = f"{self.path.parent}/"
         nothing = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)

@@ -1,0 +1,218 @@
+"""``tars-rag serve`` and ``tars-rag mcp``: one process that owns models and stores."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tars_rag.cli import resources
+from tars_rag.cli.console import say
+from tars_rag.errors import ConfigError, TarsRagError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tars_rag.server.service import Service
+
+StoresOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--store",
+        metavar="NAME=DIR",
+        help="A store and the name it is served by; repeatable (default: TARS_STORE).",
+    ),
+]
+ReadOnlyOption = Annotated[
+    bool, typer.Option("--read-only", help="Refuse to write; others may read the stores, too.")
+]
+
+
+def serve(
+    store: StoresOption = None,
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Where to listen.")] = 7588,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="A file with a key on each line; clients send one.")
+    ] = None,
+    no_auth: Annotated[
+        bool, typer.Option("--no-auth", help="Let other machines in without a key.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this server; repeatable."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate, a PEM file.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key, a PEM file.")] = None,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option(metavar="[NAME=]PATH", help="Keep a store current with files; repeatable."),
+    ] = None,
+    read_only: ReadOnlyOption = False,
+    rerank: resources.RerankOption = None,
+    model: resources.ModelOption = None,
+    device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
+    precision: resources.PrecisionOption = "fp32",
+    language: resources.LanguageOption = None,
+) -> None:
+    """Answer over HTTP: OpenAI, Jina, Cohere, TEI and Ollama clients, stores, MCP, a search page.
+
+    Only this machine can ask unless --host says otherwise.
+    """
+    _require_extra()
+    from tars_rag.server.app import application
+    from tars_rag.server.process import run
+    from tars_rag.server.security import Hosts, Keys, check_exposure
+
+    keys = Keys() if api_key_file is None else Keys.read(api_key_file)
+    check_exposure(host, keys, no_auth)
+    if (tls_cert is None) != (tls_key is None):
+        msg = "--tls-cert and --tls-key go together."
+        raise ConfigError(msg)
+    if watch and read_only:
+        msg = "--watch writes, so it does not go with --read-only. Leave one of them out."
+        raise ConfigError(msg)
+    with _service(store, read_only, rerank, model, device, engine, precision, language) as service:
+        hosts = Hosts([host, *(allow_host or [])])
+        app = application(service, keys, hosts)
+        scheme = "https" if tls_cert else "http"
+        say(f"{', '.join(service.stores) or 'no store'} at {scheme}://{host}:{port}")
+        with _watching(service, watch or []):
+            run(app, host, port, tls_cert=tls_cert, tls_key=tls_key)
+
+
+def mcp(
+    store: StoresOption = None,
+    rerank: resources.RerankOption = None,
+    model: resources.ModelOption = None,
+    device: resources.DeviceOption = None,
+    engine: resources.EngineOption = None,
+    precision: resources.PrecisionOption = "fp32",
+) -> None:
+    """Answer an agent by MCP on stdin and stdout. Nothing is written to the stores."""
+    _require_extra()
+    from tars_rag.server.mcp import mcp_server
+
+    with _service(store, True, rerank, model, device, engine, precision, None) as service:
+        mcp_server(service).run("stdio")
+
+
+def _require_extra() -> None:
+    missing = [n for n in ("fastapi", "uvicorn", "prometheus_client", "mcp") if not find_spec(n)]
+    if missing:
+        msg = f"This needs {', '.join(missing)}, an extra: pip install 'tars-rag[server]'"
+        raise ConfigError(msg)
+
+
+@contextlib.contextmanager
+def _service(
+    stores: list[str] | None,
+    read_only: bool,
+    rerank: bool | None,
+    model: str | None,
+    device: str | None,
+    engine: str | None,
+    precision: Literal["fp32", "int8"],
+    language: str | None,
+) -> Iterator[Service]:
+    """Models and stores, opened for a server and closed after it."""
+    from tars_rag.retrieval.storage.layout import language_for
+    from tars_rag.retrieval.store import HybridStore
+    from tars_rag.server.service import Service
+
+    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
+    named = stores_by_name(stores or ([str(settings.tars_store)] if settings.tars_store else []))
+    with resources.open_embedder(settings, device=device, precision=precision) as embedder:
+        reranker = resources.open_reranker(settings, rerank)
+        service = Service(embedder, reranker, read_only=read_only)
+        try:
+            for name, path in named.items():
+                if read_only:
+                    resources.require_store(path)
+                chosen = language or language_for(path, settings)
+                opened = HybridStore(path, service.embedder, read_only=read_only, language=chosen)
+                service.add_store(name, opened)
+            yield service
+        finally:
+            service.close()
+            if reranker is not None:
+                reranker.close()
+
+
+def stores_by_name(given: list[str]) -> dict[str, Path]:
+    """``NAME=DIR``, or ``DIR``, whose last part is the name then.
+
+    Raises:
+        ConfigError: Two have one name, or a name is not of letters, digits, ``-``, ``_``, ``.``.
+    """
+    named: dict[str, Path] = {}
+    for one in given:
+        name, mark, path = one.partition("=")
+        if not mark:
+            path, name = one, Path(os.path.abspath(Path(one).expanduser())).name  # noqa: PTH100
+        plain = name.replace("-", "").replace("_", "").replace(".", "")
+        if not plain.isalnum() or name in named or not path:
+            msg = f"--store {one}: give NAME=DIR, with another name for each (letters and digits)."
+            raise ConfigError(msg)
+        named[name] = Path(path).expanduser()
+    return named
+
+
+@contextlib.contextmanager
+def _watching(service: Service, given: list[str]) -> Iterator[None]:
+    """Keep stores current with files meanwhile, each in a thread."""
+    stop, threads = threading.Event(), []
+    for name, paths in _watched(service, given).items():
+        from tars_rag.ingest.watch import check_watching
+
+        check_watching()
+        work = (service, name, paths, stop)
+        threads.append(threading.Thread(target=_follow, args=work, name=f"watch-{name}"))
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def _watched(service: Service, given: list[str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
+    for one in given:
+        name, mark, path = one.partition("=")
+        if not mark and len(service.stores) == 1:
+            name, path = next(iter(service.stores)), one
+        if name not in service.stores or not path:
+            msg = f"--watch {one}: give NAME=PATH, NAME being that of a --store."
+            raise ConfigError(msg)
+        found.setdefault(name, []).append(Path(path))
+    return found
+
+
+def _follow(service: Service, name: str, paths: list[Path], stop: threading.Event) -> None:
+    from tars_rag.ingest.run import ingest
+    from tars_rag.ingest.watch import Mounts, changes
+    from tars_rag.splitting.splitter import Splitter
+
+    embedder = service.embedder
+    splitter = Splitter(embedder.tokenizer_path, embedder.passage_length)
+    mounts = Mounts(paths)
+    for _ in changes(paths, stop):
+        if stop.is_set():
+            return
+        try:
+            prune = mounts.are_as_before()
+            report = ingest(service.stores[name], paths, splitter, prune=prune)
+        except TarsRagError as error:
+            say(f"{name} not indexed this time: {error}", style="red")
+            continue
+        if report.indexed or report.deleted or report.failures:
+            say(f"{name}: {report.indexed} files indexed, {len(report.failures)} problems")

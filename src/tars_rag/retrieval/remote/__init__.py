@@ -1,0 +1,1 @@
+"""Stores and models that a tars-rag server has, asked over HTTP."""

@@ -1,0 +1,1 @@
+"""Requests in, answers out: one process that owns models and stores (extra ``server``)."""
