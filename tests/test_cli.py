@@ -29,10 +29,13 @@ from tars_rag.cli.console import say_again, say_once
 from tars_rag.errors import StoreError
 from tars_rag.models.embedder import Embedder
 from tars_rag.models.local import write_record
+from tars_rag.models.reranker import Reranker
+from tars_rag.retrieval.lending import lend
 from tars_rag.retrieval.storage.holder import Holder
 from tars_rag.retrieval.storage.layout import SOURCES as NAME
 from tars_rag.retrieval.storage.store_json import VERSION
 from tars_rag.retrieval.store import HybridStore
+from tars_rag.settings import Settings
 from tiny_models import *  # noqa: F403  (fixtures)
 
 MISSING = "ms-marco-TinyBERT-L-2-v2"
@@ -402,6 +405,85 @@ def test_commands_work_beside_a_process_that_has_the_store_open(
         ok("store", "rm", str(notes / "late.md"), "--store", "s")
         assert holder.count() == before
         assert "is open in another process" in refused("store", "compact", "s")
+
+
+@pytest.fixture
+def lent(
+    notes: Path, reranker_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[list[dict[str, Any]]]:
+    """The questions that a process was asked which has the store s and its models open."""
+    monkeypatch.setenv("RERANK_MODEL", reranker_dir)
+    ok("index", notes, "--store", "s")
+    monkeypatch.setattr(Holder, "is_this_process", property(lambda _: False))  # so it is another's
+    asked: list[dict[str, Any]] = []
+    with (
+        Embedder.from_env() as embedder,
+        Reranker.from_settings(Settings.from_env()) as reranker,  # type: ignore[union-attr]
+        HybridStore("s", embedder) as holder,
+    ):
+        lend(holder, reranker)
+        answer = holder._access.lent["answer"]  # type: ignore[attr-defined]
+
+        def note(question: Any) -> Any:
+            for part in answer(question):
+                asked.append({"answered": part[0] is not None, **question})
+                yield part
+
+        holder.lend("answer", note)
+        yield asked
+
+
+def test_a_query_beside_a_holder_has_the_answer_of_a_cold_one(
+    lent: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(*arguments: str) -> dict[str, Any]:
+        told: dict[str, Any] = json.loads(ok("query", *arguments, "--store", "s", "--json"))
+        told["steps"] = [step["name"] for step in told["steps"]]
+        return told
+
+    questions = [
+        ["music in the garden"],
+        ["a fan", "-k", "1", "--no-rerank", "--strategy", "naive"],
+        ["music", "--where", '{"kind": "music"}', "--window", "1"],
+        ["music", "--strategy", "lexical", "--min-score", "0.2"],
+    ]
+    warm = [answer(*question) for question in questions]
+    assert [one["answered"] for one in lent] == [True] * 4
+    with monkeypatch.context() as patch:
+        patch.setattr("tars_rag.cli.resources.ask_holder", lambda *_, **__: None)
+        cold = [answer(*question) for question in questions]
+    assert warm == cold
+    assert len(lent) == 4
+    bad = '{"kind": {"$no": 1}}'
+    assert "no operator '$no'" in refused("query", "fan", "--store", "s", "--where", bad)
+
+
+def test_models_that_the_holder_has_not_open_are_opened_here(
+    lent: list[dict[str, Any]], other_embedder_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "made with" in refused("query", "fan", "--store", "s", "--model", other_embedder_dir)
+    run("query", "fan", "--store", "s", "--precision", "int8")
+    monkeypatch.setenv("RERANK_MODEL", MISSING)
+    assert "No reranker" in run("query", "fan", "--store", "s").stderr
+    assert [one["answered"] for one in lent] == [False] * 3
+
+
+def test_a_query_beside_a_holder_loads_no_model_and_no_index(
+    lent: list[dict[str, Any]],
+) -> None:
+    code = """
+import sys
+from tars_rag.cli import app
+try:
+    app(["query", "music", "--store", "s", "--json"])
+except SystemExit as end:
+    assert not end.code, end.code
+heavy = {"chromadb", "onnxruntime", "tantivy", "tokenizers", "onnx", "openvino"}
+print(sorted(heavy & sys.modules.keys()), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert lent[0]["answered"]
 
 
 def test_a_question_needs_no_quotation_marks(notes: Path) -> None:

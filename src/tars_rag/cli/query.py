@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tars_rag.retrieval.passage import Passage, ScoredPassage
-    from tars_rag.retrieval.pipeline import Answer, Step
+    from tars_rag.retrieval.sharing.warm import Told
+    from tars_rag.retrieval.timing import Step
 
 
 def query(
@@ -69,32 +70,35 @@ def query(
         embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
     )
     from tars_rag.retrieval.commands import index_command
-    from tars_rag.retrieval.neighbours import with_neighbours
-    from tars_rag.retrieval.pipeline import Pipeline
 
-    with (
-        resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        resources.open_store(store, embedder, read_only=True) as opened,
-    ):
-        reranker = resources.open_reranker(settings, rerank)
-        pipeline = Pipeline(opened, reranker, strategy=settings.rag_strategy)
-        answer = pipeline.search(
-            text,
-            settings.memory_top_k,
-            conditions,
-            rerank=rerank is not False,
-            budget_ms=budget_ms,
-            min_score=min_score,
-        )
-        language = opened.language
-        around = with_neighbours(opened, [hit.id for hit in answer.passages], window)
-        if not answer.passages and opened.count() == 0:
-            say(f"The store {store} is empty. Fill it: {index_command(store)}")
+    search: dict[str, Any] = {
+        "query": text,
+        "k": settings.memory_top_k,
+        "strategy": settings.rag_strategy,
+        "where": conditions,
+        "min_score": min_score,
+        "budget_ms": budget_ms,
+        "window": window,
+    }
+    answer = resources.ask_holder(
+        store, settings, rerank, search, device=device, precision=precision
+    )
+    if answer is None:
+        from tars_rag.retrieval.lending import told
+
+        with (
+            resources.open_embedder(settings, device=device, precision=precision) as embedder,
+            resources.open_store(store, embedder, read_only=True) as opened,
+        ):
+            answer = told(opened, resources.open_reranker(settings, rerank), **search)
+    if not answer.count:
+        say(f"The store {store} is empty. Fill it: {index_command(store)}")
+    around = answer.around if window else {}
     if json:
-        print_json(_as_json(text, settings.rag_strategy, answer, around if window else {}))
+        print_json(_as_json(text, settings.rag_strategy, answer, around))
         return
-    show_passages(answer.passages, text, language, around if window else {})
-    missing = reranker is None and rerank is None and settings.rerank_model
+    show_passages(answer.passages, text, answer.language, around)
+    missing = not answer.reranked and rerank is None and settings.rerank_model
     show(steps_line(answer.steps) + ("; not reranked" if missing else ""), style="dim")
 
 
@@ -150,7 +154,7 @@ def _copies(passages: Sequence[ScoredPassage]) -> dict[str, list[str]]:
 
 
 def _as_json(
-    text: str, strategy: str, answer: Answer, around: Mapping[str, Sequence[Passage]]
+    text: str, strategy: str, answer: Told, around: Mapping[str, Sequence[Passage]]
 ) -> dict[str, Any]:
     same = _copies(answer.passages)
     return {

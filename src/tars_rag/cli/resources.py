@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,13 +13,14 @@ from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
 
     from tars_rag.models.embedder import Embedder
     from tars_rag.models.reranker import Reranker
+    from tars_rag.retrieval.sharing.warm import Told
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.settings import Settings
     from tars_rag.splitting.splitter import Splitter
@@ -179,6 +181,53 @@ def open_reranker(
             return None
     say_again(topic)
     return Reranker.from_settings(settings)
+
+
+def ask_holder(
+    path: Path,
+    settings: Settings,
+    rerank: bool | None,
+    search: Mapping[str, Any],
+    *,
+    device: str | None,
+    precision: Literal["fp32", "int8"],
+) -> Told | None:
+    """What a process that has the store open with these models answers; None: open them here.
+
+    Args:
+        path: The store's directory.
+        settings: Name the models.
+        rerank: As `open_reranker` has it.
+        search: The keyword arguments of `lending.told`.
+        device: As `open_embedder` has it.
+        precision: As `open_embedder` has it.
+
+    Raises:
+        TarsRagError: What the search raised.
+    """
+    from tars_rag.retrieval.storage.listener import left_behind
+
+    if (rerank and not settings.rerank_model) or not left_behind(path):
+        return None
+    from tars_rag.retrieval.sharing import warm
+
+    given: dict[str, Any] = {"device": device} if device else {}
+    placement = replace(settings.embedder_placement, precision=precision, **given)
+    name = settings.rerank_model
+    reranks = bool(name) and rerank is not False
+    answer = warm.ask_holder(
+        path,
+        {
+            "embedder": warm.opened_as(settings.embed_model, placement, settings.embed_prompts),
+            "reranker": warm.opened_as(name, settings.reranker_placement, None)
+            if reranks
+            else None,
+            **search,
+        },
+    )
+    if answer is not None and answer.reranked:
+        say_again(f"no reranker {name}")
+    return answer
 
 
 def make_splitter(

@@ -122,6 +122,7 @@ def _service(
     language: str | None,
 ) -> Iterator[Service]:
     """Models and stores, opened for a server and closed after it."""
+    from tars_rag.retrieval.lending import lend
     from tars_rag.retrieval.storage.layout import language_for
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.server.service import Service
@@ -138,6 +139,7 @@ def _service(
                 chosen = language or language_for(path, settings)
                 opened = HybridStore(path, service.embedder, read_only=read_only, language=chosen)
                 service.add_store(name, opened)
+                lend(opened, reranker)
             yield service
         finally:
             service.close()

@@ -143,6 +143,11 @@ class Embedder:
             raise
 
     @property
+    def asked_for(self) -> tuple[str | Path, Placement, dict[str, str] | None]:
+        """What it was opened as: the arguments of `placed`."""
+        return self._asked_for
+
+    @property
     def device(self) -> str:
         """Where it runs: ``cpu`` or ``npu``."""
         return self._runtime.device

@@ -137,6 +137,11 @@ class Reranker:
         self._pace = Pace()
 
     @property
+    def asked_for(self) -> tuple[str | Path, Placement, int | None]:
+        """What it was opened as: the arguments of `placed`."""
+        return self._asked_for
+
+    @property
     def device(self) -> str:
         """Where it runs: ``cpu`` or ``npu``."""
         return self._runtime.device

@@ -8,7 +8,7 @@ one, which searches look into, follow it. What makes them trustworthy (journal, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmb
 from tars_rag.retrieval.remote.access import RemoteAccess, is_url
 from tars_rag.retrieval.searching import check_request
 from tars_rag.retrieval.sharing.access import StoreAccess
-from tars_rag.retrieval.sharing.peer import opened
+from tars_rag.retrieval.sharing.peer import Peer, opened
 from tars_rag.retrieval.storage.backup import Backup
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
@@ -359,6 +359,18 @@ class HybridStore:
         directory = self._access.directory
         assert directory is not None
         return directory
+
+    def lend(
+        self, name: str, answer: Callable[[Mapping[str, Any]], Iterator[tuple[Any, None]]]
+    ) -> None:
+        """Answer guests one more kind of question while this process holds the store.
+
+        Args:
+            name: Of the question.
+            answer: From its message to the parts of the answer; any number of threads call it.
+        """
+        if isinstance(self._access, Peer):
+            self._access.lent[name] = answer
 
     def __repr__(self) -> str:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"

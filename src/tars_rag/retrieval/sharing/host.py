@@ -25,6 +25,8 @@ _MOST_GUESTS = 512
 _SEND_SECONDS = 60.0
 _LEAVE_SECONDS = 2.0
 Rows: TypeAlias = NDArray[np.float32] | None
+Lent: TypeAlias = dict[str, Callable[[Mapping[str, Any]], Iterator[tuple[Any, None]]]]
+"""What else guests may ask, by the name of the operation: from the message to its answer."""
 
 _log = logging.getLogger(__name__)
 
@@ -55,10 +57,12 @@ class Host:
     Args:
         local: The store.
         listener: Open.
+        lent: Looked into at each question.
     """
 
-    def __init__(self, local: Local, listener: Listener) -> None:
+    def __init__(self, local: Local, listener: Listener, lent: Lent) -> None:
         self._local = local
+        self._lent = lent
         self._listener = listener
         self._leaving = False
         self._guests: set[_Guest] = set()
@@ -147,9 +151,14 @@ class Host:
                 wire.send({"progress": [done, total]})
 
         try:
-            operation = _operation(asked)
+            lent = self._lent.get(asked["op"]) if isinstance(asked, dict) else None
+            parts = (
+                _operation(asked)(self._local, asked, rows, progress)
+                if lent is None
+                else lent(asked)
+            )
             last: tuple[Any, Rows] = (None, None)
-            for number, part in enumerate(operation(self._local, asked, rows, progress)):
+            for number, part in enumerate(parts):
                 if number:
                     wire.send({"part": last[0]}, last[1])
                 last = part

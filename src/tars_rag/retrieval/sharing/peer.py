@@ -24,7 +24,7 @@ from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmb
 from tars_rag.retrieval.searching import Request
 from tars_rag.retrieval.sharing.access import Local, StoreAccess
 from tars_rag.retrieval.sharing.guest import Guest, HolderGoneError
-from tars_rag.retrieval.sharing.host import Host
+from tars_rag.retrieval.sharing.host import Host, Lent
 from tars_rag.retrieval.storage.backup import Backup
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.holder import Holder
@@ -99,6 +99,7 @@ class Peer:
         self._closed = False
         self._mutex = threading.Lock()
         self._host: Host | None = None
+        self.lent: Lent = {}
         self._was_guest = False
         self._access: Local | Guest | None = self._join()
         self._known = self._access.store_json
@@ -201,6 +202,7 @@ class Peer:
         with self._mutex:
             self._closed = True
             access, self._host = self._access, None
+            self.lent.clear()  # it may lead back to the store
         if host is not None:
             host.leave()
         if access is not None:
@@ -280,7 +282,7 @@ class Peer:
             )
         )
         if listener is not None and not listener.closed:
-            self._host = Host(local, listener)
+            self._host = Host(local, listener, self.lent)
         return local
 
     def _visit(self, held: HeldError) -> Guest:
