@@ -16,7 +16,7 @@ from store_child import passage, word
 from tars_rag.errors import FingerprintError, StoreError, StoreLockedError
 from tars_rag.retrieval.maintenance import reembed
 from tars_rag.retrieval.storage.check import check_store
-from tars_rag.retrieval.storage.lock import ReadWriteLock
+from tars_rag.retrieval.storage.readers_writer import ReadWriteLock
 from tars_rag.retrieval.store import HybridStore
 
 

@@ -304,49 +304,6 @@ class ModelsAnswer(BaseModel):
     data: list[ModelAnswer]
 
 
-class EmbedBody(Said):
-    """What the client of this package sends to ``/v1/embeddings``."""
-
-    input: list[str]
-    model: str
-    input_type: str
-    encoding_format: str = "base64"
-
-
-class EmbeddedRow(BaseModel):
-    """One vector, packed."""
-
-    index: int
-    embedding: str
-
-
-class EmbeddedAnswer(BaseModel):
-    """Vectors, in any order."""
-
-    data: list[EmbeddedRow]
-
-
-class RerankBody(Said):
-    """What the client of this package sends to ``/v1/rerank``."""
-
-    query: str
-    documents: list[str]
-    model: str
-
-
-class RerankedRow(BaseModel):
-    """The score of one document."""
-
-    index: int
-    relevance_score: float
-
-
-class RerankedAnswer(BaseModel):
-    """Scores, in any order."""
-
-    results: list[RerankedRow]
-
-
 def pack_vector(vector: ArrayLike) -> str:
     """A vector [dim] as base64 of little-endian float32."""
     return base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode("ascii")

@@ -8,9 +8,8 @@ one, which searches look into, follow it. What makes them trustworthy (journal, 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +17,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError, shown
+from tars_rag.retrieval import writing
 from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
-from tars_rag.retrieval.indexes.words.languages import check_language
+from tars_rag.retrieval.opening import opened
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
-from tars_rag.retrieval.remote.access import RemoteAccess, is_url
 from tars_rag.retrieval.searching import check_request
-from tars_rag.retrieval.sharing.access import StoreAccess
-from tars_rag.retrieval.sharing.peer import Peer, opened
+from tars_rag.retrieval.sharing.peer import Peer
 from tars_rag.retrieval.storage.backup import Backup
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy
-
-_BATCH = 256
 
 
 class HybridStore:
@@ -75,27 +71,15 @@ class HybridStore:
         share: bool = True,
         api_key: str | None = None,
     ) -> None:
-        if is_url(path):
-            _check_remote(chroma_url, language)
-            remote = RemoteAccess(str(path), embedder, api_key=api_key, read_only=read_only)
-            self.embedder: TextEmbedder = embedder or remote.embedder()
-            self._access: StoreAccess = remote
-            return
-        if embedder is None:
-            msg = "A store in a directory needs its embedder: HybridStore(path, Embedder())"
-            raise InvalidInputError(msg)
-        if api_key is not None:
-            msg = f"api_key is for a store of a server, and {str(path)!r} is a directory."
-            raise InvalidInputError(msg)
-        self.embedder = embedder
-        self._access = opened(
-            store_path(path),
+        self._access, self.embedder = opened(
+            path,
             embedder,
             read_only=read_only,
             chroma_url=chroma_url,
-            language=None if language is None else check_language(language),
+            language=language,
             progress=progress,
             share=share,
+            api_key=api_key,
         )
 
     @property
@@ -150,8 +134,7 @@ class HybridStore:
     @property
     def dimension(self) -> int | None:
         """Length of the vectors; None while the store is empty and the embedder does not say."""
-        own = self._access.store_json.dimension
-        return own if own is not None else getattr(self.embedder, "dimension", None)
+        return writing.dimension_of(self._access, self.embedder)
 
     def upsert(
         self,
@@ -182,28 +165,7 @@ class HybridStore:
                 passage. Nothing is stored then; of an iterator, the batches before it are.
             StoreError: Writing failed; the message says what to do. The batches before are stored.
         """
-        self._access.check_writable()
-        total = len(passages) if isinstance(passages, list | tuple) else None
-        if isinstance(passages, list | tuple):
-            checks.check_passages(passages, set())
-            if isinstance(vectors, Sequence | np.ndarray):
-                checks.check_given(passages, vectors, self.dimension, self._advice)
-        rows = None if vectors is None else iter(vectors)
-        done, seen = 0, set[str]()
-        source = iter(passages)
-        while batch := list(islice(source, _BATCH)):
-            checks.check_passages(batch, seen)
-            changed = batch if rows is not None else self._access.changed(batch)
-            if changed:
-                made = self._vectors_of(changed, rows)
-                self._access.upsert(changed, made)
-            done += len(batch)
-            if progress is not None:
-                progress(done, total)
-        if rows is not None and next(rows, None) is not None:
-            msg = f"There are more vectors than passages ({done}). Give one for each."
-            raise InvalidInputError(msg)
-        return done
+        return writing.upsert(self._access, self.embedder, passages, vectors, progress)
 
     def delete(self, ids: Iterable[str] | None = None, where: Where | None = None) -> int:
         """Delete passages by id, by filter, or by both; unknown ids are ignored.
@@ -217,7 +179,9 @@ class HybridStore:
         if ids is None and not where:
             msg = "delete needs ids or a filter (where): nothing was deleted."
             raise InvalidInputError(msg)
-        return self._delete(None if ids is None else checks.distinct_ids(ids), where)
+        return writing.delete(
+            self._access, None if ids is None else checks.distinct_ids(ids), where
+        )
 
     def clear(self) -> int:
         """Delete every passage.
@@ -228,14 +192,7 @@ class HybridStore:
         Raises:
             StoreError: Writing failed; the message says what to do.
         """
-        return self._delete(None, None)
-
-    def _delete(self, wanted: list[str] | None, where: Where | None) -> int:
-        self._access.check_writable()
-        found = self._access.matching(wanted, where)
-        # Someone may write meanwhile, so the filter holds for each batch anew.
-        batches = (found[start : start + _BATCH] for start in range(0, len(found), _BATCH))
-        return sum(self._access.delete(batch, where) for batch in batches)
+        return writing.delete(self._access, None, None)
 
     def get(
         self,
@@ -309,7 +266,9 @@ class HybridStore:
                     row = self._embed_query(request.query)
             else:
                 row = checks.matrix([vector], ["the query"])[0]
-            checks.check_vectors(row[np.newaxis], ["the query"], self.dimension, self._advice)
+            checks.check_vectors(
+                row[np.newaxis], ["the query"], self.dimension, writing.advice_of(self._access)
+            )
             if request.strategy == "hybrid":
                 floor = getattr(self.embedder, "unrelated_cosine", 0.0)
                 request = replace(request, floor=floor, every=every)
@@ -375,28 +334,7 @@ class HybridStore:
     def __repr__(self) -> str:
         return f"HybridStore({str(self.path)!r}, fingerprint={self.fingerprint!r})"
 
-    def _vectors_of(
-        self, batch: Sequence[Passage], rows: Iterator[ArrayLike] | None
-    ) -> NDArray[np.float32]:
-        names = [f"passage {p.id!r}" for p in batch]
-        if rows is None:
-            made = np.asarray(self.embedder.embed([p.indexed for p in batch]), np.float32)
-        else:
-            made = checks.matrix(list(islice(rows, len(batch))), names)
-        return checks.check_vectors(made, names, self.dimension, self._advice)
-
     def _embed_query(self, query: str) -> NDArray[np.float32]:
         embed: Any = getattr(self.embedder, "embed_query", None)
         made = self.embedder.embed([query])[0] if embed is None else embed(query)
         return np.asarray(made, np.float32)
-
-    @property
-    def _advice(self) -> str:
-        return f"Use the embedder that made the store: {self._access.store_json.embedder}"
-
-
-def _check_remote(chroma_url: str | None, language: str | None) -> None:
-    for name, value in (("chroma_url", chroma_url), ("language", language)):
-        if value is not None:
-            msg = f"{name} is for a store in a directory; a server's store has its own."
-            raise InvalidInputError(msg)

@@ -8,12 +8,56 @@ from typing import Final
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from tars_rag.errors import ConfigError, StoreError
 from tars_rag.retrieval import http_contract as said
 from tars_rag.retrieval.remote.client import Client, TooLargeError
 
 _TEXTS: Final = 256  # in one request: the server begins with them while the next are on their way
+
+
+class EmbedBody(said.Said):
+    """What the client of this package sends to ``/v1/embeddings``."""
+
+    input: list[str]
+    model: str
+    input_type: str
+    encoding_format: str = "base64"
+
+
+class EmbeddedRow(BaseModel):
+    """One vector, packed."""
+
+    index: int
+    embedding: str
+
+
+class EmbeddedAnswer(BaseModel):
+    """Vectors, in any order."""
+
+    data: list[EmbeddedRow]
+
+
+class RerankBody(said.Said):
+    """What the client of this package sends to ``/v1/rerank``."""
+
+    query: str
+    documents: list[str]
+    model: str
+
+
+class RerankedRow(BaseModel):
+    """The score of one document."""
+
+    index: int
+    relevance_score: float
+
+
+class RerankedAnswer(BaseModel):
+    """Scores, in any order."""
+
+    results: list[RerankedRow]
 
 
 class _Remote:
@@ -90,9 +134,9 @@ class RemoteEmbedder(_Remote):
         return row
 
     def _embedded(self, texts: list[str], kind: str) -> NDArray[np.float32]:
-        body = said.EmbedBody(input=texts, model=self.model, input_type=kind)
+        body = EmbedBody(input=texts, model=self.model, input_type=kind)
         try:
-            rows = self._client.post("/v1/embeddings", body, said.EmbeddedAnswer).data
+            rows = self._client.post("/v1/embeddings", body, EmbeddedAnswer).data
         except TooLargeError:
             if len(texts) == 1:
                 raise
@@ -139,8 +183,8 @@ class RemoteReranker(_Remote):
         scores = np.full(len(texts), np.nan, np.float32)
         for at in range(0, len(texts), _TEXTS):
             part = list(texts[at : at + _TEXTS])
-            body = said.RerankBody(query=query, documents=part, model=self.model)
-            for row in self._client.post("/v1/rerank", body, said.RerankedAnswer).results:
+            body = RerankBody(query=query, documents=part, model=self.model)
+            for row in self._client.post("/v1/rerank", body, RerankedAnswer).results:
                 if not 0 <= row.index < len(part):
                     msg = f"The server {self.base_url} scored a text that was not sent."
                     raise StoreError(msg)

@@ -30,7 +30,8 @@ from tars_rag.retrieval.storage.layout import (
     read_probe_file,
 )
 from tars_rag.retrieval.storage.listener import Listener
-from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
+from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.readers_writer import ReadWriteLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
 from tars_rag.retrieval.storage.recovery import Recovery
@@ -43,13 +44,12 @@ from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 class StoreDirectory:
     """An open store: its indexes, and the locks around them.
 
-    Reads and writes go through `reading` and `writing`, which hand out the indexes; small writes go
-    through `recent` (see `passages`).
+    `reading` and `writing` hand out the indexes; small writes go through `recent` (`passages`).
 
     Args:
         path: The directory; made if missing, unless `read_only`.
-        embedder: Whose vectors are in it, or will be; also makes damaged ones anew. None: whatever
-            the store has (no new store then, and damaged vectors are an error).
+        embedder: Whose vectors are in it, or will be; makes damaged ones anew. None: whoever it
+            is (no new store then, and damaged vectors are an error).
         read_only: Open beside other readers; nothing is repaired or written.
         chroma_url: A Chroma server; several processes may then write.
         any_embedder: The store may be of another embedder, as it is while that is changed.

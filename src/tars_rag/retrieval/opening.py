@@ -1,0 +1,50 @@
+"""Where a store is, by what it was asked for: a directory, or a server that has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.indexes.words.languages import check_language
+from tars_rag.retrieval.passage import Progress, TextEmbedder
+from tars_rag.retrieval.remote.access import RemoteAccess, is_url
+from tars_rag.retrieval.sharing import peer
+from tars_rag.retrieval.sharing.access import StoreAccess
+from tars_rag.retrieval.storage.layout import store_path
+
+
+def opened(
+    path: str | Path,
+    embedder: TextEmbedder | None,
+    *,
+    read_only: bool,
+    chroma_url: str | None,
+    language: str | None,
+    progress: Progress | None,
+    share: bool,
+    api_key: str | None,
+) -> tuple[StoreAccess, TextEmbedder]:
+    """The store and the embedder of it; see `HybridStore` for the arguments and errors."""
+    if is_url(path):
+        for name, value in (("chroma_url", chroma_url), ("language", language)):
+            if value is not None:
+                msg = f"{name} is for a store in a directory; a server's store has its own."
+                raise InvalidInputError(msg)
+        remote = RemoteAccess(str(path), embedder, api_key=api_key, read_only=read_only)
+        return remote, embedder or remote.embedder()
+    if embedder is None:
+        msg = "A store in a directory needs its embedder: HybridStore(path, Embedder())"
+        raise InvalidInputError(msg)
+    if api_key is not None:
+        msg = f"api_key is for a store of a server, and {str(path)!r} is a directory."
+        raise InvalidInputError(msg)
+    access = peer.opened(
+        store_path(path),
+        embedder,
+        read_only=read_only,
+        chroma_url=chroma_url,
+        language=None if language is None else check_language(language),
+        progress=progress,
+        share=share,
+    )
+    return access, embedder
