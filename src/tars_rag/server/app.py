@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from importlib.resources import files
 
 from fastapi import FastAPI
+from mcp.server.transport_security import TransportSecuritySettings
 from starlette.responses import HTMLResponse, Response
 
 from tars_rag import __version__
@@ -48,7 +49,10 @@ def described(service: Service, metrics: Metrics) -> FastAPI:
     """The routes, with their OpenAPI description."""
     agents = mcp_server(service)
     for_agents = agents.streamable_http_app(
-        stateless_http=True, json_response=True, transport_security=None
+        stateless_http=True,
+        json_response=True,
+        # The gate checks Host and Origin; the SDK would know localhost with a port only.
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
 
     @asynccontextmanager

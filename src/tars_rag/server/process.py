@@ -10,6 +10,7 @@ from pathlib import Path
 
 import uvicorn
 
+from tars_rag.server.connection import MOST_HEADERS, Connection
 from tars_rag.server.gate import App
 
 
@@ -50,7 +51,8 @@ def run(
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=graceful_seconds,
-        h11_max_incomplete_event_size=64 << 10,
+        http=Connection,
+        h11_max_incomplete_event_size=MOST_HEADERS,
         ws="none",
     )
 
