@@ -147,6 +147,16 @@ def test_ollama(served: Served, embedder: Embedder) -> None:
     assert client.list().models[0].model == embedder.model
 
 
+def test_headers_of_megabytes_are_refused(served: Served) -> None:
+    try:
+        told = httpx.get(f"{served.url}/health/live", headers={"x": "a" * (2 << 20)})
+    except httpx.TransportError:  # it closed before all was sent
+        pass
+    else:
+        assert told.status_code == 400
+    assert httpx.get(f"{served.url}/health/live").status_code == 200
+
+
 async def test_mcp_over_http_and_stdio(served: Served) -> None:
     from mcp import Client, StdioServerParameters, stdio_client
 

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 SLOW_HEADERS: Final = 30.0
 """Seconds within which the headers of a request have to be there, from the connection's start."""
 MOST_HEADERS: Final = 64 << 10
-"""Bytes of the headers of a request."""
+"""Bytes of the headers of a request; what comes in one read may be more."""
 
 
 class Connection(H11Protocol):

@@ -6,12 +6,23 @@ import contextlib
 import logging
 import resource
 import signal
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Final
 
 import uvicorn
 
 from tars_rag.server.connection import MOST_HEADERS, Connection
 from tars_rag.server.gate import App
+
+HTTP: Final[Mapping[str, Any]] = {
+    "http": Connection,  # "auto" takes httptools where it is installed, which bounds no header
+    "h11_max_incomplete_event_size": MOST_HEADERS,
+    "timeout_keep_alive": 30,
+    "server_header": False,
+    "ws": "none",
+}
+"""How uvicorn speaks with clients."""
 
 
 def run(
@@ -48,12 +59,8 @@ def run(
         ssl_keyfile=tls_key,
         access_log=False,  # the gate writes it
         log_config=None,
-        server_header=False,
-        timeout_keep_alive=30,
         timeout_graceful_shutdown=graceful_seconds,
-        http=Connection,
-        h11_max_incomplete_event_size=MOST_HEADERS,
-        ws="none",
+        **HTTP,
     )
 
 
