@@ -74,7 +74,8 @@ def rooms(session: nox.Session) -> None:
 @nox.session(python=False)
 def pages(session: nox.Session) -> None:
     """Pages that are made by a script are current; `-- --write` makes them so."""
-    for script in ("docs/cli_reference.py", "docs/filters_table.py"):
+    for name in ("cli_reference", "configuration_table", "filters_table"):
+        script = f"docs/{name}.py"
         here(session, "python", script, *(session.posargs or ["--check"]))
 
 

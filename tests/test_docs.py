@@ -89,6 +89,15 @@ def test_commands_and_their_options_exist(page: str) -> None:
             assert used <= known, f"{page}: tars-rag {shlex.join(words)}: {used - known}"
 
 
+def test_commands_work_before_there_is_a_release() -> None:
+    """RELEASING.md alone may install it by name: that is what it is about."""
+    texts = PAGES | {str(p): p.read_text("utf-8") for p in (ROOT / "notebooks").rglob("*.ipynb")}
+    del texts["RELEASING.md"]
+    named = r"(?:pip|uv|pipx|tool) (?:install|add|run) (?:-\S+ )*['\"\\]*tars-rag\b"
+    found = [(page, match) for page, text in texts.items() for match in re.findall(named, text)]
+    assert not found
+
+
 def slugs(text: str) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them."""
     text = re.sub(r"(?ms)^```.*?^```$", "", text)

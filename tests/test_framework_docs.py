@@ -37,13 +37,6 @@ def test_examples_import_only_what_the_extra_installs(page: str) -> None:
     assert imported - sys.stdlib_module_names <= {"tars_rag", PAGES[page]}
 
 
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/langchain.md", "docs/llama-index.md", "notebooks/quickstart.ipynb"]
-)
-def test_commands_work_before_there_is_a_release(page: str) -> None:
-    assert not re.findall(r"pip install (?:-\S+ )*['\"]?tars-rag", (ROOT / page).read_text("utf-8"))
-
-
 @pytest.mark.weights
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES)

@@ -14,7 +14,10 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.mark.parametrize("script", ["docs/cli_reference.py", "docs/filters_table.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["docs/cli_reference.py", "docs/configuration_table.py", "docs/filters_table.py"],
+)
 def test_a_page_is_current(script: str) -> None:
     command = [sys.executable, script, "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

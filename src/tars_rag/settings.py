@@ -181,7 +181,11 @@ class Settings(BaseSettings):
     rknn_embedder_path: _OptionalPath = Field(
         None, description="A bundle directory or a single .rknn file for the embedder."
     )
-    embed_model: str = Field("all-MiniLM-L6-v2", min_length=1)
+    embed_model: str = Field(
+        "all-MiniLM-L6-v2",
+        min_length=1,
+        description="The embedder: a name of tars-rag models list, or a model's directory.",
+    )
     embed_query_prompt: str | None = Field(
         None, description="Put before queries. Unset: the model's own. Empty: none."
     )
@@ -194,8 +198,16 @@ class Settings(BaseSettings):
     rknn_reranker_path: _OptionalPath = Field(
         None, description="A bundle directory or a single .rknn file for the reranker."
     )
-    rerank_model: str = Field("ms-marco-MiniLM-L-12-v2", description="Empty: no reranking.")
-    rag_strategy: Annotated[Strategy, BeforeValidator(_lower)] = "hybrid"
+    rerank_model: str = Field(
+        "ms-marco-MiniLM-L-12-v2",
+        description="The reranker: a name of tars-rag models list, or a model's directory. "
+        "Empty: no reranking.",
+    )
+    rag_strategy: Annotated[Strategy, BeforeValidator(_lower)] = Field(
+        "hybrid",
+        description="What a query searches: vectors and words (hybrid), vectors alone (naive), "
+        "words alone (lexical).",
+    )
     rag_language: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
         None, description="How words are read in a new store: en, de, ..., multi. Unset: en."
     )
@@ -204,7 +216,9 @@ class Settings(BaseSettings):
         "auto",
         description="What runs models on the CPU: auto, onnxruntime or openvino.",
     )
-    npu_core_mask: Annotated[CoreMask, BeforeValidator(_core_mask)] = "auto"
+    npu_core_mask: Annotated[CoreMask, BeforeValidator(_core_mask)] = Field(
+        "auto", description="Which NPU cores to use: one, the first two or three, or all."
+    )
     npu_fallback_cpu: _Switch = Field(
         False, description="1: run on the CPU, with one warning, where the NPU cannot be used."
     )
