@@ -164,3 +164,31 @@ def test_shell_runs(page: str, place: Path) -> None:
                 command, env=os.environ | {"PATH": path}, capture_output=True, text=True
             )
             assert done.returncode == 0, f"{block.code}\n{done.stdout}{done.stderr}"
+
+
+def messages() -> set[str]:
+    """Every string of the source but docstrings, with a NUL where a value is put in."""
+    found = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        nodes = list(ast.walk(ast.parse(path.read_text("utf-8"))))
+        docstrings = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+        for node in nodes:
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found |= set() if id(node) in docstrings else {node.value}
+            elif isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "\0" for v in node.values]
+                found.add("".join(map(str, parts)))
+    return found
+
+
+def test_messages_that_are_explained_are_those_of_the_source() -> None:
+    said = messages()
+    quoted = [block.code.strip() for block in blocks("docs/troubleshooting.md", "text")]
+    wrong = []
+    for quote in quoted:
+        parts = [re.escape(part.strip()) for part in quote.split("...") if part.strip()]
+        pattern = re.compile(".*?".join(parts), re.DOTALL)
+        if not any(pattern.search(message) for message in said):
+            wrong.append(quote)
+    assert len(quoted) > 40
+    assert not wrong
