@@ -32,10 +32,15 @@ class TarsRetriever(VectorStoreRetriever):
     rerank: bool | None = Field(
         None, description="False: leave the store's reranker out. True: the store must have one."
     )
+    window: int | None = Field(
+        None, description="Metadata 'window': the text with so many neighbours on each side."
+    )
 
     def _arguments(self, call: dict[str, Any]) -> dict[str, Any]:
-        names = ("k", "filter", "strategy", "weight", "min_score", "rerank")
+        names = ("k", "filter", "strategy", "weight", "min_score", "rerank", "window")
         mine = {name: value for name in names if (value := getattr(self, name)) is not None}
+        if call.get("window", 0) is None:  # says nothing; 0 is the way to have none this once
+            del call["window"]
         return {**mine, **self.search_kwargs, **call}
 
     def _get_relevant_documents(

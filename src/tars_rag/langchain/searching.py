@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +16,10 @@ from tars_rag.adapters.shared_store import SharedStore
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.langchain.documents import as_document
 from tars_rag.langchain.rerank import TarsRerank
+from tars_rag.retrieval.neighbours import windows
 from tars_rag.retrieval.passage import ScoredPassage
 from tars_rag.retrieval.pipeline import Pipeline
+from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
 from tars_rag.settings import Strategy
 
@@ -61,6 +63,7 @@ class Search:
         weight: float | None = None,
         min_score: float | None = None,
         rerank: bool | None = None,
+        window: int | None = None,
         **unknown: Any,
     ) -> list[ScoredPassage]:
         """The passages that answer a query best, best first.
@@ -68,7 +71,8 @@ class Search:
         Raises:
             InvalidInputError: An argument is unknown or cannot be used.
         """
-        refuse(unknown, allowed="k, filter, strategy, weight, min_score, rerank", instead=INSTEAD)
+        allowed = "k, filter, strategy, weight, min_score, rerank, window"
+        refuse(unknown, allowed=allowed, instead=INSTEAD)
         require_kind("rerank", rerank, (bool, type(None)), "True, False or None")
         if rerank and self.rerank is None:
             raise InvalidInputError(NO_RERANKER)
@@ -89,7 +93,7 @@ class Search:
                 min_score=min_score,
                 budget_ms=reranker.budget_ms if reranker else None,
             )
-        return answer.passages
+            return _within(store, answer.passages, window)
 
     def relevant(
         self, query: str, k: int | None, score_threshold: float | None = None, **call: Any
@@ -100,15 +104,16 @@ class Search:
         return [(as_document(hit.passage), hit.relevance) for hit in hits]
 
     def nearest(self, vector: Sequence[float], k: int | None, **call: Any) -> list[ScoredPassage]:
-        """The passages nearest to a vector, nearest first; `filter` as for `find`.
+        """The passages nearest to a vector, nearest first; `filter`, `window` as for `find`.
 
         Raises:
             InvalidInputError: As for `find`.
         """
-        refuse(call.keys() - {"filter"}, allowed="k, filter", instead=INSTEAD)
+        refuse(call.keys() - {"filter", "window"}, allowed="k, filter, window", instead=INSTEAD)
         k = self.k if k is None else k
         with self.shared.using() as store:
-            return store.search("", k, "naive", call.get("filter"), vector=_row(vector))
+            hits = store.search("", k, "naive", call.get("filter"), vector=_row(vector))
+            return _within(store, hits, call.get("window"))
 
     def diverse(
         self, query: str, k: int | None, fetch_k: int, nearness: float, **call: Any
@@ -118,31 +123,49 @@ class Search:
         Raises:
             InvalidInputError: As for `find`.
         """
-        allowed = "k, fetch_k, lambda_mult, filter, strategy, weight"
-        refuse(call.keys() - {"filter", "strategy", "weight"}, allowed=allowed)
-        k = self.k if k is None else k
+        allowed = "k, fetch_k, lambda_mult, filter, strategy, weight, window"
+        refuse(call.keys() - {"filter", "strategy", "weight", "window"}, allowed=allowed)
+        k, window = self.k if k is None else k, call.pop("window", None)
         hits = self.find(query, max(fetch_k, k), rerank=False, **call)
-        return self._choose(hits, self.embedder.embed_query(query), k, nearness)
+        return self._choose(hits, self.embedder.embed_query(query), k, nearness, window)
 
     def diverse_nearest(
         self, vector: Sequence[float], k: int | None, fetch_k: int, nearness: float, **call: Any
     ) -> list[ScoredPassage]:
         """As `diverse`, of the passages nearest to a vector."""
-        refuse(call.keys() - {"filter"}, allowed="k, fetch_k, lambda_mult, filter")
-        k = self.k if k is None else k
+        allowed = "k, fetch_k, lambda_mult, filter, window"
+        refuse(call.keys() - {"filter", "window"}, allowed=allowed)
+        k, window = self.k if k is None else k, call.pop("window", None)
         hits = self.nearest(vector, max(fetch_k, k), **call)
-        return self._choose(hits, _row(vector), k, nearness)
+        return self._choose(hits, _row(vector), k, nearness, window)
 
     def _choose(
-        self, hits: Sequence[ScoredPassage], query: FloatArray, k: int, nearness: float
+        self,
+        hits: Sequence[ScoredPassage],
+        query: FloatArray,
+        k: int,
+        nearness: float,
+        window: int | None,
     ) -> list[ScoredPassage]:
         with self.shared.using() as store:
             stored = store.vectors(hit.id for hit in hits)
-        hits = [hit for hit in hits if hit.id in stored]  # one may have been deleted meanwhile
-        if not hits:
-            return []
-        rows = diverse(query, np.stack([stored[hit.id] for hit in hits]), k, nearness)
-        return [hits[row] for row in rows]
+            hits = [hit for hit in hits if hit.id in stored]  # one may be deleted meanwhile
+            vectors = [stored[hit.id] for hit in hits]
+            rows = diverse(query, np.stack(vectors), k, nearness) if hits else []
+            return _within(store, [hits[row] for row in rows], window)
+
+
+def _within(
+    store: HybridStore, hits: list[ScoredPassage], window: int | None
+) -> list[ScoredPassage]:
+    """What was found, with the text around it in metadata "window" where that was asked for."""
+    around = windows(store, [hit.passage for hit in hits], window)
+    return [_with_window(hit, around[hit.id]) for hit in hits] if around else hits
+
+
+def _with_window(hit: ScoredPassage, around: str) -> ScoredPassage:
+    metadata = {**hit.metadata, "window": around}
+    return replace(hit, passage=replace(hit.passage, metadata=metadata))
 
 
 def _row(vector: object) -> FloatArray:

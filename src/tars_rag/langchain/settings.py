@@ -13,6 +13,7 @@ from tars_rag.errors import InvalidInputError, shown
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.langchain.searching import NO_RERANKER
+from tars_rag.retrieval.neighbours import require_window
 from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.settings import Settings
 
@@ -77,13 +78,15 @@ def check_retriever(arguments: dict[str, Any], rerank: TarsRerank | None) -> Non
     """Refuse a retriever whose every search would be refused.
 
     Raises:
-        InvalidInputError: A strategy that is none, or reranking without a reranker.
+        InvalidInputError: A strategy or window that is none, or reranking without a reranker.
     """
     for given in (arguments, arguments.get("search_kwargs") or {}):
         if given.get("strategy") is not None:
             require_strategy(given["strategy"])
         if given.get("k") is not None:
             require_count("k", given["k"])
+        if given.get("window") is not None:
+            require_window(given["window"])
         if given.get("rerank") and rerank is None:
             raise InvalidInputError(NO_RERANKER)
 

@@ -242,7 +242,8 @@ class TarsVectorStore(VectorStore):
             k: How many; default: the store's.
             **kwargs: `filter` (Chroma's filter language over metadata), `strategy` (as the
                 constructor's), `weight` (share of the vectors in "hybrid", 0 to 1; default 0.5),
-                `min_score` (least relevance), `rerank` (False: leave the reranker out).
+                `min_score` (least relevance), `rerank` (False: without), `window` (neighbours on
+                each side: metadata "window" is then the text with theirs).
         """
         return found_documents(self._search.find(query, k, **kwargs))
 
@@ -251,8 +252,7 @@ class TarsVectorStore(VectorStore):
     ) -> list[tuple[Document, float]]:
         """As `similarity_search`, with the score that ranked each document: larger is better.
 
-        Its scale depends on the strategy: fused score (hybrid), cosine similarity (naive), BM25
-        (lexical), 0 to 1 where reranked. (Stores that return a distance have smaller for better.)
+        It is the fused score (hybrid), cosine (naive), BM25 (lexical), or 0 to 1 (reranked).
         """
         hits = self._search.find(query, k, **kwargs)
         return [(as_document(hit.passage), hit.score) for hit in hits]
@@ -269,7 +269,7 @@ class TarsVectorStore(VectorStore):
     def similarity_search_by_vector(
         self, embedding: list[float], k: int | None = None, **kwargs: Any
     ) -> list[Document]:
-        """The documents nearest to a vector of the store's embeddings; `filter` as elsewhere."""
+        """The documents nearest to a vector of the store's; `filter`, `window` as elsewhere."""
         return found_documents(self._search.nearest(embedding, k, **kwargs))
 
     def max_marginal_relevance_search(
@@ -282,8 +282,8 @@ class TarsVectorStore(VectorStore):
     ) -> list[Document]:
         """Documents near to the query and far from each other (maximal marginal relevance).
 
-        `fetch_k` are found, with `filter` and `strategy` as in `similarity_search`; of these, `k`
-        are chosen, with a `lambda_mult` from 0 (most diverse) to 1 (most similar).
+        `fetch_k` are found (`filter`, `strategy`, `weight`, `window` as in `similarity_search`); of
+        these, `k` are chosen, with a `lambda_mult` from 0 (most diverse) to 1 (most similar).
         """
         return found_documents(self._search.diverse(query, k, fetch_k, lambda_mult, **kwargs))
 

@@ -60,6 +60,24 @@ def as_node(passage: Passage) -> BaseNode:
     return metadata_dict_to_node(whole)
 
 
+def own_words(passage: Passage) -> Passage:
+    """The text of a passage's node without the metadata it is embedded with, and its place."""
+    node = as_node(passage)
+    place = {"start": passage.metadata.get("start"), "end": passage.metadata.get("end")}
+    if None in place.values() and isinstance(node, TextNode):  # another splitter's
+        place = {"start": node.start_char_idx, "end": node.end_char_idx}
+    return Passage(passage.id, node.get_content(MetadataMode.NONE), place)
+
+
+def within(node: BaseNode, around: str | None) -> BaseNode:
+    """The node, with the text around it where it was asked for (see `neighbours.windows`)."""
+    if around is not None:
+        node.metadata["window"] = around
+        node.excluded_llm_metadata_keys.append("window")  # a model would read the text twice
+        node.excluded_embed_metadata_keys.append("window")
+    return node
+
+
 def vectors_of(nodes: Sequence[BaseNode]) -> FloatArray:
     """Their embeddings, float32 [n, dim].
 
@@ -146,10 +164,13 @@ def as_diversity(query: VectorStoreQuery, kwargs: Mapping[str, Any]) -> Diversit
         InvalidInputError: An argument is not usable, or belongs to another mode.
     """
     if query.mode != VectorStoreQueryMode.MMR:
-        refuse(kwargs, allowed="query (mmr_threshold and the like belong to mode 'mmr')")
+        refuse(
+            kwargs,
+            allowed="query, min_score, window (mmr_threshold and the like belong to mode 'mmr')",
+        )
         return None
     names = ("mmr_threshold", "mmr_prefetch_k", "mmr_prefetch_factor")
-    refuse(kwargs.keys() - set(names), allowed=f"query, {', '.join(names)}")
+    refuse(kwargs.keys() - set(names), allowed=f"query, min_score, window, {', '.join(names)}")
     given = query.mmr_threshold if query.mmr_threshold is not None else kwargs.get(names[0])
     nearness = _NEARNESS if given is None else given
     factor = kwargs.get("mmr_prefetch_factor", _PREFETCH)

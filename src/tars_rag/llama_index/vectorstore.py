@@ -34,9 +34,12 @@ from tars_rag.llama_index.nodes import (
     as_passage,
     as_search,
     chosen,
+    own_words,
     vectors_of,
+    within,
 )
 from tars_rag.retrieval.indexes.checks import check_vectors
+from tars_rag.retrieval.neighbours import windows
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.retrieval.store import HybridStore
@@ -241,9 +244,11 @@ class TarsVectorStore(BasePydanticVectorStore):
                 and far from each other). `filters`, `doc_ids` and `node_ids` hold in every mode.
                 `hybrid_top_k` and `sparse_top_k` win over `similarity_top_k` in their mode.
             **kwargs: `min_score`, the least relevance of a node, 0 to 1 (where none fits, none
-                comes); in mode MMR `mmr_threshold` (0: most diverse, to 1: nearest; default 0.5),
-                and of how many nearest nodes are chosen: `mmr_prefetch_factor` times as many as
-                asked for (default 4), or `mmr_prefetch_k`.
+                comes); `window`, how many neighbours on each side: metadata "window" is then the
+                text with theirs, for a `MetadataReplacementPostProcessor`; in mode MMR
+                `mmr_threshold` (0: most diverse, to 1: nearest; default 0.5), and of how many
+                nearest nodes are chosen: `mmr_prefetch_factor` times as many as asked for
+                (default 4), or `mmr_prefetch_k`.
 
         Returns:
             Nodes, best first, with the score that ranked them: cosine similarity, BM25, or the
@@ -254,7 +259,7 @@ class TarsVectorStore(BasePydanticVectorStore):
                 mode needs.
             FingerprintError: The store's vectors were made by another model.
         """
-        least = kwargs.pop("min_score", None)
+        least, window = kwargs.pop("min_score", None), kwargs.pop("window", None)
         search = as_search(query)
         diversity = as_diversity(query, kwargs)
         if search.vector is not None and self._check is not None:
@@ -271,8 +276,9 @@ class TarsVectorStore(BasePydanticVectorStore):
             )
             if diversity:
                 hits = chosen(hits, search, diversity, store)
+            around = windows(store, [hit.passage for hit in hits], window, own_words)
         return VectorStoreQueryResult(
-            nodes=[as_node(hit.passage) for hit in hits],
+            nodes=[within(as_node(hit.passage), around.get(hit.id)) for hit in hits],
             similarities=[hit.score for hit in hits],
             ids=[hit.id for hit in hits],
         )
