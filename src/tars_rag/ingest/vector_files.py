@@ -1,0 +1,212 @@
+"""A store's passages and vectors out to a Parquet file, and in again without embedding them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from tars_rag.errors import FingerprintError, InvalidInputError, StoreError, StoreLockedError
+from tars_rag.files import replacing
+from tars_rag.ingest.parquet import About, ParquetReader, ParquetWriter
+from tars_rag.progress import Progress
+from tars_rag.retrieval.indexes.checks import check_passages, check_vectors
+from tars_rag.retrieval.indexes.codec import same_content, unpack_content
+from tars_rag.retrieval.storage.directory import StoreDirectory
+from tars_rag.retrieval.storage.layout import store_path
+from tars_rag.retrieval.storage.snapshot import StoreSnapshot, snapshot_beside
+from tars_rag.retrieval.storage.store_json import named
+from tars_rag.retrieval.store import HybridStore
+
+_ROWS = 4096
+_DIGEST = 16  # bytes of an id's hash; of a million ids that is 16 MB
+
+
+def export_parquet(
+    store: str | os.PathLike[str], file: str | os.PathLike[str], progress: Progress | None = None
+) -> int:
+    """Write the passages of a store and their vectors, as they are at one moment, to a file.
+
+    The store may be open, here or in another process, and be written to meanwhile. The file
+    appears when it is whole; one that was there is replaced then.
+
+    Args:
+        store: Its directory.
+        file: The Parquet file: see `ingest.parquet` for its columns.
+        progress: Called with (done, total) passages.
+
+    Returns:
+        How many passages were written.
+
+    Raises:
+        ConfigError: The extra ``parquet`` is not installed.
+        InvalidInputError: `file` lies in the store, or is there and is no Parquet file.
+        StoreError: There is no store, or the file cannot be written.
+    """
+    place, target = store_path(Path(store)), store_path(Path(file))
+    _check_target(target, place)
+    moment = _moment(place)
+    about = About(moment.store.fingerprint, moment.store.model or "", moment.store.language)
+    done, total = 0, moment.words.count
+    try:
+        with replacing(target) as part:
+            with ParquetWriter(part, about, moment.store.dimension) as writer:
+                rows = moment.rows()
+                while batch := list(islice(rows, _ROWS)):
+                    vectors = np.stack([np.frombuffer(row, "<f4") for _, _, row in batch])
+                    writer.write([unpack_content(key, held) for key, held, _ in batch], vectors)
+                    done += len(batch)
+                    if progress is not None:
+                        progress(done, max(done, total))
+    except OSError as error:
+        msg = (
+            f"{target} cannot be written: {error}. Check space and permissions, then repeat the "
+            "command; what was there before is untouched."
+        )
+        raise StoreError(msg) from error
+    return done
+
+
+def import_parquet(
+    file: str | os.PathLike[str], store: HybridStore, progress: Progress | None = None
+) -> int:
+    """Store the passages of a Parquet file with the vectors that it has; nothing is embedded.
+
+    The whole file is checked before anything is written, so that a file which cannot be loaded
+    leaves the store as it was. Passages that are there already, with the same text, metadata and
+    vector, are left alone: an import that was killed can simply be repeated.
+
+    Args:
+        file: Written by `export_parquet`, or by another program with the same columns.
+        store: An open, writable store of the embedder that made the vectors.
+        progress: Called with (done, total) passages, when they are stored.
+
+    Returns:
+        How many passages the file has; all are in the store now.
+
+    Raises:
+        ConfigError: The extra ``parquet`` is not installed.
+        FingerprintError: Another embedder made the file's vectors.
+        InvalidInputError: The file is damaged, or has a row that cannot be stored; the store is as
+            it was.
+        StoreError: Writing failed; the message says how many passages are in.
+    """
+    with ParquetReader(store_path(Path(file))) as source:
+        check_kind(source, store.fingerprint, store.path)
+        check_file(source, store.dimension)
+        fresh, done = store.count() == 0, 0
+        for passages, vectors in source.batches():
+            wanted = range(len(passages))
+            if not fresh:
+                ids = [passage.id for passage in passages]
+                held = {passage.id: passage for passage in store.get(ids)}
+                rows = store.vectors(list(held))
+                wanted = [
+                    n
+                    for n, passage in enumerate(passages)
+                    if passage.id not in held
+                    or not same_content(passage, held[passage.id])
+                    or not np.array_equal(rows.get(passage.id, ()), vectors[n])
+                ]
+            try:
+                store.upsert([passages[n] for n in wanted], vectors[list(wanted)])
+            except StoreError as error:
+                msg = (
+                    f"{error} {done} of the {source.rows} passages of {source.path} are in the "
+                    "store for certain. Repeat the command: it goes on from there."
+                )
+                raise StoreError(msg) from error
+            done += len(passages)
+            if progress is not None:
+                progress(done, source.rows)
+        return done
+
+
+def check_kind(source: ParquetReader, fingerprint: str, where: object) -> None:
+    """The file's vectors are of this kind.
+
+    Raises:
+        FingerprintError: They are of another.
+    """
+    if source.about.fingerprint != fingerprint:
+        theirs = named(source.about.model or None, source.about.fingerprint)
+        msg = (
+            f"The vectors of {source.path} were made with {theirs}, those of {where} with "
+            f"{fingerprint!r}: they cannot be mixed. Give that model (--model), and a store of it."
+        )
+        raise FingerprintError(msg)
+
+
+def check_file(source: ParquetReader, dimension: int | None) -> None:
+    """Every row can be stored, and no id occurs twice; read in pieces.
+
+    Args:
+        source: The file.
+        dimension: Of the store's vectors; None: that of the first row.
+
+    Raises:
+        InvalidInputError: Which row cannot, and why.
+    """
+    digests = bytearray()
+    for passages, vectors in source.batches():
+        check_passages(passages, set())
+        names = [f"passage {passage.id!r}" for passage in passages]
+        dimension = check_vectors(vectors, names, dimension).shape[1]
+        for passage in passages:
+            key = passage.id.encode("utf-8", "surrogatepass")
+            digests += hashlib.blake2b(key, digest_size=_DIGEST).digest()
+    ordered = np.sort(np.frombuffer(digests, f"V{_DIGEST}").view(_PAIR), order=["a", "b"])
+    if (ordered[1:] == ordered[:-1]).any():
+        twice = ordered[:-1][ordered[1:] == ordered[:-1]][0].tobytes()
+        row = next(n for n in range(source.rows) if _digest_at(digests, n) == twice)
+        again = next(n for n in range(row + 1, source.rows) if _digest_at(digests, n) == twice)
+        name = next(islice(_ids(source), row, None))
+        msg = (
+            f"{source.path} has the id {name!r} in row {row} and again in row {again}. Give each "
+            "passage its own id."
+        )
+        raise InvalidInputError(msg)
+
+
+_PAIR = np.dtype([("a", "<u8"), ("b", "<u8")])
+
+
+def _digest_at(digests: bytearray, row: int) -> bytes:
+    return bytes(digests[row * _DIGEST : (row + 1) * _DIGEST])
+
+
+def _ids(source: ParquetReader) -> Iterator[str]:
+    return (passage.id for passages, _ in source.batches() for passage in passages)
+
+
+def _check_target(target: Path, store: Path) -> None:
+    if target.is_relative_to(store):
+        msg = f"{target} lies in the store that is exported. Give a file elsewhere."
+        raise InvalidInputError(msg)
+    if not target.exists() and not target.is_symlink():
+        return
+    if target.is_symlink() or not target.is_file() or not _is_parquet(target):
+        msg = f"{target} is there already, and is no Parquet file. Give another name."
+        raise InvalidInputError(msg)
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PAR1"
+
+
+def _moment(place: Path) -> StoreSnapshot:
+    """The store as it is now, whoever has it open."""
+    try:
+        directory = StoreDirectory(place, None)
+    except StoreLockedError:
+        return snapshot_beside(place)
+    try:
+        with directory.still() as (indexes, tail):
+            return StoreSnapshot.of(indexes, tail)
+    finally:
+        directory.close()
