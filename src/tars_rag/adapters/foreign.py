@@ -11,7 +11,7 @@ from tars_rag.retrieval.store import HybridStore
 from tars_rag.runtimes.base import FloatArray
 
 _PROBE_TEXT = "The quick brown fox jumps over the lazy dog, and 42 is the answer."
-_SAME_KIND = 0.99
+SAME_KIND = 0.99
 """The least cosine between two models' vectors of one text for both to be of one kind: what an
 INT8 copy of a model must reach in docs/architecture.md."""
 SAME_MODEL = 0.9
@@ -131,7 +131,7 @@ def cosine_of(one: FloatArray, other: FloatArray) -> float:
     return float(one @ other / np.linalg.norm(one) / np.linalg.norm(other))
 
 
-def _require_same(store: HybridStore, cosine: float, least: float = _SAME_KIND) -> None:
+def _require_same(store: HybridStore, cosine: float, least: float = SAME_KIND) -> None:
     if cosine < least:
         msg = (
             f"The store in {store.path} was made with embeddings that differ from these: the same "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,11 +24,21 @@ _SHOWN = 20
 
 
 def index(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", help="Files, or directories of them."),
-    ],
+    context: typer.Context,
     store: resources.StoreOption,
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATH...", help="Files, or directories of them.", show_default=False
+        ),
+    ] = None,
+    from_parquet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead of PATHs: passages with their vectors, which are not embedded again.",
+        ),
+    ] = None,
     chunk_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Most tokens of a chunk (default: as many as the model reads)."),
@@ -67,7 +78,17 @@ def index(
 
     JSONL rows are objects with id, text and metadata. Files that cannot be read are reported, the
     others are indexed, and the exit code is 1.
+
+    A Parquet file, which `tars-rag store export` or another program has written, is loaded whole or
+    refused; no model is needed.
     """
+    if from_parquet is not None:
+        _check_alone(context)
+        _load(from_parquet, store, language, json)
+        return
+    if not paths:
+        msg = "Give files or directories to index, or --from-parquet FILE."
+        raise typer.BadParameter(msg, param_hint="PATH...")
     from tars_rag.ingest.documents import Limits
     from tars_rag.ingest.run import ingest, nothing_to_ingest
     from tars_rag.ingest.watch import check_watching
@@ -116,6 +137,29 @@ def index(
     _explain(report, prune)
     if report.failures:
         raise typer.Exit(1)
+
+
+def _check_alone(context: typer.Context) -> None:
+    """Only options that concern any store were given beside --from-parquet."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
+        if given and parameter.name not in ("from_parquet", "store", "language", "json"):
+            name = parameter.opts[0] if parameter.opts[0].startswith("-") else "PATH"
+            msg = f"{name} is not for a file whose passages are ready. Leave it out."
+            raise typer.BadParameter(msg, param_hint="--from-parquet")
+
+
+def _load(file: Path, store: Path, language: str | None, json: bool) -> None:
+    from tars_rag.ingest.vector_files import load_parquet
+
+    with progress_bar("count") as progress:
+        done = load_parquet(file, store, language=language, progress=partial(progress, file.name))
+    if json:
+        print_json({"path": str(store), **asdict(done)})
+        return
+    made_with = done.model or done.fingerprint
+    show(f"{done.passages} passages loaded, made with {made_with}; {done.total} in the store")
 
 
 def _watch(paths: list[Path], run: Callable[[bool], Report]) -> None:

@@ -197,6 +197,34 @@ def restore(
     show(f"{path}: {count} passages restored")
 
 
+@app.command()
+def export(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE", help="The Parquet file; before it may stand DIR, the store."
+        ),
+    ],
+    store: resources.StoreInstead = None,
+    json: resources.JsonOption = False,
+) -> None:
+    """Write the passages of a store and their vectors to a Parquet file.
+
+    `tars-rag index --from-parquet` loads it again, and other programs read it. FILE appears when it
+    is whole. The store may be open in another process.
+    """
+    from tars_rag.ingest.vector_files import export_parquet
+
+    named, [file] = resources.store_and_words(words, "FILE", store)
+    path = resources.require_store(named)
+    with progress_bar("count") as progress:
+        count = export_parquet(path, file, partial(progress, "export"))
+    if json:
+        print_json({"path": file, "passages": count})
+        return
+    show(f"{file}: {count} passages with their vectors")
+
+
 @app.command("import-hyperdb")
 def import_memory(
     file: Annotated[

@@ -35,11 +35,13 @@ class About:
         fingerprint: Of the embedder that made them.
         model: Its model's name; empty where it has none.
         language: How the words of the store were read; empty: not said.
+        probe: What that embedder made of one fixed text, where its fingerprint says too little.
     """
 
     fingerprint: str
     model: str = ""
     language: str = ""
+    probe: tuple[float, ...] | None = None
 
 
 def check_installed() -> None:
@@ -73,6 +75,7 @@ class ParquetWriter:
             "fingerprint": about.fingerprint,
             "model": about.model,
             "language": about.language,
+            **({} if about.probe is None else {"probe": json.dumps(about.probe)}),
         }
         self._schema = pa.schema(
             [
@@ -226,7 +229,21 @@ class ParquetReader:
                 f"its schema's metadata has no {_KEY}fingerprint, so it is not known what made the "
                 "vectors. Write the embedder's own there (Embedder.fingerprint)"
             )
-        return About(*(held.get(_KEY + n, "") for n in ("fingerprint", "model", "language")))
+        fingerprint, model, language = (
+            held.get(_KEY + name, "") for name in ("fingerprint", "model", "language")
+        )
+        return About(fingerprint, model, language, self._probe(held.get(_KEY + "probe")))
+
+    def _probe(self, text: str | None) -> tuple[float, ...] | None:
+        if text is None:
+            return None
+        try:
+            row = np.asarray(json.loads(text), np.float32)
+        except (ValueError, TypeError, RecursionError):
+            row = np.empty(0, np.float32)
+        if row.ndim != 1 or not 0 < np.linalg.norm(row) < np.inf:
+            self._refuse(f"its schema's metadata has a {_KEY}probe that is no vector of numbers")
+        return tuple(row.tolist())
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:

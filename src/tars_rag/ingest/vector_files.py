@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from tars_rag.adapters.foreign import SAME_KIND, cosine_of
 from tars_rag.errors import FingerprintError, InvalidInputError, StoreError, StoreLockedError
 from tars_rag.files import replacing
 from tars_rag.ingest.parquet import About, ParquetReader, ParquetWriter
 from tars_rag.progress import Progress
+from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors
 from tars_rag.retrieval.indexes.codec import same_content, unpack_content
+from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.directory import StoreDirectory
-from tars_rag.retrieval.storage.layout import store_path
+from tars_rag.retrieval.storage.layout import read_probe_file, store_path
 from tars_rag.retrieval.storage.snapshot import StoreSnapshot, snapshot_beside
-from tars_rag.retrieval.storage.store_json import named
+from tars_rag.retrieval.storage.store_json import named, read_store_json
 from tars_rag.retrieval.store import HybridStore
 
 _ROWS = 4096
@@ -50,18 +56,20 @@ def export_parquet(
     place, target = store_path(Path(store)), store_path(Path(file))
     _check_target(target, place)
     moment = _moment(place)
-    about = About(moment.store.fingerprint, moment.store.model or "", moment.store.language)
+    its = moment.store
+    held = its.probe or read_probe_file(place)
+    probe = None if held is None else tuple(held)
+    about = About(its.fingerprint, its.model or "", its.language, probe)
     done, total = 0, moment.words.count
     try:
-        with replacing(target) as part:
-            with ParquetWriter(part, about, moment.store.dimension) as writer:
-                rows = moment.rows()
-                while batch := list(islice(rows, _ROWS)):
-                    vectors = np.stack([np.frombuffer(row, "<f4") for _, _, row in batch])
-                    writer.write([unpack_content(key, held) for key, held, _ in batch], vectors)
-                    done += len(batch)
-                    if progress is not None:
-                        progress(done, max(done, total))
+        with replacing(target) as part, ParquetWriter(part, about, its.dimension) as writer:
+            rows = moment.rows()
+            while batch := list(islice(rows, _ROWS)):
+                vectors = np.stack([np.frombuffer(row, "<f4") for _, _, row in batch])
+                writer.write([unpack_content(key, content) for key, content, _ in batch], vectors)
+                done += len(batch)
+                if progress is not None:
+                    progress(done, max(done, total))
     except OSError as error:
         msg = (
             f"{target} cannot be written: {error}. Check space and permissions, then repeat the "
@@ -98,32 +106,150 @@ def import_parquet(
     with ParquetReader(store_path(Path(file))) as source:
         check_kind(source, store.fingerprint, store.path)
         check_file(source, store.dimension)
-        fresh, done = store.count() == 0, 0
-        for passages, vectors in source.batches():
-            wanted = range(len(passages))
-            if not fresh:
-                ids = [passage.id for passage in passages]
-                held = {passage.id: passage for passage in store.get(ids)}
-                rows = store.vectors(list(held))
-                wanted = [
-                    n
-                    for n, passage in enumerate(passages)
-                    if passage.id not in held
-                    or not same_content(passage, held[passage.id])
-                    or not np.array_equal(rows.get(passage.id, ()), vectors[n])
-                ]
-            try:
-                store.upsert([passages[n] for n in wanted], vectors[list(wanted)])
-            except StoreError as error:
-                msg = (
-                    f"{error} {done} of the {source.rows} passages of {source.path} are in the "
-                    "store for certain. Repeat the command: it goes on from there."
-                )
-                raise StoreError(msg) from error
-            done += len(passages)
-            if progress is not None:
-                progress(done, source.rows)
-        return done
+        return _write(source, store, progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load_parquet` did.
+
+    Attributes:
+        passages: How many the file has; all are in the store now.
+        total: How many the store has.
+        fingerprint: Of the embedder that made the vectors.
+        model: Its model's name; empty where the file has none.
+    """
+
+    passages: int
+    total: int
+    fingerprint: str
+    model: str
+
+
+def load_parquet(
+    file: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    language: str | None = None,
+    progress: Progress | None = None,
+) -> Loaded:
+    """As `import_parquet`, into a directory and without a model: one need not be here.
+
+    A new store is one of the embedder that made the file's vectors, with the model's name, the
+    language and the probe that the file has. A file that cannot be loaded makes no store.
+
+    Args:
+        file: As in `import_parquet`.
+        store: A store's directory; made if there is none.
+        language: Of a new store; None: the file's.
+        progress: As in `import_parquet`.
+
+    Raises:
+        ConfigError: The extra ``parquet`` is not installed; or the store has another language.
+        FingerprintError: As in `import_parquet`.
+        InvalidInputError: As in `import_parquet`.
+        StoreError: As in `import_parquet`; or the store has to be repaired first, or is open in
+            this process: `import_parquet` takes it as it is.
+    """
+    path = store_path(Path(store))
+    with ParquetReader(store_path(Path(file))) as source:
+        about, held = source.about, read_store_json(path)
+        if held is not None and not held.ready:
+            held = None  # its making was cut short, and begins anew
+        if held is not None:
+            check_kind(source, held.fingerprint, path)
+        check_file(source, None if held is None else held.dimension)
+        if held is None:
+            language = language or about.language or None
+        with HybridStore(path, _MadeElsewhere(about, path), language=language) as opened:
+            done = _write(source, opened, progress)
+            return Loaded(done, opened.count(), about.fingerprint, about.model)
+
+
+class _MadeElsewhere:
+    """Stands for the embedder that made a file's vectors, and embeds nothing."""
+
+    def __init__(self, about: About, path: Path) -> None:
+        self.fingerprint, self.model = about.fingerprint, about.model or None
+        self._path = path
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        msg = (
+            f"The store {self._path} needs vectors made anew, and loading a file opens no model. "
+            f"Repair it first: {check_command(self._path)}"
+        )
+        raise StoreError(msg)
+
+
+def _write(source: ParquetReader, store: HybridStore, progress: Progress | None) -> int:
+    """Store what is not there yet of a checked file; how many passages it has."""
+    fresh, done = store.count() == 0, 0
+    _check_probe(source, store, fresh)
+    for passages, vectors in source.batches():
+        wanted = list(range(len(passages)) if fresh else _changed(store, passages, vectors))
+        try:
+            if wanted:
+                store.upsert([passages[n] for n in wanted], vectors[wanted])
+        except StoreError as error:
+            msg = (
+                f"{error} {done} of the {source.rows} passages of {source.path} are in the "
+                "store for certain. Repeat the command: it goes on from there."
+            )
+            raise StoreError(msg) from error
+        done += len(passages)
+        if progress is not None:
+            progress(done, source.rows)
+    return done
+
+
+def _changed(
+    store: HybridStore, passages: Sequence[Passage], vectors: NDArray[np.float32]
+) -> Iterator[int]:
+    """The rows that the store has not, or with another text, metadata or vector."""
+    held = {passage.id: passage for passage in store.get([p.id for p in passages])}
+    rows = store.vectors(list(held))
+    for n, passage in enumerate(passages):
+        if (
+            passage.id not in held
+            or not same_content(passage, held[passage.id])
+            or not np.array_equal(rows.get(passage.id, ()), vectors[n])
+        ):
+            yield n
+
+
+def _check_probe(source: ParquetReader, store: HybridStore, empty: bool) -> None:
+    """Models whose fingerprints say too little made the same of one fixed text.
+
+    Raises:
+        FingerprintError: They did not, or one of them is not known.
+    """
+    told, known = source.about.probe, store.probe
+    if known is None:
+        known = getattr(store.embedder, "probe", None)
+    if told is None and known is None:
+        return
+    if told is not None and known is None and empty:
+        store.record_probe(np.asarray(told, np.float32))
+        return
+    both = f"The vectors of {source.path} and of {store.path} are of {store.fingerprint!r}"
+    if told is None or known is None:
+        which, step = (
+            (source.path, "Export it anew from a store that its embeddings have opened.")
+            if told is None
+            else (store.path, "Open that store once with its embeddings, which records it.")
+        )
+        msg = (
+            f"{both}, which does not say enough, and {which} has no probe (what those embeddings "
+            f"make of one fixed text) to compare. {step}"
+        )
+        raise FingerprintError(msg)
+    cosine = cosine_of(np.asarray(told, np.float32), np.asarray(known, np.float32))
+    if cosine < SAME_KIND:
+        msg = (
+            f"{both}, but one text has a cosine of {cosine:.3f} between them, and {SAME_KIND} is "
+            "needed: they cannot be mixed. Load the file into another store."
+        )
+        raise FingerprintError(msg)
 
 
 def check_kind(source: ParquetReader, fingerprint: str, where: object) -> None:
@@ -136,7 +262,8 @@ def check_kind(source: ParquetReader, fingerprint: str, where: object) -> None:
         theirs = named(source.about.model or None, source.about.fingerprint)
         msg = (
             f"The vectors of {source.path} were made with {theirs}, those of {where} with "
-            f"{fingerprint!r}: they cannot be mixed. Give that model (--model), and a store of it."
+            f"{fingerprint!r}: they cannot be mixed. Load the file into another store: tars-rag "
+            f"index --from-parquet {shlex.quote(str(source.path))} --store NEW"
         )
         raise FingerprintError(msg)
 
