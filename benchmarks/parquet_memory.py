@@ -2,8 +2,8 @@
 
     python benchmarks/parquet_memory.py --rows 20000 60000
 
-Random vectors of 384 numbers, texts of 40 words. Each step is a process of its own: its peak resident memory
-is told, apart from that of the process in which it runs Chroma.
+Random vectors of 384 numbers, texts of 40 words. Each step is a process of its own: its peak
+resident memory is told, apart from that of the process in which it runs Chroma.
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ def write(path: Path, rows: int) -> None:
             numbers = range(start, min(start + BATCH, rows))
             vectors = rng.standard_normal((len(numbers), DIMENSION)).astype(np.float32)
             texts = [" ".join(rng.choice(words, 40)) for _ in numbers]
-            made = [Passage(f"p{n}", text, {"n": n}) for n, text in zip(numbers, texts)]
+            made = [
+                Passage(f"p{n}", text, {"n": n}) for n, text in zip(numbers, texts, strict=True)
+            ]
             writer.write(made, vectors)
 
 

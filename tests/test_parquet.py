@@ -280,10 +280,13 @@ def command(*words: object) -> Any:
 def test_the_command_line_moves_a_store(store: HybridStore, tmp_path: Path) -> None:
     expected = everything(store)
     told = command("store", "export", store.path, tmp_path / "f", "--json")
+    assert told.exit_code == 0, told.output
     assert json.loads(told.stdout) == {"path": str(tmp_path / "f"), "passages": len(PASSAGES)}
     assert "303 passages" in command("store", "export", store.path, tmp_path / "f").stdout
     load = ("index", "--from-parquet", tmp_path / "f", "--store", tmp_path / "t")
-    told = json.loads(command(*load, "--json").stdout)
+    done = command(*load, "--json")
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout)
     assert (told["passages"], told["total"], told["fingerprint"]) == (303, 303, "hash:32")
     assert "303 passages loaded, made with hash:32" in command(*load).stdout
     with HybridStore(tmp_path / "t", HashEmbedder()) as other:

@@ -144,7 +144,12 @@ def _check_alone(context: typer.Context) -> None:
     for parameter in context.command.params:
         source = context.get_parameter_source(parameter.name or "")
         given = source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP")
-        if given and parameter.name not in ("from_parquet", "store", "language", "json"):
+        empty = context.params.get(parameter.name or "") in (None, (), [])
+        if (
+            given
+            and not empty
+            and parameter.name not in ("from_parquet", "store", "language", "json")
+        ):
             name = parameter.opts[0] if parameter.opts[0].startswith("-") else "PATH"
             msg = f"{name} is not for a file whose passages are ready. Leave it out."
             raise typer.BadParameter(msg, param_hint="--from-parquet")

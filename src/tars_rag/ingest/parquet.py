@@ -155,6 +155,8 @@ class ParquetReader:
             InvalidInputError: The file is damaged, or a row is no passage; the message says which.
         """
         done = 0
+        if not self.rows:  # pyarrow 18 raises where there is no row group
+            return
         with self._translated():
             for batch in self._file.iter_batches(_ROWS, columns=self._names, use_threads=False):
                 passages = self._passages(batch, done)
