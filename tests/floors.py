@@ -10,7 +10,7 @@ from importlib import metadata
 
 from packaging.requirements import Requirement
 
-OURS = ("", "langchain", "llama-index", "openvino", "documents", "watch", "server")
+OURS = ("", "langchain", "llama-index", "openvino", "documents", "watch", "parquet", "server")
 
 
 def untested() -> list[str]:

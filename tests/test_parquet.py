@@ -164,7 +164,18 @@ def test_vectors_of_another_kind_are_refused(store: HybridStore, tmp_path: Path)
 
 
 @slow
+def test_a_text_that_is_no_utf_8_is_refused(tmp_path: Path) -> None:
+    raw = pa.array([b"x", b"\xff", b"z"], pa.binary())
+    text = pa.StringArray.from_buffers(3, *raw.buffers()[1:])
+    pq.write_table(table(text=text), tmp_path / "f")
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        load_parquet(tmp_path / "f", tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@slow
 def test_damage_is_an_error(store: HybridStore, tmp_path: Path) -> None:
+    expected, refused = everything(store), 0
     export_parquet(store.local_path, tmp_path / "f")
     whole = (tmp_path / "f").read_bytes()
     with HybridStore(tmp_path / "t", HashEmbedder()) as other:
@@ -176,9 +187,15 @@ def test_damage_is_an_error(store: HybridStore, tmp_path: Path) -> None:
             flipped = bytearray(whole)
             flipped[place] ^= 16
             (tmp_path / "f").write_bytes(flipped)
-            with pytest.raises(InvalidInputError, match="cannot be loaded"):
+            try:
                 import_parquet(tmp_path / "f", other)
-        assert other.count() == 0
+            except InvalidInputError:
+                refused += 1
+                assert other.count() == 0
+            else:  # a bit of a page's header that nothing depends on
+                assert everything(other) == expected
+                other.clear()
+        assert refused > 0
 
 
 @slow
@@ -317,19 +334,18 @@ def killed(what: str, source: Path, target: Path, steps: int) -> None:
 
 @slow
 def test_killed_at_any_step_it_is_repeated(tmp_path: Path) -> None:
-    count = 5000
+    count = 2500
     rows = np.random.default_rng(3).standard_normal((count, 8)).astype(np.float32)
     made = [Passage(f"p{n}", f"text {n}", {"n": n}) for n in range(count)]
     source, file = tmp_path / "s", tmp_path / "f"
     with HybridStore(source, HashEmbedder(8)) as store:
         store.upsert(made, rows)
         held = everything(store)
-    for steps in (1, 0, 2):
+    for steps in (0, 1):
         before = file.read_bytes() if file.exists() else None
         killed("export", source, file, steps)
-        if before is None and not file.exists():
-            continue
-        assert file.read_bytes() == before or pq.read_table(file).num_rows == count
+        now = file.read_bytes() if file.exists() else None
+        assert now == before or pq.read_table(file).num_rows == count
     assert export_parquet(source, file) == count
     assert {path.name for path in tmp_path.iterdir()} == {"s", "f"}
     for steps in (0, 1, 2):

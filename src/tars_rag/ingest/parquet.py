@@ -253,7 +253,7 @@ class ParquetReader:
 
         try:
             yield
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError, UnicodeDecodeError) as error:
             self._refuse(f"it cannot be read: {error}", error)
 
     def _refuse(self, problem: str, cause: BaseException | None = None) -> NoReturn:
