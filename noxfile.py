@@ -144,6 +144,13 @@ def parity(session: nox.Session) -> None:
     session.run("pytest", *files, *session.posargs)
 
 
+@nox.session(venv_backend="venv")
+def docs(session: nox.Session) -> None:
+    """The pages as a site in build/site, strictly: a link that leads nowhere is an error."""
+    session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs"))
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
 @nox.session(python=False)
 def coverage(session: nox.Session) -> None:
     """What the sessions with `-- --cover` ran, together, against the share of pyproject.toml."""

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import typer
+import yaml
 
 from tars_rag import Embedder
 from tars_rag.cli import app
@@ -164,6 +165,17 @@ def test_shell_runs(page: str, place: Path) -> None:
                 command, env=os.environ | {"PATH": path}, capture_output=True, text=True
             )
             assert done.returncode == 0, f"{block.code}\n{done.stdout}{done.stderr}"
+
+
+def test_the_site_has_every_page_of_docs() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
+    named = [page for item in nav for entry in item.values() for page in leaves(entry)]
+    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def leaves(entry: str | list[dict[str, str]]) -> list[str]:
+    """The pages of an entry of the site's navigation."""
+    return [entry] if isinstance(entry, str) else [page for one in entry for page in one.values()]
 
 
 def messages() -> set[str]:
