@@ -112,6 +112,9 @@ class StoreLock:
             now = "another store is there now"
         except OSError:
             now = "it is not there any more"
+        if self.descriptor < 0:  # closed by another thread, meanwhile: nothing was moved
+            msg = f"The store {self.path.parent} is closed. Open it again."
+            raise StoreError(msg)
         msg = (
             f"The directory {self.path.parent} was renamed, removed or replaced while the store "
             f"was open: {now}. Nothing was read or written there. Close this object, and open the "
