@@ -85,11 +85,12 @@ def meanwhile(work: Callable[[], T]) -> Iterator[Work[T]]:
 def _start(thread: threading.Thread) -> None:
     """Start it, and let through what a signal raises meanwhile.
 
-    The standard library waits for the start at a condition, which may fail over such an exception.
+    The standard library waits for the start at a condition, which may fail over such an exception,
+    and takes back what it noted of the thread, which a thread that runs has done itself.
     """
     try:
         thread.start()
-    except RuntimeError as error:
+    except (KeyError, RuntimeError) as error:
         if error.__context__ is not None:
             raise error.__context__ from None
         raise  # no thread can be had
