@@ -30,7 +30,7 @@ from tars_rag.retrieval.storage.layout import (
     prepare_directory,
     read_probe_file,
 )
-from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock
+from tars_rag.retrieval.storage.lock import ReadWriteLock, StoreLock, closed
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
 from tars_rag.retrieval.storage.recovery import Recovery
@@ -335,8 +335,7 @@ class StoreDirectory:
     def check_usable(self) -> None:
         """Raise a `StoreError` if the store is closed, or was opened by another process."""
         if self._closed:
-            msg = f"The store {self.path} is closed. Open it again."
-            raise StoreError(msg)
+            raise closed(self.path)
         if os.getpid() != self._pid:
             msg = (
                 f"The store {self.path} was opened by process {self._pid} and does not survive a "
