@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 import nox
+import nox.command
 
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 BIN = Path(sys.executable).parent
@@ -42,7 +43,23 @@ def measured(session: nox.Session, *arguments: str, **env: str) -> None:
     posargs = [word for word in session.posargs if word != "--cover"]
     cover = {name: str(Path(value).resolve()) for name, value in COVERAGE.items()}
     env |= cover if len(posargs) < len(session.posargs) else {}
-    here(session, "pytest", *arguments, *posargs, **env)
+    tried(session, str(BIN / "pytest"), *arguments, *posargs, env=env)
+
+
+def tried(session: nox.Session, *pytest: str, env: dict[str, str] | None = None) -> None:
+    """Run pytest; in CI what failed is run once more, alone. Both runs stay in the log.
+
+    A machine that others use, too, may stall a test for seconds. What fails twice is a failure, and
+    so is whatever fails among the crash tests: they look for what happens once in a thousand times.
+    """
+    try:
+        session.run(*pytest, env=env, external=True)
+    except nox.command.CommandFailed:
+        if "CI" not in os.environ or "crash" in pytest:
+            raise
+        session.warn("What failed is run again. If it passes now, it depends on the machine.")
+        again = ("-n", "0", "--last-failed", "--last-failed-no-failures", "none")
+        session.run(*pytest, *again, env=env, external=True)
 
 
 def install(session: nox.Session, *resolution: str) -> None:
@@ -89,7 +106,7 @@ def tests(session: nox.Session) -> None:
 def fast(session: nox.Session) -> None:
     """The fast tests in an environment of each interpreter (`-p 3.12` for one)."""
     install(session)
-    session.run("pytest", "-n", "2", *session.posargs)
+    tried(session, "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0], venv_backend="venv")
@@ -97,7 +114,7 @@ def lowest(session: nox.Session) -> None:
     """The fast tests with the lowest version of every dependency that pyproject.toml allows."""
     install(session, "--resolution", "lowest-direct")
     session.run("python", "tests/floors.py")
-    session.run("pytest", "-n", "2", *session.posargs)
+    tried(session, "pytest", "-n", "2", *session.posargs)
 
 
 @nox.session(python=False)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import random
-import statistics
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
 from common import notes, passages
+from peers_common import ratio, turns
 from tars_rag import Embedder
 from tars_rag.models import batching
 
@@ -38,20 +37,9 @@ def run(embedder: Embedder, texts: list[str], tokens: int, padding: int, threads
 
 def compared(title: str, calls: Mapping[str, Callable[[], None]], seconds: float) -> None:
     """Times as fast as the first call, medians over rounds; all take turns."""
-    for call in calls.values():
-        call()
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or not all(times.values()):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+    times = turns(calls, seconds, most_rounds=100)
     first = next(iter(times.values()))
-    told = [
-        f"{name} {statistics.median(a / b for a, b in zip(first, its, strict=True)):.2f}"
-        for name, its in times.items()
-    ]
+    told = [f"{name} {ratio(first, its):.2f}" for name, its in times.items()]
     print(f"{title}: {', '.join(told)} ({len(first)} rounds)", flush=True)
 
 
@@ -79,10 +67,10 @@ def main() -> None:
         compared(f"{name}, {len(texts)} passages", calls, share)
         for kind, some in mixed.items():
             calls = {
-                f"padding {'any' if most == NO_LIMIT else most}": partial(
-                    one, some, batching.TOKENS_PER_BATCH, most, threads
+                f"padding {'any' if limit == NO_LIMIT else limit}": partial(
+                    one, some, batching.TOKENS_PER_BATCH, limit, threads
                 )
-                for most in (NO_LIMIT, 0, least, 2 * least, 4 * least)
+                for limit in (NO_LIMIT, 0, least, 2 * least, 4 * least)
             }
             compared(f"{name}, {kind}", calls, share)
 

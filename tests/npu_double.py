@@ -63,6 +63,12 @@ class FakeContext:
         self.closed += 1
 
 
+def _crash_at_depth(frames: int) -> None:
+    if frames:
+        _crash_at_depth(frames - 1)
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
 class ChildSession:
     """What a child process runs in the tests: the first token says what to do."""
 
@@ -91,6 +97,9 @@ class ChildSession:
         if token == 14:
             print("E RKNN: failed to submit!", flush=True)
             os._exit(3)
+        if token == 17:
+            print("E RKNN: failed to submit!", flush=True)
+            _crash_at_depth(40)
         if token == 15:
             os.write(2, b"x" * (2 << 20))
         size = float(os.fstat(2).st_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -41,6 +42,16 @@ def test_a_segmentation_fault_is_an_error_with_a_name() -> None:
         session.run(feed(11))
     with pytest.raises(DeviceError, match="SIGSEGV"):
         session.run(feed(7))
+    session.close()
+
+
+def test_what_a_crash_was_is_told_however_long_its_frames_are() -> None:
+    session = open_session()
+    with pytest.raises(DeviceError) as failure:
+        session.run(feed(17))
+    said = str(failure.value)
+    assert re.search(r"failed to submit!.*Fatal Python error: Segmentation fault", said), said
+    assert len(said) < 2500
     session.close()
 
 

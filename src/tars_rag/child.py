@@ -42,6 +42,7 @@ _BOOT_FOREIGN: Final = (
 )
 _LOG_LIMIT = 1 << 20
 _LAST_WORDS = 800
+_LOG_READ = 64 << 10
 _NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
 Reply: TypeAlias = tuple[Any, Mapping[str, NDArray[Any]]]
 """The header and the arrays of an answer."""
@@ -196,8 +197,16 @@ class Child:
         if self._log.closed:
             return ""
         size = self._log.seek(0, os.SEEK_END)
-        self._log.seek(max(0, size - _LAST_WORDS))
-        words = " ".join(self._log.read().decode("utf-8", "replace").split())
+        self._log.seek(max(0, size - _LOG_READ))
+        said = self._log.read().decode("utf-8", "replace")
+        # A crash is told first of all and then by frames, as many as there are: what it was
+        # and what was said before it must not depend on how long the paths in them are.
+        before, fatal, frames = said.rpartition("Fatal Python error")
+        if fatal:
+            said = before[-_LAST_WORDS:] + (fatal + frames)[:_LAST_WORDS]
+        else:
+            said = said[-_LAST_WORDS:]
+        words = " ".join(said.split())
         return f"It said: {words}" if words else "It said nothing."
 
     def _release(self) -> None:

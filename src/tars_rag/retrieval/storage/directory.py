@@ -30,7 +30,7 @@ from tars_rag.retrieval.storage.layout import (
     read_probe_file,
 )
 from tars_rag.retrieval.storage.listener import Listener
-from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.lock import StoreLock, closed
 from tars_rag.retrieval.storage.readers_writer import ReadWriteLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
@@ -339,8 +339,7 @@ class StoreDirectory:
     def check_usable(self) -> None:
         """Raise a `StoreError` if the store is closed, or was opened by another process."""
         if self._closed:
-            msg = f"The store {self.path} is closed. Open it again."
-            raise StoreError(msg)
+            raise closed(self.path)
         if os.getpid() != self._pid:
             msg = (
                 f"The store {self.path} was opened by process {self._pid} and does not survive a "

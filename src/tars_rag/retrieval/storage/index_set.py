@@ -29,7 +29,7 @@ from tars_rag.retrieval.meanwhile import meanwhile
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, JOURNAL, LEXICAL, SEAL
-from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.lock import StoreLock, closed
 from tars_rag.retrieval.storage.opening import open_vectors
 from tars_rag.retrieval.storage.state import (
     UNKNOWN,
@@ -91,7 +91,7 @@ class IndexSet:
     def vectors(self) -> VectorIndex:
         """Chroma: texts, metadata and vectors."""
         if self._vectors is None:
-            raise StoreError(self._closed())
+            raise closed(self.path)
         return self._vectors
 
     @property
@@ -106,14 +106,14 @@ class IndexSet:
     def exact(self) -> ExactIndex:
         """What is nearest."""
         if self._exact is None:
-            raise StoreError(self._closed())
+            raise closed(self.path)
         return self._exact
 
     @property
     def lexical(self) -> LexicalIndex:
         """BM25."""
         if self._lexical is None:
-            raise StoreError(self._closed())
+            raise closed(self.path)
         return self._lexical
 
     @property
@@ -322,9 +322,6 @@ class IndexSet:
             collection=vectors.name, dimension=vectors.dimension(), reembedding=None, **changes
         )
         self._vectors = vectors
-
-    def _closed(self) -> str:
-        return f"The store {self.path} is closed. Open it again."
 
     def _unwritable(self, error: OSError) -> str:
         return (

@@ -43,6 +43,11 @@ class _MovedError(StoreError):
     """The directory is not there any more: no cause of it is looked for there."""
 
 
+def closed(store: Path) -> StoreError:
+    """What is said of a store that was closed, by every part of it."""
+    return StoreError(f"The store {store} is closed. Open it again.")
+
+
 class StoreLock:
     """An advisory lock on a file, shared or exclusive, released by the kernel when the holder dies.
 
@@ -132,8 +137,7 @@ class StoreLock:
         except OSError:
             now = "it is not there any more"
         if self.descriptor < 0:  # closed by another thread, meanwhile: nothing was moved
-            msg = f"The store {self.path.parent} is closed. Open it again."
-            raise StoreError(msg)
+            raise closed(self.path.parent)
         msg = (
             f"The directory {self.path.parent} was renamed, removed or replaced while the store "
             f"was open: {now}. Nothing was read or written there. Close this object, and open the "

@@ -27,6 +27,7 @@ from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.storage.change import Change
 from tars_rag.retrieval.storage.flusher import Flusher
 from tars_rag.retrieval.storage.index_set import IndexSet
+from tars_rag.retrieval.storage.lock import closed
 from tars_rag.retrieval.storage.tail import Held, Tail
 from tars_rag.retrieval.storage.write_ahead_log import WriteAheadLog
 
@@ -123,8 +124,7 @@ class RecentWrites:
             StoreError: The store was closed meanwhile.
         """
         if self._closed:
-            msg = f"The store {self._log.path.parent} is closed. Open it again."
-            raise StoreError(msg)
+            raise closed(self._log.path.parent)
         ticket = _Ticket(change)
         with self._mutex:
             self._queue.append(ticket)
