@@ -62,11 +62,11 @@ def tried(session: nox.Session, *pytest: str, env: dict[str, str] | None = None)
         session.run(*pytest, *again, env=env, external=True)
 
 
-def install(session: nox.Session, *resolution: str) -> None:
-    """Install the source and what its tests need into the session's environment, by uv."""
+def install(session: nox.Session, *resolution: str, extra: str = "test") -> None:
+    """Install the source and what an extra needs into the session's environment, by uv."""
     session.install("uv")  # pip has no lowest versions, and takes a minute longer
     python = str(Path(session.virtualenv.location) / "bin" / "python")
-    session.run("uv", "pip", "install", "-q", "--python", python, *resolution, "-e", ".[test]")
+    session.run("uv", "pip", "install", "-q", "--python", python, *resolution, "-e", f".[{extra}]")
 
 
 @nox.session(python=False)
@@ -160,6 +160,13 @@ def parity(session: nox.Session) -> None:
     session.install("-e", ".", "pytest", "pytest-timeout")
     files = ("--noconftest", "-o", "addopts=", "-m", "parity", "tests/test_parity.py")
     session.run("pytest", *files, *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def notebooks(session: nox.Session) -> None:
+    """The notebooks, from clean kernels; `-- 06` for one, `-- --write` keeps what they print."""
+    install(session, extra="notebooks")
+    session.run("python", "notebooks/run.py", "-n", "2", *session.posargs)
 
 
 @nox.session(venv_backend="venv")

@@ -170,7 +170,9 @@ def test_shell_runs(page: str, place: Path) -> None:
 def test_the_site_has_every_page_of_docs() -> None:
     nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"]
     named = [page for item in nav for entry in item.values() for page in leaves(entry)]
-    assert sorted(named) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    pages = [path.name for path in (ROOT / "docs").glob("*.md")]
+    pages += [f"notebooks/{path.stem}.md" for path in (ROOT / "notebooks").glob("*.ipynb")]
+    assert sorted(named) == sorted(pages)
 
 
 def leaves(entry: str | list[dict[str, str]]) -> list[str]:
