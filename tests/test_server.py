@@ -474,6 +474,7 @@ def test_stores_are_named_on_the_command_line(tmp_path: Path) -> None:
         (["--host", "0.0.0.0"], "--api-key-file"),
         (["--tls-cert", "cert.pem"], "go together"),
         (["--watch", "notes", "--read-only"], "does not go with"),
+        (["--root", "notes"], "--watch"),
     ],
 )
 def test_serve_refuses_before_anything_is_opened(options: list[str], message: str) -> None:

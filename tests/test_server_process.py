@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -261,3 +262,22 @@ def test_a_search_over_http_is_the_librarys(
     hits = [HitBody(**row).hit() for row in told["passages"]]
     assert [hit.passage for hit in hits] == [hit.passage for hit in own]
     near([hit.score for hit in hits], [hit.score for hit in own])
+
+
+def test_watched_files_are_named_from_the_root(environment: dict[str, str], tmp_path: Path) -> None:
+    pytest.importorskip("watchfiles")
+    notes = tmp_path / "notes"
+    (notes / "sub").mkdir(parents=True)
+    (notes / "sub" / "cat.txt").write_text("A cat sleeps.")
+    server = start(tmp_path / "s", environment, "--watch", str(notes), "--root", str(notes))
+    try:
+        end = time.monotonic() + 120
+        found: list[dict[str, Any]] = []
+        while not found and time.monotonic() < end:
+            time.sleep(0.1)
+            body = {"ids": ["sub/cat.txt#0"]}
+            told = httpx.post(f"{server.url}/v1/stores/notes/get", json=body).json()
+            found = told["passages"]
+        assert [one["metadata"]["source"] for one in found] == ["sub/cat.txt"]
+    finally:
+        server.stop()

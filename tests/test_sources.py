@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,9 @@ from typer.testing import CliRunner
 from tars_rag import Embedder, HybridStore, Passage, index
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
-from tars_rag.ingest.sources import matching, move, remove, sources_of
+from tars_rag.ingest.sources import matching, move, remove, root_of, sources_of
 from tars_rag.retrieval.neighbours import with_neighbours
+from tars_rag.retrieval.storage.layout import SOURCES
 
 pytest_plugins = ["tiny_models"]
 BODY = "\n\n".join(f"The {n} fan of the board is cooled by the river." for n in range(9))
@@ -162,3 +165,91 @@ def test_patterns_and_paths(notes: Path) -> None:
     assert len(matching(held, "*.md")) == 2
     assert matching(held, "x/*.pdf") == ["/x/a.pdf"]
     assert sources_of(notes) == {}
+
+
+def test_a_store_with_a_root_follows_its_directory(notes: Path, tmp_path: Path) -> None:
+    first = index(notes, "store", root=notes)
+    assert set(sources_of(tmp_path / "store")) == {"boards.md", "sub/cats.txt", "rows.jsonl"}
+    assert (first.indexed, first.failures) == (3, [])
+    moved = notes.rename(tmp_path / "moved")
+    again = index(moved, "store", root=moved, prune=True)
+    assert (again.indexed, again.unchanged, again.written, again.deleted) == (0, 3, 0, 0)
+    [cats] = json.loads(said("show", "sub/cats.txt#0", "--json"))
+    assert cats["metadata"]["source"] == "sub/cats.txt"
+    listed = json.loads(said("store", "ls", "--path", "moved/sub", "--json"))
+    assert [one["source"] for one in listed] == ["sub/cats.txt"]
+    (moved / "sub" / "cats.txt").rename(moved / "cats.txt")
+    said("store", "mv", "moved/sub/cats.txt", "moved/cats.txt")
+    last = index(moved, "store", prune=True)  # the root is known
+    assert (last.written, last.deleted, last.vanished) == (0, 0, [])
+    assert set(sources_of(tmp_path / "store")) == {"boards.md", "cats.txt", "rows.jsonl"}
+    (moved / "boards.md").unlink()
+    assert index(moved, "store", prune=True).vanished == ["boards.md"]
+
+
+def test_what_lies_outside_the_root_has_its_whole_path(notes: Path, tmp_path: Path) -> None:
+    index(notes, "store", root=notes / "sub")
+    held = sources_of(tmp_path / "store")
+    assert set(held) == {str(notes / "boards.md"), str(notes / "rows.jsonl"), "cats.txt"}
+    with pytest.raises(InvalidInputError, match="which still has them"):
+        index(notes, "store", root=notes)
+    gone = (notes / "sub").rename(tmp_path / "elsewhere")
+    with pytest.raises(InvalidInputError, match="has none of them"):  # a slip, or an empty drive
+        index(notes, "store", root=notes, prune=True)
+    (notes / "cats.txt").write_text("Now there is one of that name.")
+    with pytest.raises(InvalidInputError, match=r"store rm .*boards\.md"):
+        index(notes, "store", root=notes)
+    assert sources_of(tmp_path / "store") == held
+    assert index(gone, "store", root=gone).unchanged == 1
+
+
+def test_a_store_without_a_root_stays_without(notes: Path, tmp_path: Path) -> None:
+    index(notes, "store")
+    held = sources_of(tmp_path / "store")
+    with pytest.raises(InvalidInputError, match="named by their whole paths"):
+        index(notes, "store", root=notes)
+    assert sources_of(tmp_path / "store") == held
+    assert index(notes, "store").unchanged == 3
+
+
+def test_a_root_that_is_none_is_told_before_a_store_is_made(notes: Path, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    for wrong in ("nowhere", notes / "boards.md", "~nobody/x", "loop"):
+        with pytest.raises(InvalidInputError, match="root"):
+            index(notes, "store", root=wrong)
+        result = CliRunner().invoke(app, ["index", str(notes), "--root", str(wrong)])
+        assert result.exit_code == 1
+        assert "The root" in result.stderr
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_command_names_sources_from_the_root_and_says_when_it_is_gone(
+    notes: Path, tmp_path: Path
+) -> None:
+    said("index", notes, "--root", notes)
+    assert json.loads(said("store", "info", "--json"))["root"] == str(notes)
+    assert "boards.md" in said("query", "fan", "-k", 1)
+    found = json.loads(said("query", "cat", "--path", "sub", "--json"))["passages"]  # as listed
+    assert [one["id"] for one in found] == ["sub/cats.txt#0"]
+    said("store", "backup", "file")
+    said("store", "restore", "file", "--store", "again")
+    assert json.loads(said("store", "info", "again", "--json"))["root"] == str(notes)
+    notes.rename(tmp_path / "moved")
+    (tmp_path / "other.txt").write_text("A piano.")
+    result = CliRunner().invoke(app, ["index", "other.txt"])
+    assert result.exit_code == 0
+    assert "--root DIR" in result.stderr
+    assert "is gone" in said("store", "info")
+    assert "0 files indexed, 3 unchanged" in said("index", "moved", "--root", "moved")
+
+
+def test_a_record_of_before_is_read_and_not_written(notes: Path, tmp_path: Path) -> None:
+    index(notes, "store")
+    record = tmp_path / "store" / SOURCES
+    with contextlib.closing(sqlite3.connect(record)) as opened:
+        opened.execute("DROP TABLE roots")
+        opened.commit()
+    before = record.read_bytes()
+    assert root_of(tmp_path / "store").directory is None
+    assert len(sources_of(tmp_path / "store")) == 3
+    assert record.read_bytes() == before

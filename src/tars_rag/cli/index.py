@@ -46,6 +46,12 @@ def index(
     overlap: Annotated[
         int, typer.Option(min=0, help="Tokens that a chunk repeats from the one before.")
     ] = 32,
+    root: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Name files as seen from here; if it was moved, where it is now."
+        ),
+    ] = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Delete the passages of files that are gone.")
     ] = False,
@@ -90,10 +96,12 @@ def index(
         msg = "Give files or directories to index, or --from-parquet FILE."
         raise typer.BadParameter(msg, param_hint="PATH...")
     from tars_rag.ingest.documents import Limits
+    from tars_rag.ingest.root import Root
     from tars_rag.ingest.run import ingest, nothing_to_ingest
     from tars_rag.ingest.watch import check_watching
 
     left_out = exclude or []
+    seen_from = None if root is None else Root.at(root)
     limits = Limits(max_file_mb, max_pages, max_seconds, ocr=ocr)
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     if watch:
@@ -118,6 +126,7 @@ def index(
                     opened,
                     paths,
                     splitter,
+                    root=seen_from,
                     prune=prune,
                     exclude=left_out,
                     limits=limits,
@@ -135,8 +144,18 @@ def index(
             return
         report = run(prune)
     _explain(report, prune)
+    _tell_of_root(store)
     if report.failures:
         raise typer.Exit(1)
+
+
+def _tell_of_root(store: Path) -> None:
+    """Say that the directory is gone that sources are named from: they are not found below it."""
+    from tars_rag.ingest.sources import root_of
+
+    root = root_of(store.expanduser()).directory
+    if root is not None and not root.exists():
+        say(f"The store's root {root} is gone. If it was moved: --root DIR, where it is now.")
 
 
 def _check_alone(context: typer.Context) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from rich.text import Text
@@ -60,11 +60,12 @@ def place_of(passage: Passage | ScoredPassage) -> str:
     return "  ".join(part for part in parts if part)
 
 
-def _linked(passage: ScoredPassage) -> Text:
+def _linked(passage: ScoredPassage, root: Path | None) -> Text:
     """The id; on a terminal a link to the file, at the page where there are pages."""
     text = Text(passage.id)
     source = passage.metadata.get("source")
-    if out.is_terminal and isinstance(source, str) and PurePath(source).is_absolute():
+    source = root / source if root is not None and isinstance(source, str) else source
+    if out.is_terminal and isinstance(source, str | Path) and PurePath(source).is_absolute():
         page = passage.metadata.get("page")
         text.stylize(f"link {PurePath(source).as_uri()}{f'#page={page}' if page else ''}")
     return text
@@ -75,6 +76,7 @@ def show_passages(
     query: str,
     language: str,
     around: Mapping[str, Sequence[Passage]] | None = None,
+    root: Path | None = None,
 ) -> None:
     """Print rank, score, id, heading, and the part of the text with most words of the query.
 
@@ -85,13 +87,14 @@ def show_passages(
         query: What was asked.
         language: Of the store.
         around: Id -> a passage with its neighbours, which are then shown whole.
+        root: From where their sources are named, if not by whole paths.
     """
     if not passages:
         show("Nothing was found.")
     question = Question(query, language)
     for rank, passage in enumerate(passages, 1):
         score = (f"{passage.score:.3f}  ", "cyan")
-        head = Text.assemble((f"{rank}. ", "bold"), score, _linked(passage))
+        head = Text.assemble((f"{rank}. ", "bold"), score, _linked(passage, root))
         heading = passage.metadata.get("heading") or passage.metadata.get("title")
         if place := place_of(passage):
             head.append(f"  {place}", style="italic")

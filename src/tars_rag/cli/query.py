@@ -11,6 +11,7 @@ from rich.table import Table
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, say, show
 from tars_rag.cli.passages import show_passages
+from tars_rag.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -97,7 +98,8 @@ def query(
     if json:
         print_json(_as_json(text, settings.rag_strategy, answer, around))
         return
-    show_passages(answer.passages, text, answer.language, around)
+    root = _root(store, answer.passages)
+    show_passages(answer.passages, text, answer.language, around, root)
     missing = not answer.reranked and rerank is None and settings.rerank_model
     show(steps_line(answer.steps) + ("; not reranked" if missing else ""), style="dim")
 
@@ -137,12 +139,25 @@ def _within(
     """The filter, and only sources that a path or pattern names."""
     if not paths:
         return where
-    from tars_rag.ingest.sources import matching, sources_of
+    from tars_rag.ingest.sources import matching, root_of, sources_of
 
-    sources = sources_of(store)
-    named = sorted({one for path in paths for one in matching(sources, path)})
+    sources, root = sources_of(store), root_of(store)
+    named = sorted({one for path in paths for one in matching(sources, path, root)})
     inside: dict[str, Any] = {"source": {"$in": named}}
     return inside if where is None else {"$and": [where, inside]}
+
+
+def _root(store: Path, passages: Sequence[ScoredPassage]) -> Path | None:
+    """From where the sources of passages are named, if not by their whole paths."""
+    from tars_rag.ingest.sources import root_of
+
+    sources = [str(one.metadata.get("source", "/")) for one in passages]
+    if all(one.startswith("/") for one in sources):
+        return None
+    try:
+        return root_of(store).directory
+    except StoreError:  # the passages were found all the same; only links to files are lost
+        return None
 
 
 def _copies(passages: Sequence[ScoredPassage]) -> dict[str, list[str]]:

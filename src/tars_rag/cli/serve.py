@@ -53,6 +53,12 @@ def serve(
         list[str] | None,
         typer.Option(metavar="[NAME=]PATH", help="Keep a store current with files; repeatable."),
     ] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[NAME=]DIR", help="With --watch: name files as seen from here; repeatable."
+        ),
+    ] = None,
     read_only: ReadOnlyOption = False,
     rerank: resources.RerankOption = None,
     model: resources.ModelOption = None,
@@ -78,12 +84,15 @@ def serve(
     if watch and read_only:
         msg = "--watch writes, so it does not go with --read-only. Leave one of them out."
         raise ConfigError(msg)
+    if root and not watch:
+        msg = "--root is for the files that --watch follows. Give --watch, too, or leave it out."
+        raise ConfigError(msg)
     with _service(store, read_only, rerank, model, device, engine, precision, language) as service:
         hosts = Hosts([host, *(allow_host or [])])
         app = application(service, keys, hosts)
         scheme = "https" if tls_cert else "http"
         say(f"{', '.join(service.stores) or 'no store'} at {scheme}://{host}:{port}")
-        with _watching(service, watch or []):
+        with _watching(service, watch or [], root or []):
             run(app, host, port, tls_cert=tls_cert, tls_key=tls_key)
 
 
@@ -167,10 +176,11 @@ def stores_by_name(given: list[str]) -> dict[str, Path]:
 
 
 @contextlib.contextmanager
-def _watching(service: Service, given: list[str]) -> Iterator[None]:
+def _watching(service: Service, given: list[str], roots: list[str]) -> Iterator[None]:
     """Keep stores current with files meanwhile, each in a thread."""
     stop, threads = threading.Event(), []
-    for name, paths in _watched(service, given).items():
+    _settle(service, roots)
+    for name, paths in _by_store(service, "--watch", given).items():
         from tars_rag.ingest.watch import check_watching
 
         check_watching()
@@ -186,14 +196,28 @@ def _watching(service: Service, given: list[str]) -> Iterator[None]:
             thread.join()
 
 
-def _watched(service: Service, given: list[str]) -> dict[str, list[Path]]:
+def _settle(service: Service, given: list[str]) -> None:
+    """Record the roots of stores, which every run over their files goes by."""
+    from tars_rag.ingest.ledger import Ledger
+    from tars_rag.ingest.root import Root
+
+    for name, directories in _by_store(service, "--root", given).items():
+        if len(directories) > 1:
+            msg = f"--root: the store {name} has one root, not {len(directories)}."
+            raise ConfigError(msg)
+        with Ledger(service.stores[name].local_path) as ledger:
+            ledger.settle(Root.at(directories[0]))
+
+
+def _by_store(service: Service, option: str, given: list[str]) -> dict[str, list[Path]]:
+    """Take apart ``[NAME=]PATH``; without a name it is that of the only store."""
     found: dict[str, list[Path]] = {}
     for one in given:
         name, mark, path = one.partition("=")
         if not mark and len(service.stores) == 1:
             name, path = next(iter(service.stores)), one
         if name not in service.stores or not path:
-            msg = f"--watch {one}: give NAME=PATH, NAME being that of a --store."
+            msg = f"{option} {one}: give NAME=PATH, NAME being that of a --store."
             raise ConfigError(msg)
         found.setdefault(name, []).append(Path(path))
     return found

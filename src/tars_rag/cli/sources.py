@@ -16,14 +16,14 @@ def info(
     json: resources.JsonOption = False,
 ) -> None:
     """Say what a store is: its model, language, passages, sources, size."""
-    from tars_rag.ingest.sources import size_on_disk, sources_of
+    from tars_rag.ingest.sources import root_of, size_on_disk, sources_of
     from tars_rag.retrieval.storage.store_json import read_store_json
 
     with resources.look_into(resources.which_store(directory, store)) as opened:
         passages, path = opened.count(), opened.local_path
         told = read_store_json(path)
     sources = sources_of(path)
-    size = size_on_disk(path)
+    root, size = root_of(path).directory, size_on_disk(path)
     facts = {
         "path": str(path),
         "model": None if told is None else told.model,
@@ -32,6 +32,7 @@ def info(
         "language": opened.language,
         "passages": passages,
         "sources": len(sources),
+        "root": None if root is None else str(root),
         "passages_of_sources": sum(sources.values()),
         "bytes": size,
         "created": None if told is None else told.created,
@@ -44,6 +45,9 @@ def info(
     others = passages - sum(sources.values())
     more = f"; {others} passages from elsewhere" if others > 0 else ""
     show(f"{len(sources)} files indexed, with {sum(sources.values())} passages{more}")
+    if root is not None:
+        gone = "" if root.exists() else ", which is gone; if it was moved: tars-rag index --root"
+        show(f"named from {root}{gone}")
 
 
 def ls(
@@ -55,10 +59,11 @@ def ls(
     json: resources.JsonOption = False,
 ) -> None:
     """List the files that were indexed, and how many passages each has."""
-    from tars_rag.ingest.sources import matching, sources_of
+    from tars_rag.ingest.sources import matching, root_of, sources_of
 
-    sources = sources_of(resources.require_store(resources.which_store(directory, store)))
-    chosen = sorted(sources if path is None else matching(sources, path))
+    held = resources.require_store(resources.which_store(directory, store))
+    sources = sources_of(held)
+    chosen = sorted(sources if path is None else matching(sources, path, root_of(held)))
     if json:
         print_json([{"source": one, "passages": sources[one]} for one in chosen])
         return

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.ingest.documents import Limits
+from tars_rag.ingest.root import Root
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
@@ -38,6 +39,7 @@ def index(
     *,
     chunk_tokens: int | None = None,
     overlap: int = 32,
+    root: PathLike | None = None,
     prune: bool = False,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
@@ -63,6 +65,8 @@ def index(
             is opened with the embedder that the environment describes, and closed at the end.
         chunk_tokens: Tokens in a chunk; None: all that the embedder reads.
         overlap: Tokens shared by neighbouring chunks.
+        root: A directory; sources below it are named as seen from it, so that it may move: then
+            give the new one. Only for a store without sources, or with a root. A store keeps it.
         prune: Delete the passages of files that are gone.
         exclude: What to leave out of directories, as in a .gitignore.
         limits: What a document (PDF, office, HTML, ...) may cost; None: `Limits()`.
@@ -75,12 +79,13 @@ def index(
         What was done: files indexed, unchanged, failed and vanished; passages written and deleted.
 
     Raises:
-        InvalidInputError: A path or the store is none, or the store's embedder has no tokenizer
-            here and no `splitter` is given.
+        InvalidInputError: A path, the root or the store is none, or the store's embedder has no
+            tokenizer here and no `splitter` is given; the root is not one for this store.
         ConfigError: `chunk_tokens` or `overlap` does not fit the embedder.
         StoreError: The store cannot be opened or written.
     """
     files = _paths(paths)
+    seen_from = None if root is None else Root.at(_paths(root)[0])
     with contextlib.ExitStack() as opened:
         if isinstance(store, str | os.PathLike):
             settings = Settings.from_env()
@@ -104,7 +109,14 @@ def index(
                 raise InvalidInputError(msg)
             cut = splitter or _splitter(target.embedder, chunk_tokens, overlap)
         return ingest(
-            target, files, cut, prune=prune, exclude=exclude, limits=limits, progress=progress
+            target,
+            files,
+            cut,
+            root=seen_from,
+            prune=prune,
+            exclude=exclude,
+            limits=limits,
+            progress=progress,
         )
 
 

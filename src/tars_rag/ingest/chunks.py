@@ -36,25 +36,28 @@ class Piece:
     problem: str | None = None
 
 
-def pieces(path: Path, splitter: Splitter, reader: DocumentReader) -> Iterator[Piece]:
+def pieces(
+    path: Path, splitter: Splitter, reader: DocumentReader, name: str | None = None
+) -> Iterator[Piece]:
     """The passages of a file in their order, and its problems.
 
-    A file of text and a document give ``<path>#<number>`` with metadata ``source``, ``chunk``,
+    A file of text and a document give ``<name>#<number>`` with metadata ``source``, ``chunk``,
     ``start`` and ``end`` (characters in the text), ``modified`` and, where there is one,
     ``title``, ``heading``, ``page`` and what front matter or document say of themselves. A JSONL
     row keeps its id (``id``, or ``_id`` as in BEIR's files), unless it is too long for the
-    embedder: then its chunks are ``<id>#<number>``.
+    embedder: then its chunks are ``<id>#<number>``. The name is the path where none is given.
     """
+    name = str(path) if name is None else name
     try:
         if format_of(path).kind == "records":
-            yield from _rows(path, splitter)
+            yield from _rows(path, name, splitter)
         else:
-            yield from _chunks(path, splitter, reader)
+            yield from _chunks(path, name, splitter, reader)
     except InvalidInputError as error:
         yield Piece(0, problem=str(error))
 
 
-def _chunks(path: Path, splitter: Splitter, reader: DocumentReader) -> Iterator[Piece]:
+def _chunks(path: Path, name: str, splitter: Splitter, reader: DocumentReader) -> Iterator[Piece]:
     form, begin = format_of(path), 0
     if form.kind == "document":
         document = reader.read(path, form)
@@ -68,13 +71,13 @@ def _chunks(path: Path, splitter: Splitter, reader: DocumentReader) -> Iterator[
     about = dict(document.about)
     if "title" not in about and (document.title or (chunks and chunks[0].heading)):
         about["title"] = document.title or chunks[0].heading.split(" > ")[0]
-    about |= {"source": str(path), "modified": _modified(path)}
+    about |= {"source": name, "modified": _modified(path)}
     starts = [start for start, _ in document.pages]
     for number, chunk in enumerate(chunks):
         metadata = {**about, "chunk": number, **_place(chunk)}
         if starts:
             metadata["page"] = document.pages[max(0, bisect_right(starts, chunk.start) - 1)][1]
-        yield Piece(chunk.start, check_passage(Passage(f"{path}#{number}", chunk.text, metadata)))
+        yield Piece(chunk.start, check_passage(Passage(f"{name}#{number}", chunk.text, metadata)))
 
 
 def _place(chunk: Chunk) -> dict[str, Any]:
@@ -96,13 +99,13 @@ def _modified(path: Path) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat().replace("+00:00", "Z")
 
 
-def _rows(path: Path, splitter: Splitter) -> Iterator[Piece]:
+def _rows(path: Path, name: str, splitter: Splitter) -> Iterator[Piece]:
     seen: dict[str, int] = {}
     for number, position, raw in read_lines(path):
         if not raw.strip():
             continue
         try:
-            passages = _cut(_row(path, number, raw), splitter)
+            passages = _cut(_row(name, number, raw), splitter)
             for passage in passages:
                 check_passage(passage)
                 if passage.id in seen:
@@ -128,12 +131,12 @@ def _cut(row: Passage, splitter: Splitter) -> list[Passage]:
     ]
 
 
-def _row(path: Path, number: int, raw: bytes) -> Passage:
+def _row(name: str, number: int, raw: bytes) -> Passage:
     row = json.loads(raw, parse_constant=_refuse)
     if not isinstance(row, dict):
         msg = f"a row is an object with id, text and metadata, not {type(row).__name__}"
         raise InvalidInputError(msg)
-    other = row.pop("_id", f"{path}:{number}") if "id" not in row else ""  # as BEIR names it
+    other = row.pop("_id", f"{name}:{number}") if "id" not in row else ""  # as BEIR names it
     key = row.pop("id", other)
     text, metadata = row.pop("text", None), row.pop("metadata", None) or {}
     if isinstance(key, int) and not isinstance(key, bool):
@@ -150,7 +153,7 @@ def _row(path: Path, number: int, raw: bytes) -> Passage:
     if doubled := row.keys() & metadata.keys():
         msg = f"{', '.join(sorted(doubled))} is given both beside 'metadata' and in it"
         raise InvalidInputError(msg)
-    passage = Passage(key, text, {"source": str(path), **row, **metadata})
+    passage = Passage(key, text, {"source": name, **row, **metadata})
     try:
         json.dumps([key, text, dict(passage.metadata)], ensure_ascii=False).encode()
     except UnicodeEncodeError:

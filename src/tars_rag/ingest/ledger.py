@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from types import TracebackType
 
-from tars_rag.errors import StoreError
+from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.ingest.root import Root
 from tars_rag.retrieval.storage.layout import SOURCES
 
 _ALIKE = 4  # passages with one digest that are looked at: some may be gone
@@ -26,6 +27,7 @@ CREATE TABLE IF NOT EXISTS sources(
 CREATE TABLE IF NOT EXISTS passages(
     id TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS roots(root TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS by_source ON passages(source);
 """
 _LATER = (("passages", "digest"), ("sources", "stamp"))  # columns that records of before lack
@@ -50,15 +52,22 @@ class Claim:
 class Ledger:
     """The record of indexed files, kept in the store's directory.
 
+    Args:
+        store: The directory.
+        reading: Leave the file as it is, which may be one that must not be written.
+
     Raises:
         StoreError: The record is damaged or cannot be written.
     """
 
-    def __init__(self, store: Path) -> None:
+    def __init__(self, store: Path, *, reading: bool = False) -> None:
         path = store / SOURCES
         try:
             # Autocommit: every statement is durable when it returns.
             self._db = sqlite3.connect(path, isolation_level=None)
+            if reading:
+                self._db.execute("SELECT COUNT(*) FROM sqlite_master")
+                return
             self._db.executescript(_SCHEMA)
             for table, name in _LATER:
                 columns = [row[1] for row in self._db.execute(f"PRAGMA table_info({table})")]
@@ -73,6 +82,56 @@ class Ledger:
                 f"To delete it: rm {shlex.quote(str(path))}"
             )
             raise StoreError(msg) from error
+
+    @property
+    def root(self) -> Root:
+        """From where sources are named; records of before, and those without one: whole paths."""
+        tables = self._db.execute("SELECT name FROM sqlite_master WHERE name = 'roots'")
+        if tables.fetchone() is None:
+            return Root()
+        row = self._db.execute("SELECT root FROM roots").fetchone()
+        return Root(None if row is None else Path(row[0]))
+
+    def settle(self, root: Root) -> None:
+        """Name sources from a directory, or record that the directory has moved.
+
+        Raises:
+            InvalidInputError: There are sources already that are named by their whole paths, or
+                from another directory that still has them, or this one has none of them, or has one
+                that is named by its whole path.
+        """
+        before, names = self.root, self.sources()
+        if before == root:
+            return
+        if names and before.directory is None:
+            msg = (
+                "The store's sources are named by their whole paths, and stay so: a root is given "
+                "when the first file is indexed. Index into a new store, with --root."
+            )
+            raise InvalidInputError(msg)
+        if before.holds_any(names):
+            msg = (
+                f"The store's sources are named from {before.directory}, which still has them. "
+                "Only a root that was moved may be given anew. To index: leave --root out."
+            )
+            raise InvalidInputError(msg)
+        if any(not Path(one).is_absolute() for one in names) and not root.holds_any(names):
+            msg = (
+                f"The store's sources are named from {before.directory}, and {root.directory} has "
+                "none of them. Give the directory that it was moved to: --root DIR"
+            )
+            raise InvalidInputError(msg)
+        whole = next((one for one in names if root.name(Path(one)) != one), None)
+        if whole is not None:
+            msg = (
+                f"{whole} is in the store by its whole path, and lies below {root.directory}. "
+                f"Remove it first, then index again: tars-rag store rm {shlex.quote(whole)}"
+            )
+            raise InvalidInputError(msg)
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.execute("DELETE FROM roots")
+            self._db.execute("INSERT INTO roots VALUES (?)", (str(root.directory),))
 
     def version(self, source: str) -> str | None:
         """What `finish` recorded for a file; None: never finished."""

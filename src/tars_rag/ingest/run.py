@@ -15,6 +15,7 @@ from tars_rag.ingest.chunks import Piece, pieces
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.root import Root
 from tars_rag.ingest.stamps import same_date, stamp_of, unchanged
 from tars_rag.ingest.vectors import Known, digest_of
 from tars_rag.progress import NamedProgress
@@ -78,6 +79,7 @@ def ingest(
     paths: Sequence[Path],
     splitter: Splitter,
     *,
+    root: Root | None = None,
     prune: bool = False,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
@@ -92,6 +94,8 @@ def ingest(
         store: An open, writable store.
         paths: Files and directories.
         splitter: Cuts long texts.
+        root: Sources below it are named as seen from it; given when the first file is indexed,
+            and again once that directory has moved. None: as the store has it.
         prune: Delete the passages of files that vanished.
         exclude: What to leave out of directories, as in a .gitignore.
         limits: What a document may cost.
@@ -107,6 +111,8 @@ def ingest(
     report.failures += sorted(found.failures.items())
     try:
         with Ledger(store.local_path) as ledger, DocumentReader(limits) as reader:
+            if root is not None:
+                ledger.settle(root)
             _Run(store, ledger, splitter, reader, report, progress or _quiet).files(found.files)
             _vanished(store, ledger, paths, report, prune)
             report.copies = ledger.copies()
@@ -139,11 +145,11 @@ def nothing_to_ingest(
     with DocumentReader(limits) as reader:
         for path in found.files:
             try:
-                source = _name(path)
+                source = _name(path, Root())
             except InvalidInputError as error:
                 report.failures.append((str(path), str(error)))
                 continue
-            for piece in pieces(path, splitter, reader):
+            for piece in pieces(path, splitter, reader, source):
                 if piece.problem is None:
                     return None
                 report.failures.append((source, piece.problem))
@@ -163,6 +169,7 @@ class _Run:
         progress: NamedProgress,
     ) -> None:
         self._store, self._ledger, self._splitter = store, ledger, splitter
+        self._root = ledger.root
         self._reader = reader
         self._report, self._progress = report, progress
         self._done = 0
@@ -175,7 +182,7 @@ class _Run:
         for path, size in zip(paths, sizes, strict=True):
             self._progress(path.name, self._done, total)
             try:
-                source = _name(path)
+                source = _name(path, self._root)
                 if self._is_as_it_was(path, source):
                     self._report.unchanged += 1
                 else:
@@ -206,7 +213,7 @@ class _Run:
             self._report.unchanged += 1
             return
         self._ledger.reopen(file.source)
-        for piece in pieces(path, self._splitter, self._reader):
+        for piece in pieces(path, self._splitter, self._reader, file.source):
             self._take(file, piece)
             if len(self._batch) >= _BATCH:
                 self._flush()
@@ -235,7 +242,7 @@ class _Run:
         claims: list[Claim] = []
         for file, passage in batch:
             owner = owners.setdefault(passage.id, file.source)
-            if owner != file.source and not _gone(Path(owner)):
+            if owner != file.source and not _gone(self._root.path(owner)):
                 file.problems.append(f"the id {passage.id!r} is already used by {owner}")
                 continue
             owners[passage.id] = file.source
@@ -269,8 +276,9 @@ def _vanished(
 ) -> None:
     # A path that is itself gone may be a drive that is not mounted: nothing below it is pruned.
     tops = [top for top in (path.expanduser().resolve() for path in paths) if not _gone(top)]
+    root = ledger.root
     for source in ledger.sources():
-        path = Path(source)
+        path = root.path(source)
         if not _gone(path) or not any(path.is_relative_to(top) for top in tops):
             continue
         report.vanished.append(source)
@@ -294,13 +302,13 @@ def _gone(path: Path) -> bool:
         return False
 
 
-def _name(path: Path) -> str:
+def _name(path: Path, root: Root) -> str:
     try:
         str(path).encode()
     except UnicodeEncodeError:
         msg = f"The name of {str(path)!a} is not UTF-8. Rename the file."
         raise InvalidInputError(msg) from None
-    return str(path)
+    return root.name(path)
 
 
 def _hash(path: Path) -> str:

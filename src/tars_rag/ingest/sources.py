@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tars_rag.errors import InvalidInputError
 from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.root import Root
 from tars_rag.ingest.vectors import digest_of
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.layout import SOURCES
@@ -27,45 +28,63 @@ def sources_of(store: Path) -> dict[str, int]:
     """The files of a store and how many passages each has; empty where none was indexed."""
     if not (store / SOURCES).exists():
         return {}
-    with Ledger(store) as ledger:
+    with Ledger(store, reading=True) as ledger:
         return ledger.counts()
+
+
+def root_of(store: Path) -> Root:
+    """From where the sources of a store are named."""
+    if not (store / SOURCES).exists():
+        return Root()
+    with Ledger(store, reading=True) as ledger:
+        return ledger.root
 
 
 def copies_in(store: Path) -> list[list[str]]:
     """Files of a store with the same content, two or more each."""
     if not (store / SOURCES).exists():
         return []
-    with Ledger(store) as ledger:
+    with Ledger(store, reading=True) as ledger:
         return ledger.copies()
 
 
-def matching(sources: dict[str, int], pattern: str) -> list[str]:
+def matching(sources: dict[str, int], pattern: str, root: Root | None = None) -> list[str]:
     """The sources that a path names: a file, what lies in a directory, or what a pattern fits.
 
     Args:
         sources: All of them.
-        pattern: A path, absolute or from here; or with ``*``, ``?``, ``[``: of the whole path or of
-            its end (``*.pdf``, ``notes/*.md``).
+        pattern: A path, absolute or from here; or a name as it is listed, of a file or directory
+            below the root; or with ``*``, ``?``, ``[``: of the whole path or of its end
+            (``*.pdf``, ``notes/*.md``). The first of these that fits.
+        root: From where they are named; None: by their whole paths.
 
     Raises:
         InvalidInputError: None fits.
     """
     top = str(Path(pattern).expanduser().resolve())
-    found = [one for one in sources if one in (pattern, top) or one.startswith(f"{top}/")]
+    root = root or Root()
+    places = {one: str(root.path(one)) for one in sources}
+    found = [one for one, place in places.items() if _is_below(place, top)]
+    if not found:
+        found = [one for one in sources if _is_below(one, pattern.rstrip("/") or pattern)]
     if not found and any(sign in pattern for sign in "*?["):
         ends = (pattern, f"*/{pattern}")
-        found = [one for one in sources if any(fnmatchcase(one, end) for end in ends)]
+        found = [one for one in sources if any(fnmatchcase(places[one], end) for end in ends)]
     if not found:
         msg = f"No source of the store is {pattern!r}. To see them: tars-rag store ls"
         raise InvalidInputError(msg)
     return found
 
 
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
 def remove(store: HybridStore, pattern: str) -> tuple[int, int]:
     """Delete the passages of sources; how many sources and passages that were."""
     deleted = 0
     with Ledger(store.local_path) as ledger:
-        chosen = matching(ledger.counts(), pattern)
+        chosen = matching(ledger.counts(), pattern, ledger.root)
         for source in chosen:
             for ids in batches(ledger.ids(source), _BATCH):
                 deleted += store.delete(ids=ids)
@@ -93,7 +112,11 @@ def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
     before, after = (str(Path(one).expanduser().resolve()) for one in (old, new))
     moved = 0
     with Ledger(store.local_path) as ledger:
-        names = {one: after + one[len(before) :] for one in matching(ledger.counts(), before)}
+        root = ledger.root
+        names = {
+            one: root.name(Path(after + str(root.path(one))[len(before) :]))
+            for one in matching(ledger.counts(), before, root)
+        }
         others = set(ledger.counts()) - names.keys()
         for name in sorted(others.intersection(names.values())):
             if ledger.version(name) is not None:  # without one, this was interrupted

@@ -20,6 +20,7 @@ from tars_rag.retrieval.storage.state import State, read_state
 _BATCH = 2048
 _TABLES = {
     *(("table", "sources"), ("table", "passages")),
+    ("table", "roots"),
     *(("index", "by_source"), ("index", "by_digest")),
 }
 

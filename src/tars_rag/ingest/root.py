@@ -1,0 +1,54 @@
+"""What sources are called: by their whole path, or as seen from a directory that may move."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tars_rag.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Root:
+    """Names of files and back.
+
+    Attributes:
+        directory: What lies below it is named as seen from it, with ``/``; the rest, and all where
+            it is None, by its whole path.
+    """
+
+    directory: Path | None = None
+
+    @classmethod
+    def at(cls, directory: Path) -> Root:
+        """The root that a user names.
+
+        Raises:
+            InvalidInputError: It is no directory.
+        """
+        try:
+            place = directory.expanduser().resolve()
+            there = place.is_dir()
+        except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, an unknown ~user
+            why = getattr(error, "strerror", None) or str(error)
+            msg = f"The root {directory} cannot be used: {why}. Give a directory that is there."
+            raise InvalidInputError(msg) from error
+        if not there:
+            msg = f"The root {directory} is no directory. Give the one that the files lie below."
+            raise InvalidInputError(msg)
+        return cls(place)
+
+    def name(self, path: Path) -> str:
+        """What the source at an absolute path is called."""
+        if self.directory is not None and path.is_relative_to(self.directory):
+            return path.relative_to(self.directory).as_posix()
+        return str(path)
+
+    def path(self, name: str) -> Path:
+        """Where the source of that name is."""
+        return Path(name) if self.directory is None else self.directory / name
+
+    def holds_any(self, names: list[str]) -> bool:
+        """Whether a file is there for one of the names that are seen from here."""
+        seen = (one for one in names if not Path(one).is_absolute())
+        return any(self.path(one).exists() for one in seen)
