@@ -90,8 +90,8 @@ def rooms(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def pages(session: nox.Session) -> None:
-    """Pages that are made by a script are current; `-- --write` makes them so."""
-    for name in ("cli_reference", "configuration_table", "filters_table"):
+    """Pages and pictures that are made by a script are current; `-- --write` makes them so."""
+    for name in ("cli_reference", "configuration_table", "filters_table", "pictures"):
         script = f"docs/{name}.py"
         here(session, "python", script, *(session.posargs or ["--check"]))
 
@@ -185,13 +185,16 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session(python=False)
 def wheel(session: nox.Session) -> None:
-    """The wheel alone, without the source: it imports, and the command answers."""
+    """The wheel alone, without the source: an index would take it, it imports and answers."""
     shutil.rmtree("dist", ignore_errors=True)
     here(session, "python", "-m", "build")
     [built] = Path("dist").resolve().glob("*.whl")
     with tempfile.TemporaryDirectory() as folder:
         here(session, "python", "-m", "venv", f"{folder}/venv")
         alone = f"{folder}/venv/bin"
+        session.run(f"{alone}/pip", "install", "-q", "twine", external=True)
+        built_files = map(str, Path("dist").resolve().iterdir())
+        session.run(f"{alone}/twine", "check", "--strict", *built_files, external=True)
         session.run(f"{alone}/pip", "install", "-q", str(built), external=True)
         with session.chdir(folder):
             names = "Embedder, HybridStore, Passage, Reranker, Settings, __version__"

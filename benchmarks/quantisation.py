@@ -305,31 +305,6 @@ def plot(_: argparse.Namespace) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {"svg.hashsalt": "tars-rag", "font.size": 9, "svg.fonttype": "none"}
-    lines = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
-    figure, axes = plt.subplots(figsize=(6.4, 3.6))
-    chosen = {
-        row["precision"]: row
-        for row in lines
-        if row["experiment"] == "rows"
-        and row["length"] == 128
-        and row["model"] == "all-MiniLM-L6-v2"
-        and row["evaluation"] == "bundled"
-    }
-    for name, row in chosen.items():
-        loss = max(1 - row["mean_cosine"], 1e-6)
-        axes.plot(row["mib"] + row["table_mib"], loss, "o", color="tab:blue")
-        place = (row["mib"] + row["table_mib"], loss)
-        below = -12 if name == "fp16" else 5
-        axes.annotate(name, place, xytext=(-8, below), textcoords="offset points")
-    axes.set(
-        yscale="log",
-        xlabel="MiB, word table included",
-        ylabel="1 - mean cosine to FP32",
-        title="all-MiniLM-L6-v2, length 128, 71 held-out texts (simulator)",
-    )
-    axes.grid(alpha=0.3)
-    save(figure, "quantisation-fidelity.svg")
-
     largest = activations()
     figure, panels = plt.subplots(1, 3, figsize=(9, 3), layout="constrained")
     for panel, (name, title) in zip(

@@ -34,11 +34,16 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """`](../benchmarks/x.py)` becomes a link to that file on the repository's main branch."""
+    """`](../benchmarks/x.py)` becomes a link to that file on the repository's main branch.
+
+    Without a repository's address (`repo_url`) the words of the link stay, and the link goes.
+    """
     if page.file.src_uri.startswith(f"{NOTEBOOKS}/"):
         return markdown
     markdown = re.sub(r"\]\(\.\./notebooks/([\w-]+)\.ipynb", r"](notebooks/\1.md", markdown)
-    return re.sub(r"\]\(\.\./", f"]({config['repo_url'].rstrip('/')}/blob/main/", markdown)
+    if address := config["repo_url"]:
+        return re.sub(r"\]\(\.\./", f"]({address.rstrip('/')}/blob/main/", markdown)
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
 
 
 def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import pytest
 import typer
 import yaml
+from nox.project import load_toml
 
 from tars_rag import Embedder
 from tars_rag.cli import app
@@ -28,7 +29,11 @@ pytest_plugins = ["tiny_models"]
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
     str(path.relative_to(ROOT)): path.read_text("utf-8")
-    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    for path in [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.mdx"),
+    ]
 }
 BLOCK = re.compile(
     r"(?ms)^(?:<!-- not run: (?P<why>[^\n]+?) -->\n)?```(?P<kind>\w*)\n(?P<code>.*?)^```$"
@@ -91,12 +96,30 @@ def test_commands_and_their_options_exist(page: str) -> None:
 
 
 def test_commands_work_before_there_is_a_release() -> None:
-    """RELEASING.md alone may install it by name: that is what it is about."""
-    texts = PAGES | {str(p): p.read_text("utf-8") for p in (ROOT / "notebooks").rglob("*.ipynb")}
+    """RELEASING.md and docs/listing may install it by name: they are about the release."""
+    texts = {page: text for page, text in PAGES.items() if not page.startswith("docs/listing/")}
+    texts |= {str(p): p.read_text("utf-8") for p in (ROOT / "notebooks").rglob("*.ipynb")}
     del texts["RELEASING.md"]
     named = r"(?:pip|uv|pipx|tool) (?:install|add|run) (?:-\S+ )*['\"\\]*tars-rag\b"
     found = [(page, match) for page, text in texts.items() for match in re.findall(named, text)]
     assert not found
+
+
+def test_the_readme_reads_well_on_an_index() -> None:
+    """What pyproject.toml makes of it has no link or picture that only a repository resolves."""
+    text = PAGES["README.md"]
+    hooks = load_toml(str(ROOT / "pyproject.toml"))["tool"]["hatch"]["metadata"]["hooks"]
+    for change in hooks["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(change["pattern"], change["replacement"], text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert "<!--" not in text
+    assert "docs/troubleshooting.md" in text  # the words stay
+
+
+def test_pictures_are_what_their_tables_say() -> None:
+    script = [sys.executable, str(ROOT / "docs" / "pictures.py"), "--check"]
+    assert subprocess.run(script, capture_output=True, text=True).stderr == ""
 
 
 def slugs(text: str) -> set[str]:
@@ -114,7 +137,7 @@ def test_links_and_anchors_lead_somewhere() -> None:
     for page, text in PAGES.items():
         prose = re.sub(r"(?ms)^```.*?^```$|`[^`\n]*`", "", text)
         for target in re.findall(r"\]\(([^)\s]+)\)", prose):
-            if re.match(r"\w+:", target):
+            if re.match(r"\w+:|/oss/", target):
                 continue
             name, _, anchor = target.partition("#")
             path = (ROOT / page).parent / name if name else ROOT / page

@@ -38,9 +38,10 @@ def test_the_module_is_the_command(tmp_path: Path) -> None:
 def test_the_version_is_written_once() -> None:
     project = (ROOT / "pyproject.toml").read_text("utf-8").partition("[project]")[2]
     project = project.partition("\n[")[0]
-    assert 'dynamic = ["version"]' in project
+    assert 'dynamic = ["version", ' in project
     assert "\nversion" not in project
     assert f"## {tars_rag.__version__} " in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert f"\nversion: {tars_rag.__version__}\n" in (ROOT / "CITATION.cff").read_text("utf-8")
 
 
 def test_what_is_installed_is_this_version() -> None:
