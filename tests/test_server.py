@@ -29,23 +29,11 @@ from tars_rag.retrieval.store import HybridStore, Passage
 pytest.importorskip("fastapi")
 pytest.importorskip("mcp")
 
+from listening import TEXTS, WordScorer
 from tars_rag.server.app import application
 from tars_rag.server.batcher import SLICE, Batcher, OverloadedError
 from tars_rag.server.security import Hosts, Keys, check_exposure
 from tars_rag.server.service import Limits, Service
-
-TEXTS = ["the fan has a switch", "cats sleep on the sofa", "a river in the mountain"]
-
-
-class WordScorer:
-    """A reranker without weights: the share of the query's words that a text has."""
-
-    model = "word-scorer"
-
-    def score(self, query: str, texts: Sequence[str], budget_ms: float | None = None) -> Any:
-        words = set(query.lower().split())
-        shares = [len(words & set(t.lower().split())) / max(len(words), 1) for t in texts]
-        return np.array(shares, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -275,6 +263,11 @@ async def test_status_page_metrics_and_description(client: httpx.AsyncClient) ->
     assert "https://" not in page.text
     told = (await client.get("/openapi.json")).json()
     assert "/v1/stores/{name}/search" in told["paths"]
+    for path, methods in told["paths"].items():
+        for one in methods.values():  # each says what it answers
+            [(kind, content)] = one["responses"]["200"]["content"].items()
+            said = content["schema"].keys() & {"$ref", "anyOf"}
+            assert said if kind == "application/json" else path == "/metrics"
 
 
 class Slow(HashEmbedder):

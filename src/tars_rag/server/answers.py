@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from tars_rag.errors import TarsRagError
 from tars_rag.retrieval.http_contract import ErrorAnswer, status_of
@@ -23,10 +23,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 """For the description of a route."""
 
 
-class Json(Response):
+class Json(JSONResponse):  # of another class, the description would say that answers are strings
     """JSON of anything, a model included; characters that UTF-8 does not have are escaped."""
-
-    media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
         """The bytes of an answer."""

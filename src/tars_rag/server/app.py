@@ -8,10 +8,11 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from typing import Any
 
 from fastapi import FastAPI
 from mcp.server.transport_security import TransportSecuritySettings
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from tars_rag import __version__
 from tars_rag.server import routes_models, routes_stores
@@ -19,6 +20,7 @@ from tars_rag.server.answers import Json, add_errors
 from tars_rag.server.gate import App, Gate
 from tars_rag.server.mcp import mcp_server
 from tars_rag.server.metrics import Metrics
+from tars_rag.server.schemas import HealthAnswer
 from tars_rag.server.security import Hosts, Keys
 from tars_rag.server.service import Service
 
@@ -74,21 +76,26 @@ def described(service: Service, metrics: Metrics) -> FastAPI:
     service.batcher.on_run = metrics.batch.observe
     metrics.waiting.set_function(lambda: service.batcher.waiting)
 
-    @app.get("/health", tags=["status"])
-    @app.get("/health/live", tags=["status"])
+    status: dict[str, Any] = {"tags": ["status"]}
+    busy: dict[int | str, dict[str, Any]] = {
+        503: {"model": HealthAnswer, "description": "More is waiting than may."}
+    }
+
+    @app.get("/health", response_model=HealthAnswer, **status)
+    @app.get("/health/live", response_model=HealthAnswer, **status)
     async def live() -> Response:
         """The process answers."""
         return Json({"status": "ok"})
 
-    @app.get("/health/ready", tags=["status"])
+    @app.get("/health/ready", response_model=HealthAnswer, responses=busy, **status)
     async def ready() -> Response:
         """Models and stores are open, and there is room for work."""
         waiting = service.batcher.waiting
-        busy = waiting >= service.limits.waiting
-        answer = {"status": "busy" if busy else "ok", "texts_waiting": waiting}
-        return Json(answer, 503 if busy else 200)
+        full = waiting >= service.limits.waiting
+        answer = {"status": "busy" if full else "ok", "texts_waiting": waiting}
+        return Json(answer, 503 if full else 200)
 
-    @app.get("/metrics", tags=["status"])
+    @app.get("/metrics", response_class=PlainTextResponse, **status)
     async def measured() -> Response:
         """Counters for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")

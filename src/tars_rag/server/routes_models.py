@@ -17,10 +17,17 @@ from tars_rag.errors import InvalidInputError
 from tars_rag.retrieval.http_contract import ModelAnswer, ModelsAnswer
 from tars_rag.server.answers import ERRORS, Json
 from tars_rag.server.schemas import (
+    EmbeddingsAnswer,
     EmbeddingsRequest,
+    OllamaEmbedAnswer,
+    OllamaEmbeddingsAnswer,
     OllamaEmbeddingsRequest,
     OllamaEmbedRequest,
+    OllamaTagsAnswer,
+    RerankAnswer,
     RerankRequest,
+    TeiRanked,
+    VersionAnswer,
 )
 from tars_rag.server.service import Service
 
@@ -29,7 +36,7 @@ def routes(service: Service) -> APIRouter:
     """The routes of models."""
     router = APIRouter(default_response_class=Json, responses=ERRORS, tags=["models"])
 
-    @router.post("/v1/embeddings")
+    @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
     async def embeddings(asked: EmbeddingsRequest) -> Response:
         """Embed texts (OpenAI)."""
         model = service.require_embedder(asked.model)
@@ -56,7 +63,7 @@ def routes(service: Service) -> APIRouter:
             name = service.require_embedder(name)
         return Json(next(one for one in service.models() if one.id == name))
 
-    @router.post("/api/embed")
+    @router.post("/api/embed", response_model=OllamaEmbedAnswer)
     async def ollama_embed(asked: OllamaEmbedRequest) -> Response:
         """Embed texts (Ollama)."""
         start = time.perf_counter_ns()
@@ -73,14 +80,14 @@ def routes(service: Service) -> APIRouter:
         }
         return Json(answer)
 
-    @router.post("/api/embeddings")
+    @router.post("/api/embeddings", response_model=OllamaEmbeddingsAnswer)
     async def ollama_embeddings(asked: OllamaEmbeddingsRequest) -> Response:
         """Embed one text (Ollama, before /api/embed)."""
         service.require_embedder(asked.model)
         rows, _ = await service.embed([asked.prompt])
         return Json({"embedding": rows[0].tolist()})
 
-    @router.get("/api/tags")
+    @router.get("/api/tags", response_model=OllamaTagsAnswer)
     async def ollama_tags() -> Response:
         """The embedder (Ollama)."""
         details = {"format": "", "family": "bert", "parameter_size": "", "quantization_level": ""}
@@ -94,7 +101,7 @@ def routes(service: Service) -> APIRouter:
         }
         return Json({"models": [told]})
 
-    @router.get("/api/version")
+    @router.get("/api/version", response_model=VersionAnswer)
     async def version() -> Response:
         """The version of this package (Ollama)."""
         return Json({"version": __version__})
@@ -127,13 +134,13 @@ def routes(service: Service) -> APIRouter:
         }
         return Json(answer)
 
-    @router.post("/v1/rerank")
-    @router.post("/v2/rerank")
+    @router.post("/v1/rerank", response_model=RerankAnswer)
+    @router.post("/v2/rerank", response_model=RerankAnswer)
     async def rerank(asked: RerankRequest) -> Response:
         """Score documents for a query (Jina; Cohere 1 and 2)."""
         return jina(asked, await scored(asked))
 
-    @router.post("/rerank")
+    @router.post("/rerank", response_model=list[TeiRanked] | RerankAnswer)
     async def tei_rerank(asked: RerankRequest) -> Response:
         """Score `texts` for a query (text-embeddings-inference); with `documents` as Jina's."""
         if asked.raw_scores:

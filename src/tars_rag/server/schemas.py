@@ -1,6 +1,7 @@
-"""What clients of OpenAI, Jina, Cohere, text-embeddings-inference and Ollama send.
+"""What clients of OpenAI, Jina, Cohere, text-embeddings-inference and Ollama send and are told.
 
-Fields that mean nothing here (`user`, `keep_alive`) are taken and ignored, as those servers do.
+Fields that mean nothing here (`user`, `keep_alive`) are taken and ignored, as those servers do. The
+answers are for the description: nothing is checked again on its way out.
 """
 
 from __future__ import annotations
@@ -64,3 +65,88 @@ class RerankRequest(_Sent):
         """The texts, whichever way they were sent."""
         given: list[Any] = (self.documents if self.documents is not None else self.texts) or []
         return [one if isinstance(one, str) else one.text for one in given]
+
+
+class EmbeddingRow(BaseModel):
+    """One vector."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str = Field(description="As base64: little-endian float32.")
+
+
+class Usage(BaseModel):
+    """What was read."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingsAnswer(BaseModel):
+    """OpenAI's."""
+
+    object: Literal["list"] = "list"
+    model: str
+    data: list[EmbeddingRow]
+    usage: Usage
+
+
+class OllamaEmbedAnswer(BaseModel):
+    """Ollama's; durations are nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaEmbeddingsAnswer(BaseModel):
+    """Ollama's older one."""
+
+    embedding: list[float]
+
+
+class OllamaTagsAnswer(BaseModel):
+    """Ollama's list of models."""
+
+    models: list[dict[str, Any]]
+
+
+class VersionAnswer(BaseModel):
+    """The version of this package."""
+
+    version: str
+
+
+class Ranked(BaseModel):
+    """A document's place."""
+
+    index: int
+    relevance_score: float = Field(ge=0, le=1)
+    document: DocumentText | None = None
+
+
+class RerankAnswer(BaseModel):
+    """Jina's and Cohere's: best first."""
+
+    id: str
+    model: str
+    results: list[Ranked]
+    usage: Usage
+    meta: dict[str, Any]
+
+
+class TeiRanked(BaseModel):
+    """A row of text-embeddings-inference's answer, best first."""
+
+    index: int
+    score: float = Field(ge=0, le=1)
+    text: str | None = None
+
+
+class HealthAnswer(BaseModel):
+    """How the server is."""
+
+    status: Literal["ok", "busy"]
+    texts_waiting: int | None = Field(None, description="Only of /health/ready.")
