@@ -67,7 +67,7 @@ def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]
                 elif "text/html" in data:
                     parts.append("<div>" + "".join(data["text/html"]) + "</div>")
                 else:
-                    parts.append(fenced("text", "".join(data["text/plain"])))
+                    parts.append(fenced('text title="Output"', "".join(data["text/plain"])))
     return "\n\n".join(parts) + "\n", pictures
 
 
