@@ -111,6 +111,7 @@ def test_it_becomes_a_page_of_the_site_with_its_outputs_and_pictures() -> None:
     markdown, pictures = site.page_of({"cells": cells}, "01-x")
     assert pictures == {"01-x-1.png": b"hello"}
     assert markdown == (
-        '# Title\nWords.\n\n```python\ndraw()\n```\n\n````text title="Output"\nit says\n```\n````\n\n'
+        "# Title\nWords.\n\n```python\ndraw()\n```\n\n"
+        '````text title="Output"\nit says\n```\n````\n\n'
         '![01-x, figure 1](01-x-1.png)\n\n```text title="Output"\n42\n```\n'
     )
