@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 MADE = Path(__file__).parent / "data" / "documents"
+
+
+def unpacked(name: str, folder: Path) -> Path:
+    """A document of `data/documents`; copied into a folder if it is kept compressed."""
+    if (MADE / name).exists():
+        return MADE / name
+    path = folder / name
+    path.write_bytes(lzma.decompress((MADE / f"{name}.xz").read_bytes()))
+    return path
 
 
 def pdf(path: Path, pages: Sequence[str], title: str = "A title") -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import zipfile
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from tars_rag.child import Link, trim_log
 _ZIPPED = ("openxmlformats", "opendocument", "epub")
 _RATIO = 200  # a zip that unpacks to more than that many times its size, and not to little, is none
 _HARMLESS = 64 << 20  # bytes
+_DPI = 300  # what tesseract is made for
 
 
 def serve(links: Sequence[Link]) -> None:
@@ -21,6 +23,7 @@ def serve(links: Sequence[Link]) -> None:
     [link] = links
     header, _ = link.receive()
     _limit_memory(int(header["memory"]))
+    os.environ.setdefault("OMP_THREAD_LIMIT", "1")  # tesseract's threads wait for each other
     while True:
         try:
             asked, _ = link.receive()
@@ -47,16 +50,15 @@ def _problem(error: BaseException) -> dict[str, str]:
     return {"problem": told[:300]}
 
 
-def _read(path: str, mime: str, pages: bool, ocr: bool) -> dict[str, Any]:
+def _read(path: str, mime: str, form: str, pages: bool, ocr: bool) -> dict[str, Any]:
     import kreuzberg
 
     if any(name in mime for name in _ZIPPED):
         _check_zip(Path(path))
     options: dict[str, Any] = {
         "use_cache": False,
-        "disable_ocr": not ocr,
-        "ocr": kreuzberg.OcrConfig(backend="tesseract") if ocr else None,
-        "output_format": "markdown",
+        "disable_ocr": True,
+        "output_format": "plain" if form == "plain" else "markdown",
         "pages": kreuzberg.PageConfig(extract_pages=True) if pages else None,
     }
     config = kreuzberg.ExtractionConfig(**options)
@@ -71,7 +73,26 @@ def _read(path: str, mime: str, pages: bool, ocr: bool) -> dict[str, Any]:
         return {"text": found.content, "pages": None, "about": told}
     # Not the Markdown of a PDF: aligned text can come out as a table in it.
     held = [(page["page_number"], page["content"]) for page in found.pages or []]
+    if ocr:
+        held = [(n, text if text.strip() else _seen(path, n)) for n, text in held]
     return {"text": "", "pages": held, "about": told}
+
+
+def _seen(path: str, number: int) -> str:
+    """What tesseract reads on a page that is a picture.
+
+    A page at a time: what the library reads of a whole scan, it does not divide into pages.
+    """
+    import kreuzberg
+
+    options: dict[str, Any] = {
+        "use_cache": False,
+        "ocr": kreuzberg.OcrConfig(backend="tesseract"),
+        "output_format": "plain",
+    }
+    picture = kreuzberg.render_pdf_page(path, number - 1, dpi=_DPI)
+    config = kreuzberg.ExtractionConfig(**options)
+    return str(kreuzberg.extract_bytes_sync(picture, "image/png", config).content)
 
 
 def _check_zip(path: Path) -> None:

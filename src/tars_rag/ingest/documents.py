@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -115,7 +116,8 @@ class DocumentReader:
             self._child.links[0].send({"memory": self.limits.memory_megabytes << 20})
         [link] = self._child.links
         pages = form.mime == "application/pdf"
-        link.send({"path": str(path), "mime": form.mime, "pages": pages, "ocr": self.limits.ocr})
+        asked = {"path": str(path), "mime": form.mime, "form": form.form, "pages": pages}
+        link.send({**asked, "ocr": self.limits.ocr})
         if not link.wait(self.limits.seconds):
             self.close(0)
             longer = f"--max-seconds {5 * self.limits.seconds:g}"
@@ -127,6 +129,7 @@ class DocumentReader:
     def _document(self, path: Path, held: dict[str, Any]) -> Document:
         about = {key: value for key, value in held["about"].items() if value}
         title = " ".join(str(about.pop("title", "")).split())
+        about["created"] = _date(str(about.get("created", "")))
         about["authors"] = [str(one) for one in about.pop("authors", [])]
         about = {key: value for key, value in about.items() if value}
         if held["pages"] is None:
@@ -153,9 +156,11 @@ class DocumentReader:
                 at += len(parts[-1])
         text = "".join(parts).rstrip("\n")
         if not text.strip():
+            told = f"{path} has no text in it: its pages are pictures (a scan?)"
             msg = (
-                f"{path} has no text in it: its pages are pictures (a scan?). With tesseract "
-                "installed, --ocr reads them."
+                f"{told}, and tesseract finds no text in them."
+                if self.limits.ocr
+                else f"{told}. With tesseract installed, --ocr reads them."
             )
             raise InvalidInputError(msg)
         return Document(text, title, about, tuple(pages))
@@ -176,6 +181,14 @@ class DocumentReader:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _date(told: str) -> str:
+    """When a document was made: mails say it in their own way, and others as ISO 8601."""
+    try:
+        return parsedate_to_datetime(told).isoformat()
+    except (ValueError, TypeError, IndexError):
+        return told
 
 
 def _tidy(text: str) -> str:

@@ -47,8 +47,8 @@ FORMATS: dict[str, Format] = {
     ".docx": _document(_OFFICE + "wordprocessingml.document"),
     ".pptx": _document(_OFFICE + "presentationml.presentation"),
     ".xlsx": _document(_OFFICE + "spreadsheetml.sheet"),
-    ".doc": _document("application/msword"),
-    ".ppt": _document("application/vnd.ms-powerpoint"),
+    ".doc": _document("application/msword", "plain"),  # as Markdown its lines are one
+    ".ppt": _document("application/vnd.ms-powerpoint", "plain"),
     ".xls": _document("application/vnd.ms-excel"),
     ".odt": _document(_OPEN + "text"),
     ".ods": _document(_OPEN + "spreadsheet"),
