@@ -130,7 +130,7 @@ def test_a_scan_is_read_by_tesseract_with_its_page(tmp_path: Path, splitter: Spl
     with DocumentReader(Limits(ocr=True, seconds=300)) as reader:
         found = passages(MADE / "scan.pdf", splitter, reader)
         blank = pdf(tmp_path / "blank.pdf", [""])
-        with pytest.raises(InvalidInputError, match="tesseract finds no text"):
+        with pytest.raises(InvalidInputError, match="nor has what tesseract sees"):
             reader.read(blank, format_of(blank))
         both = pdf(tmp_path / "both.pdf", ["Of letters.", ""])
         assert reader.read(both, format_of(both)).text == "Of letters."

@@ -156,12 +156,12 @@ class DocumentReader:
                 at += len(parts[-1])
         text = "".join(parts).rstrip("\n")
         if not text.strip():
-            told = f"{path} has no text in it: its pages are pictures (a scan?)"
             msg = (
-                f"{told}, and tesseract finds no text in them."
-                if self.limits.ocr
-                else f"{told}. With tesseract installed, --ocr reads them."
+                f"{path} has no text in it: its pages are pictures (a scan?). With tesseract "
+                "installed, --ocr reads them."
             )
+            if self.limits.ocr:
+                msg = f"{path} has no text in it, nor has what tesseract sees of its pages."
             raise InvalidInputError(msg)
         return Document(text, title, about, tuple(pages))
 
