@@ -17,6 +17,8 @@ from typer.testing import CliRunner
 
 from conftest import HashEmbedder
 from documents import MADE, bomb, locked, pdf, unpacked
+from documents import MADE, bomb, locked, pdf
+from tars_rag import advice
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
 from tars_rag.ingest import documents
@@ -323,7 +325,7 @@ def test_a_reader_that_hangs_or_dies_is_replaced(
 def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pdf(tmp_path / "a.pdf", ["x"])
     monkeypatch.setattr(documents, "documents_are_read", lambda: False)
-    with pytest.raises(InvalidInputError, match=r"pip install 'tars-rag\[documents\]'"):
+    with pytest.raises(InvalidInputError, match=re.escape(advice.install("documents"))):
         DocumentReader().read(path, format_of(path))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conftest import HashEmbedder
-from tars_rag import HybridStore, Passage
+from tars_rag import HybridStore, Passage, advice
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError
 from tars_rag.ingest.vector_files import export_parquet, import_parquet, load_parquet
@@ -252,7 +253,7 @@ def test_models_that_share_a_fingerprint_are_told_apart_by_the_probe(tmp_path: P
 def test_without_the_extra_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tars-rag\[parquet\]'"):
+    with pytest.raises(ConfigError, match=re.escape(advice.install("parquet"))):
         load_parquet(tmp_path / "f", tmp_path / "s")
     assert not (tmp_path / "s").exists()
 

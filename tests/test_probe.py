@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 import tars_rag
+from tars_rag import advice
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError
 from tars_rag.runtimes.npu import faults, library, probe
@@ -114,8 +115,8 @@ def test_socs(tmp_path: Path, compatible: bytes, soc: str | None, cores: int) ->
             r"sudo curl -fLo /usr/lib/librknnrt\.so .* pip install rknn-toolkit-lite2==2\.3\.2",
         ),
         ({"usr__lib__librknnrt.so": b"<html>"}, "error", "is not a library", "sudo curl"),
-        ({"wheel": None}, "error", "is not installed", r"pip install 'tars-rag\[npu\]'"),
-        ({"wheel": None, "python": (3, 13)}, "error", "is not installed", "python3.12 -m venv"),
+        ({"wheel": None}, "error", "is not installed", re.escape(advice.install("npu"))),
+        ({"wheel": None, "python": (3, 13)}, "error", "is not installed", "^tars-rag npu install"),
         ({"wheel": "2.3.2"}, "warning", "librknnrt 2.5.0 does not match", "lite2==2.5.0"),
         ({"wheel": "2.5.1"}, "warning", "not a tested version", "lite2>=2.3.2,<=2.5.0"),
         (

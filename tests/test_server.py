@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import re
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from conftest import HashEmbedder
+from tars_rag import advice
 from tars_rag.errors import ConfigError, DeviceError
 from tars_rag.retrieval.http_contract import (
     HitBody,
@@ -484,5 +486,5 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from tars_rag.cli import serve
 
     monkeypatch.setattr(serve, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'tars-rag\[server\]'"):
+    with pytest.raises(ConfigError, match=re.escape(advice.install("server"))):
         serve.mcp()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tars_rag import advice
 from tars_rag.errors import TarsRagError
 from tars_rag.models import layout
 from tars_rag.models.architectures.config import CONFIG_NAME, read_json
@@ -23,7 +24,7 @@ from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.cores import big_cores
 from tars_rag.runtimes.npu.bundle import find_bundles
 from tars_rag.runtimes.npu.manifest import Manifest, ModelKind, load_manifest
-from tars_rag.runtimes.openvino import INSTALL, is_installed
+from tars_rag.runtimes.openvino import is_installed
 from tars_rag.settings import CoreMask, Engine, Placement, Precision
 
 if TYPE_CHECKING:
@@ -204,7 +205,8 @@ def _on_cpu(base: Contender, local: LocalModel, thorough: bool) -> list[Contende
     ]
     if not is_installed():
         row = dataclasses.replace(base, engine="openvino")
-        rows.append(dataclasses.replace(row, absent=f"OpenVINO is not installed: {INSTALL}"))
+        absent = f"OpenVINO is not installed: {advice.install('openvino')}"
+        rows.append(dataclasses.replace(row, absent=absent))
     return rows
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tars_rag import advice
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
 from tars_rag.errors import InvalidInputError, TarsRagError
@@ -247,7 +248,7 @@ def _explain(report: Report, prune: bool) -> None:
         more = (
             ""
             if documents_are_read() or not _documents(report)
-            else (" To read documents: pip install 'tars-rag[documents]'")
+            else f" To read documents: {advice.install('documents')}"
         )
         say(f"Left out as of no known kind: {kinds}.{more}")
     if report.excluded:

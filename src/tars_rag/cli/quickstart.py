@@ -43,7 +43,7 @@ def quickstart(
         with progress_bar() as progress:
             report = ingest(opened, [sample], splitter, progress=progress)
         show(
-            f"{opened.count()} passages in {opened.path} "
+            f"{opened.count()} passages in {store or opened.path} "
             f"({report.written} written, {report.seconds:.1f} s; "
             f"embedder {embedder.model} on the {embedder.device})"
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tars_rag import advice
 from tars_rag.cli import resources
 from tars_rag.cli.console import say
 from tars_rag.errors import ConfigError, TarsRagError
@@ -115,7 +116,7 @@ def mcp(
 def _require_extra() -> None:
     missing = [n for n in ("fastapi", "uvicorn", "prometheus_client", "mcp") if not find_spec(n)]
     if missing:
-        msg = f"This needs {', '.join(missing)}, an extra: pip install 'tars-rag[server]'"
+        msg = f"This needs {', '.join(missing)}, an extra: {advice.install('server')}"
         raise ConfigError(msg)
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tars_rag import __version__
+from tars_rag import __version__, advice
 from tars_rag.guests import GUESTS, version_of
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def model_cache(root: Path | None) -> dict[str, Any]:
 
 def engines() -> str:
     """The CPU engines and their versions, in one line."""
-    openvino = version_of("openvino") or "not installed (pip install 'tars-rag[openvino]')"
+    openvino = version_of("openvino") or f"not installed ({advice.install('openvino')})"
     return f"onnxruntime {version_of('onnxruntime')}; openvino {openvino}"
 
 

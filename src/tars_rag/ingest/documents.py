@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tars_rag import advice
 from tars_rag.child import Child
 from tars_rag.errors import InvalidInputError
 from tars_rag.ingest.formats import Format, documents_are_read
@@ -88,8 +89,7 @@ class DocumentReader:
     def _check(self, path: Path) -> None:
         if not documents_are_read():
             msg = (
-                f"{path} is a document, for which an extra is needed: "
-                "pip install 'tars-rag[documents]'"
+                f"{path} is a document, for which an extra is needed: {advice.install('documents')}"
             )
             raise InvalidInputError(msg)
         try:

@@ -6,6 +6,7 @@ import codecs
 import unicodedata
 from pathlib import Path
 
+from tars_rag import advice
 from tars_rag.errors import InvalidInputError
 
 # UTF-32 before UTF-16: the first two bytes of its little-endian mark are UTF-16's.
@@ -45,8 +46,8 @@ def decode(data: bytes, path: Path) -> str:
             return found
         msg = (
             f"{path} is not {encoding.removesuffix('-sig').upper()} text (byte {error.start}: "
-            f"0x{data[error.start]:02x}). To have other encodings read: pip install "
-            "'tars-rag[documents]'. Or convert it, e.g. with iconv -f LATIN1 -t UTF-8."
+            f"0x{data[error.start]:02x}). To have other encodings read: "
+            f"{advice.install('documents')}  Or convert it, e.g. with iconv -f LATIN1 -t UTF-8."
         )
         raise InvalidInputError(msg) from error
 

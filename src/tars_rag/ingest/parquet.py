@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag import advice
 from tars_rag.errors import ConfigError, InvalidInputError, shown
 from tars_rag.retrieval.indexes.codec import decode, encode
 from tars_rag.retrieval.passage import Passage
@@ -53,7 +54,7 @@ def check_installed() -> None:
     try:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
-        msg = "Parquet files need an extra: pip install 'tars-rag[parquet]'"
+        msg = f"Parquet files need an extra: {advice.install('parquet')}"
         raise ConfigError(msg) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
+from tars_rag import advice
 from tars_rag.errors import ConfigError
 
 _QUIET: Final = 1000  # milliseconds without an event before files are looked at: a burst is one run
@@ -24,7 +25,7 @@ def check_watching() -> None:
     try:
         import watchfiles  # noqa: F401
     except ImportError as error:
-        msg = "--watch needs an extra: pip install 'tars-rag[watch]'"
+        msg = f"--watch needs an extra: {advice.install('watch')}"
         raise ConfigError(msg) from error
 
 

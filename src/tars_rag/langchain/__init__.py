@@ -5,10 +5,11 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "langchain_core":
         raise
+    from tars_rag import advice
+
     msg = (
         "tars_rag.langchain needs langchain-core, which is not installed. "
-        "Install it: pip install 'langchain-core>=1.0' (or, from a package index that has this "
-        "package: pip install 'tars-rag[langchain]')"
+        f"Install it: {advice.install('langchain')}"
     )
     raise ImportError(msg, name="langchain_core") from error
 

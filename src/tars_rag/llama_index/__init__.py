@@ -5,10 +5,11 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in {"llama_index", "llama_index.core"}:
         raise
+    from tars_rag import advice
+
     msg = (
         "tars_rag.llama_index needs llama-index-core, which is not installed. "
-        "Install it: pip install 'llama-index-core>=0.14' (or, from a package index that has this "
-        "package: pip install 'tars-rag[llama-index]')"
+        f"Install it: {advice.install('llama-index')}"
     )
     raise ImportError(msg, name=error.name) from error
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 
+from tars_rag import advice
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.runtimes.base import Feeds, FloatArray, check_feed
 from tars_rag.runtimes.cores import allowed_cores, big_cores, on_cores, require_threads
@@ -30,7 +31,6 @@ _kept: Any = None
 
 POSITIONS: Final = "positions"
 """Among the tables: how long a text may be."""
-INSTALL: Final = "pip install 'tars-rag[openvino]'"
 
 
 class OpenVinoRuntime:
@@ -240,7 +240,10 @@ def _core() -> Any:
         try:
             import openvino
         except ImportError as error:
-            msg = f"engine='openvino' needs a package that is not there ({error}). {INSTALL}"
+            msg = (
+                f"engine='openvino' needs a package that is not there ({error}). "
+                f"{advice.install('openvino')}"
+            )
             raise DeviceError(msg) from error
         finally:
             if hidden:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag import advice
 from tars_rag.errors import StoreError, StoreLockedError, shown
 from tars_rag.retrieval.indexes.chroma.filters import Where, parse
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage
@@ -285,5 +286,5 @@ def _other_version(path: Path, said: Any) -> str:
         f"The store {path} is held by another process (pid {theirs.get('pid', '?')}) with tars-rag "
         f"{theirs.get('version', '?')}, whose messages (version {theirs.get(HELLO, '?')}) this "
         f"tars-rag {VERSION} (version {PROTOCOL}) does not read. Use one tars-rag in both "
-        "(pip install --upgrade tars-rag), or close the store there."
+        f"({advice.update()}), or close the store there."
     )

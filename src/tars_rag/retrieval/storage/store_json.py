@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tars_rag import advice
 from tars_rag.errors import StoreError
 from tars_rag.files import write_atomically
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE
@@ -114,7 +115,7 @@ def read_store_json(directory: Path) -> StoreJson | None:
         msg = f"{path} does not describe a tars-rag store. Give the directory of a store."
         raise StoreError(msg)
     if raw.get("version") not in _READABLE or not raw.keys() <= known:
-        step = "Update tars-rag: pip install --upgrade tars-rag"
+        step = f"Update tars-rag: {advice.update()}"
         if raw.get("version") == 1:
             step = "That one was never released: index the sources into another directory."
         msg = (

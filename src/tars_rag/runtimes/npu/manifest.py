@@ -13,6 +13,7 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tars_rag import advice
 from tars_rag.errors import ModelError
 from tars_rag.files import sha256_of
 from tars_rag.runtimes.base import OutputKind
@@ -182,7 +183,7 @@ def load_manifest(directory: Path) -> Manifest:
     if isinstance(raw, dict) and raw.get("version", VERSION) != VERSION:
         msg = (
             f"{path} is of version {raw.get('version')}, this tars-rag reads version {VERSION}. "
-            f"Update it (pip install -U tars-rag), or convert with this one: {HOW_TO_MAKE}"
+            f"Update it ({advice.update()}), or convert with this one: {HOW_TO_MAKE}"
         )
         raise ModelError(msg)
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from tars_rag import advice
 from tars_rag.errors import ConfigError
 from tars_rag.guests import RKNN, Guest
 from tars_rag.runtimes.cores import big_cores
@@ -183,14 +184,10 @@ def _runtime(library: Library | None, wheel: str | None) -> list[Finding]:
 def _wheel(wheel: str | None, python: tuple[int, ...]) -> list[Finding]:
     if wheel is None:
         why = "Python reaches the NPU through it"
-        fix = "pip install 'tars-rag[npu]'"
+        fix = advice.install("npu")
         if python >= (3, 13):
             why += f"; there is none for Python {python[0]}.{python[1]}"
-            fix = (
-                f"{interpreter.INSTALL}  (a Python of its own for the NPU; or for all: "
-                "uv venv --python 3.12 .venv && uv pip install --python .venv 'tars-rag[npu]'  "
-                "or python3.12 -m venv .venv && .venv/bin/pip install 'tars-rag[npu]')"
-            )
+            fix = f"{interpreter.INSTALL}  (a Python of its own for the NPU)"
         return [Finding("error", f"{RKNN.name} is not installed", why, fix)]
     return untested(RKNN, wheel)
 

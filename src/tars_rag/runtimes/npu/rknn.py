@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag import advice
 from tars_rag.errors import DeviceError, NonFiniteError
 from tars_rag.guests import RKNN
 from tars_rag.runtimes.base import FloatArray
@@ -105,7 +106,7 @@ def import_wheel() -> Any:
         except ImportError as error:
             msg = (
                 f"rknn-toolkit-lite2 cannot be imported ({error}). It exists for aarch64 Linux and "
-                "Python 3.10 to 3.12: pip install 'tars-rag[npu]'"
+                f"Python 3.10 to 3.12: {advice.install('npu')}"
             )
             raise DeviceError(msg) from error
         finally:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
+from tars_rag import advice
 from tars_rag.errors import UnknownLayoutError
 from tars_rag.guests import CHROMA
 
@@ -207,4 +208,4 @@ def _header(directory: Path, header: bytes) -> tuple[Any, ...] | None:
 
 
 def _unknown(where: Path, what: str) -> UnknownLayoutError:
-    return CHROMA.unknown_layout(where, what, "Update it: pip install -U tars-rag")
+    return CHROMA.unknown_layout(where, what, f"Update it: {advice.update()}")
