@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from conftest import HashEmbedder
 from documents import MADE, bomb, locked, pdf, unpacked
-from documents import MADE, bomb, locked, pdf
 from tars_rag import advice
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
