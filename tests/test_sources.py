@@ -13,11 +13,24 @@ from typer.testing import CliRunner
 from tars_rag import Embedder, HybridStore, Passage, index
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
-from tars_rag.ingest.sources import matching, move, remove, root_of, sources_of
+from tars_rag.ingest.sources import (
+    matching,
+    move,
+    near_copies_in,
+    remove,
+    root_of,
+    sources_of,
+)
 from tars_rag.retrieval.neighbours import with_neighbours
 from tars_rag.retrieval.storage.layout import SOURCES
 
 pytest_plugins = ["tiny_models"]
+OF_BEFORE = """
+CREATE TABLE p(id TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL) WITHOUT ROWID;
+INSERT INTO p SELECT id, source, digest FROM passages;
+DROP TABLE passages;
+ALTER TABLE p RENAME TO passages;
+"""
 BODY = "\n\n".join(f"The {n} fan of the board is cooled by the river." for n in range(9))
 
 
@@ -253,3 +266,52 @@ def test_a_record_of_before_is_read_and_not_written(notes: Path, tmp_path: Path)
     assert root_of(tmp_path / "store").directory is None
     assert len(sources_of(tmp_path / "store")) == 3
     assert record.read_bytes() == before
+
+
+def test_copies_below_the_first_are_told_however_they_are_spaced(
+    notes: Path, tmp_path: Path
+) -> None:
+    for name, text in (
+        ("a.md", "---\ntitle: Tea\n---\nThe river is near the garden."),
+        ("b.txt", "The river  is near\nthe garden."),
+        ("c.txt", "The river is near the garden, and a piano."),
+        ("d.txt", "The river is near the garden."),
+    ):
+        (notes / name).write_text(text)
+    index(notes, "store")
+    [first] = json.loads(said("query", "river near garden", "-k", 1, "--json"))["passages"]
+    three = {f"{notes}/{name}#0" for name in ("a.md", "b.txt", "d.txt")}
+    assert {first["id"], *first["copies"]} == three
+    shown = said("query", "river near garden", "-k", 1)
+    assert sum(key in " ".join(shown.split()) for key in three) == 3
+    assert "the same text:" in shown
+    (notes / "d.txt").write_text("Something else altogether.")
+    index(notes, "store")
+    [first] = json.loads(said("query", "river near garden", "-k", 1, "--json"))["passages"]
+    assert {first["id"], *first["copies"]} == three - {f"{notes}/d.txt#0"}
+    (tmp_path / "store" / SOURCES).write_bytes(b"damaged " * 999)
+    result = CliRunner().invoke(app, ["query", "river", "-k", "1", "--json"])
+    assert (result.exit_code, len(json.loads(result.stdout)["passages"])) == (0, 1)
+    assert "not told" in result.stderr
+
+
+def test_files_that_are_nearly_the_same_are_told(notes: Path, tmp_path: Path) -> None:
+    parts = [f"The {n} river flows to the sea of {n} ships." for n in range(10)]
+    changed = [*parts[:9], "An end of its own."]
+    licence = '{"text": "Free to use."}\n'
+    for name, texts in (("x", parts), ("y", changed), ("z", parts[:5])):
+        rows = [json.dumps({"text": text}) + "\n" for text in texts]
+        (notes / f"{name}.jsonl").write_text("".join(rows) + (" " * (name == "y")) + licence)
+    for n in range(25):
+        (notes / f"n{n}.jsonl").write_text(licence + " " * n)
+    index(notes, "store")
+    near = [(notes / f"{name}.jsonl").as_posix() for name in "xy"]
+    assert near_copies_in(tmp_path / "store") == [(*near, pytest.approx(9 / 11))]
+    notes_told = json.loads(said("store", "check", "store", "--json"))["notes"]
+    assert f"nearly the same content (82% of their passages): {', '.join(near)}" in notes_told
+    with contextlib.closing(sqlite3.connect(tmp_path / "store" / SOURCES)) as record:
+        record.executescript(OF_BEFORE)
+    assert near_copies_in(tmp_path / "store") == []
+    assert json.loads(said("query", "river", "-k", 1, "--json"))["passages"][0]["copies"] == []
+    index(notes, "store")
+    assert len(near_copies_in(tmp_path / "store")) == 1

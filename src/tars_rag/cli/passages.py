@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _LENGTH = 320  # of what is shown of a passage, in characters
 _LONGEST_WORD = 80  # what is longer is of a script without spaces, or no word
 _INDENT = "   "
+_TOLD = 3  # copies that are named
 _CHUNK = re.compile(r"\S+")
 _WORD_ENDS = re.compile(r"\w(?:.*\w)?(?:\+\+|#)?")
 _SENTENCE_END = re.compile("(?<=[.!?:;])\\s+|(?<=[\u3002\uff01\uff1f\uff1b])")
@@ -77,6 +78,7 @@ def show_passages(
     language: str,
     around: Mapping[str, Sequence[Passage]] | None = None,
     root: Path | None = None,
+    copies: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
     """Print rank, score, id, heading, and the part of the text with most words of the query.
 
@@ -88,6 +90,7 @@ def show_passages(
         language: Of the store.
         around: Id -> a passage with its neighbours, which are then shown whole.
         root: From where their sources are named, if not by whole paths.
+        copies: Id -> ids of passages with the same text, which are named below it.
     """
     if not passages:
         show("Nothing was found.")
@@ -109,6 +112,10 @@ def show_passages(
             lines = [line for one in near for line in readable(one.text, markdown=markdown)]
         for line in lines:
             _show_wrapped(line, question)
+        if copies and (same := copies.get(passage.id)):
+            more = f" and {len(same) - _TOLD} more" if len(same) > _TOLD else ""
+            told = f"{_INDENT}the same text: {', '.join(same[:_TOLD])}{more}"
+            out.print(Text(told, "dim"), soft_wrap=True)
 
 
 def excerpt(blocks: Sequence[str], question: Question, length: int = _LENGTH) -> list[str]:

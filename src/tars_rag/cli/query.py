@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sqlite3
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -95,11 +96,11 @@ def query(
     if not answer.count:
         say(f"The store {store} is empty. Fill it: {index_command(store)}")
     around = answer.around if window else {}
+    root, copies = _beside(store, answer.passages)
     if json:
-        print_json(_as_json(text, settings.rag_strategy, answer, around))
+        print_json(_as_json(text, settings.rag_strategy, answer, around, copies))
         return
-    root = _root(store, answer.passages)
-    show_passages(answer.passages, text, answer.language, around, root)
+    show_passages(answer.passages, text, answer.language, around, root, copies)
     missing = not answer.reranked and rerank is None and settings.rerank_model
     show(steps_line(answer.steps) + ("; not reranked" if missing else ""), style="dim")
 
@@ -147,31 +148,29 @@ def _within(
     return inside if where is None else {"$and": [where, inside]}
 
 
-def _root(store: Path, passages: Sequence[ScoredPassage]) -> Path | None:
-    """From where the sources of passages are named, if not by their whole paths."""
-    from tars_rag.ingest.sources import root_of
+def _beside(
+    store: Path, passages: Sequence[ScoredPassage]
+) -> tuple[Path | None, dict[str, list[str]]]:
+    """From where sources are named, if not by whole paths; ids of the copies of each passage.
 
-    sources = [str(one.metadata.get("source", "/")) for one in passages]
-    if all(one.startswith("/") for one in sources):
-        return None
+    The record of indexed files tells it. Where that is damaged, the answer is there all the same.
+    """
+    from tars_rag.ingest.sources import copies_of, root_of
+
     try:
-        return root_of(store).directory
-    except StoreError:  # the passages were found all the same; only links to files are lost
-        return None
-
-
-def _copies(passages: Sequence[ScoredPassage]) -> dict[str, list[str]]:
-    """Text -> ids of the passages that have it, in their order."""
-    same: dict[str, list[str]] = {}
-    for passage in passages:
-        same.setdefault(passage.text, []).append(passage.id)
-    return same
+        return root_of(store).directory, copies_of(store, [hit.passage for hit in passages])
+    except (StoreError, sqlite3.Error) as error:
+        say(f"The copies of passages are not told: {error}", style="yellow")
+        return None, {hit.id: [] for hit in passages}
 
 
 def _as_json(
-    text: str, strategy: str, answer: Told, around: Mapping[str, Sequence[Passage]]
+    text: str,
+    strategy: str,
+    answer: Told,
+    around: Mapping[str, Sequence[Passage]],
+    copies: Mapping[str, list[str]],
 ) -> dict[str, Any]:
-    same = _copies(answer.passages)
     return {
         "query": text,
         "strategy": strategy,
@@ -187,7 +186,7 @@ def _as_json(
                 "rerank_score": p.rerank_score,
                 "lexical_share": p.lexical_share,
                 "relevance": p.relevance,
-                "copies": [key for key in same[p.text] if key != p.id],
+                "copies": copies[p.id],
                 **({"window": [near.text for near in around[p.id]]} if p.id in around else {}),
             }
             for p in answer.passages

@@ -40,13 +40,17 @@ def check(
 
     Nothing is written without --repair.
     """
-    from tars_rag.ingest.sources import copies_in
+    from tars_rag.ingest.sources import copies_in, near_copies_in
     from tars_rag.retrieval.storage.check import check_store
 
     path = resources.require_store(resources.which_store(directory, store))
     with progress_bar("count") as progress:
         report = check_store(path, repair, partial(progress, "compare"))
     report.notes += [f"the same content: {', '.join(same)}" for same in copies_in(path)[:20]]
+    report.notes += [
+        f"nearly the same content ({share:.0%} of their passages): {one}, {other}"
+        for one, other, share in near_copies_in(path)[:20]
+    ]
     if json:
         print_json({**asdict(report), "path": str(report.path), "ok": report.ok})
     else:

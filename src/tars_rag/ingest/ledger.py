@@ -25,13 +25,28 @@ CREATE TABLE IF NOT EXISTS sources(
     source TEXT PRIMARY KEY, version TEXT NOT NULL, stamp TEXT NOT NULL DEFAULT ''
 );
 CREATE TABLE IF NOT EXISTS passages(
-    id TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL DEFAULT ''
+    id TEXT PRIMARY KEY, source TEXT NOT NULL, digest TEXT NOT NULL DEFAULT '',
+    content TEXT NOT NULL DEFAULT ''
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS roots(root TEXT NOT NULL);
 CREATE INDEX IF NOT EXISTS by_source ON passages(source);
 """
-_LATER = (("passages", "digest"), ("sources", "stamp"))  # columns that records of before lack
-_BY_DIGEST = "CREATE INDEX IF NOT EXISTS by_digest ON passages(digest) WHERE digest != ''"
+# Columns that records of before lack.
+_LATER = (("passages", "digest"), ("sources", "stamp"), ("passages", "content"))
+_INDEXES = """
+CREATE INDEX IF NOT EXISTS by_digest ON passages(digest) WHERE digest != '';
+CREATE INDEX IF NOT EXISTS by_content ON passages(content) WHERE content != '';
+"""
+_MANY = 20  # files that share a text without being copies: a licence, a signature
+_NEAR = """
+WITH shared(content) AS (
+    SELECT content FROM passages WHERE content != ''
+    GROUP BY content HAVING COUNT(DISTINCT source) BETWEEN 2 AND ?
+)
+SELECT a.source, b.source, COUNT(DISTINCT a.content)
+FROM shared JOIN passages a USING (content) JOIN passages b USING (content)
+WHERE a.source < b.source GROUP BY a.source, b.source ORDER BY a.source, b.source
+"""
 
 
 @dataclass(frozen=True)
@@ -42,11 +57,13 @@ class Claim:
         id: Of the passage.
         source: The file it comes from.
         digest: Of what is embedded of it; passages with the same one have the same vector.
+        content: Of its text, however that is spaced; passages with the same one are copies.
     """
 
     id: str
     source: str
     digest: str
+    content: str = ""
 
 
 class Ledger:
@@ -74,7 +91,7 @@ class Ledger:
                 if name not in columns:
                     add = f"ALTER TABLE {table} ADD COLUMN {name} TEXT NOT NULL DEFAULT ''"
                     self._db.execute(add)
-            self._db.execute(_BY_DIGEST)
+            self._db.executescript(_INDEXES)
         except sqlite3.Error as error:
             msg = (
                 f"{path}, the record of indexed files, cannot be used ({error}). Delete it and "
@@ -166,10 +183,10 @@ class Ledger:
 
     def claim(self, claims: Iterable[Claim]) -> None:
         """Record passages, before the store gets them."""
-        rows = [(one.id, one.source, one.digest) for one in claims]
+        rows = [(one.id, one.source, one.digest, one.content) for one in claims]
         with self._db:
             self._db.execute("BEGIN")
-            self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?, ?)", rows)
+            self._db.executemany("INSERT OR REPLACE INTO passages VALUES (?, ?, ?, ?)", rows)
 
     def alike(self, digests: Iterable[str]) -> dict[str, list[str]]:
         """Map digests to ids of passages that may have them in the store: a few of each."""
@@ -181,6 +198,48 @@ class Ledger:
                 ids = found.setdefault(digest, [])
                 if len(ids) < _ALIKE:
                     ids.append(key)
+        return found
+
+    @property
+    def knows_contents(self) -> bool:
+        """Whether contents can be recorded; a record of before has no place for them."""
+        columns = self._db.execute("PRAGMA table_info(passages)")
+        return "content" in [row[1] for row in columns]
+
+    def without_content(self) -> list[str]:
+        """Ids of passages whose content is not recorded: those of before."""
+        return [row[0] for row in self._db.execute("SELECT id FROM passages WHERE content = ''")]
+
+    def record_content(self, contents: Iterable[tuple[str, str]]) -> None:
+        """Record (content, id) of passages of before."""
+        with self._db:
+            self._db.execute("BEGIN")
+            self._db.executemany("UPDATE passages SET content = ? WHERE id = ?", contents)
+
+    def with_content(self, content: str, most: int) -> list[str]:
+        """Ids of passages with a content, of files that are in the store as a whole."""
+        sql = (
+            "SELECT id FROM passages JOIN sources USING (source) "
+            "WHERE content = ? AND content != '' ORDER BY id LIMIT ?"
+        )
+        return [row[0] for row in self._db.execute(sql, (content, most))]
+
+    def near_copies(self, least: float) -> list[tuple[str, str, float]]:
+        """Pairs of files, not the same byte for byte, with the same texts, or nearly all of them.
+
+        Texts that stand in more than 20 files do not count.
+
+        Args:
+            least: What share of the texts of either file the other must have, 0 to 1.
+        """
+        sql = "SELECT source, COUNT(DISTINCT content) FROM passages GROUP BY source"
+        counts = dict(self._db.execute(sql))
+        same = {source: number for number, group in enumerate(self.copies()) for source in group}
+        found = []
+        for one, other, shared in self._db.execute(_NEAR, (_MANY,)):
+            share = shared / max(counts[one], counts[other])
+            if share >= least and same.get(one, -1) != same.get(other, -2):
+                found.append((one, other, share))
         return found
 
     def copies(self) -> list[list[str]]:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, pieces
+from tars_rag.ingest.digests import claim_of, content_of
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
 from tars_rag.ingest.ledger import Claim, Ledger, batches
 from tars_rag.ingest.root import Root
 from tars_rag.ingest.stamps import same_date, stamp_of, unchanged
-from tars_rag.ingest.vectors import Known, digest_of
+from tars_rag.ingest.vectors import Known
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage
@@ -115,6 +116,7 @@ def ingest(
                 ledger.settle(root)
             _Run(store, ledger, splitter, reader, report, progress or _quiet).files(found.files)
             _vanished(store, ledger, paths, report, prune)
+            _record_contents(store, ledger)
             report.copies = ledger.copies()
     except sqlite3.Error as error:
         msg = (
@@ -247,7 +249,7 @@ class _Run:
                 continue
             owners[passage.id] = file.source
             file.ids.add(passage.id)
-            claims.append(Claim(passage.id, file.source, digest_of(passage)))
+            claims.append(claim_of(passage, file.source))
             chosen[passage.id] = passage
         known = Known(self._store, self._ledger)
         known.look_for(chosen.values())  # before the ids are claimed for other texts
@@ -285,6 +287,13 @@ def _vanished(
         if prune:
             report.deleted += _delete(store, ledger, ledger.ids(source))
             ledger.reopen(source)
+
+
+def _record_contents(store: HybridStore, ledger: Ledger) -> None:
+    """Record what those passages hold that were indexed before that was recorded."""
+    for ids in batches(ledger.without_content(), 1000):
+        held = store.get(ids=list(ids))
+        ledger.record_content((content_of(passage.text), passage.id) for passage in held)
 
 
 def _delete(store: HybridStore, ledger: Ledger, ids: Sequence[str]) -> int:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.digests import claim_of, content_of
+from tars_rag.ingest.ledger import Ledger, batches
 from tars_rag.ingest.root import Root
-from tars_rag.ingest.vectors import digest_of
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.layout import SOURCES
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore
 
 _BATCH = 256
+_COPIES = 100  # of one text that are told
 
 
 def sources_of(store: Path) -> dict[str, int]:
@@ -46,6 +47,38 @@ def copies_in(store: Path) -> list[list[str]]:
         return []
     with Ledger(store, reading=True) as ledger:
         return ledger.copies()
+
+
+def near_copies_in(store: Path, least: float = 0.8) -> list[tuple[str, str, float]]:
+    """Pairs of files with the same texts or nearly so, and the share of them; see `Ledger`."""
+    if not (store / SOURCES).exists():
+        return []
+    with Ledger(store, reading=True) as ledger:
+        return ledger.near_copies(least) if ledger.knows_contents else []
+
+
+def copies_of(store: Path, passages: Iterable[Passage]) -> dict[str, list[str]]:
+    """Where else in a store the same texts stand, however they are spaced.
+
+    Args:
+        store: Its directory.
+        passages: Some of its passages.
+
+    Returns:
+        Id -> ids of the other passages with its text, at most 100: of files that are indexed, and
+        among the given ones.
+    """
+    given = {passage.id: content_of(passage.text) for passage in passages}
+    found: dict[str, set[str]] = {}
+    for key, content in given.items():
+        found.setdefault(content, set()).add(key)
+    if (store / SOURCES).exists():
+        with Ledger(store, reading=True) as ledger:
+            for content, ids in found.items() if ledger.knows_contents else ():
+                ids.update(ledger.with_content(content, _COPIES))
+    return {
+        key: [one for one in sorted(found[content]) if one != key] for key, content in given.items()
+    }
 
 
 def matching(sources: dict[str, int], pattern: str, root: Root | None = None) -> list[str]:
@@ -136,7 +169,7 @@ def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
 def _rename(store: HybridStore, ledger: Ledger, ids: list[str], source: str, name: str) -> int:
     held, vectors = store.get(ids=ids), store.vectors(ids)
     renamed = [(one.id, _renamed(one, source, name)) for one in held if one.id in vectors]
-    ledger.claim(Claim(new.id, name, digest_of(new)) for _, new in renamed)
+    ledger.claim(claim_of(new, name) for _, new in renamed)
     store.upsert([new for _, new in renamed], [vectors[old] for old, _ in renamed])
     gone = [old for old, new in renamed if old != new.id]
     store.delete(ids=gone)

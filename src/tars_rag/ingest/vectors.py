@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.ingest.digests import digest_of
 from tars_rag.ingest.ledger import Ledger
 from tars_rag.retrieval.passage import Passage
 
 if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore
-
-
-def digest_of(passage: Passage) -> str:
-    """Names what is embedded of a passage."""
-    return hashlib.sha256(passage.indexed.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 class Known:

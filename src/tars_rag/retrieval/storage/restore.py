@@ -21,7 +21,7 @@ _BATCH = 2048
 _TABLES = {
     *(("table", "sources"), ("table", "passages")),
     ("table", "roots"),
-    *(("index", "by_source"), ("index", "by_digest")),
+    *(("index", "by_source"), ("index", "by_digest"), ("index", "by_content")),
 }
 
 
