@@ -39,17 +39,18 @@ async def _answer(scope: Any, receive: Any, send: Any) -> None:
 class _Peer:
     """A client's end of a connection; `serve`'s settings are at the other. No port is opened."""
 
-    def __init__(self, first: bytes) -> None:
+    def __init__(self, first: bytes, app: Any = _answer) -> None:
         """Send what is there when the server comes to the connection, however slow it is."""
+        self._app = app
         self._ours, self._theirs = socket.socketpair()
         self._ours.sendall(first)
         self._ours.setblocking(False)
         self._theirs.setblocking(False)
 
     async def __aenter__(self) -> _Peer:
-        config = uvicorn.Config(_answer, log_config=None, lifespan="off", **HTTP)
+        config = uvicorn.Config(self._app, log_config=None, lifespan="off", **HTTP)
         config.load()
-        state: Any = uvicorn.server.ServerState()
+        self.state = state = uvicorn.server.ServerState()
         protocol: Any = config.http_protocol_class
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: protocol(config=config, server_state=state, app_state={}), self._theirs
@@ -67,7 +68,7 @@ class _Peer:
         """All that comes until the server closes, or has said `until`."""
         loop, whole = asyncio.get_running_loop(), b""
         while until is None or not whole.endswith(until):
-            part = await asyncio.wait_for(loop.sock_recv(self._ours, 4096), 60)
+            part = await asyncio.wait_for(loop.sock_recv(self._ours, 1 << 16), 60)
             if not part:
                 break
             whole += part
@@ -108,6 +109,30 @@ async def test_an_answer_may_take_longer_and_the_next_request_is_limited_again(
         assert b"200 OK" in await peer.told(until=b"done")
         await peer.send(b"GET")  # of a second request, which never comes
         assert await peer.told() == b""
+
+
+LONG = b"a" * (4 << 20) + b"end"
+
+
+async def _long_answer(scope: Any, receive: Any, send: Any) -> None:
+    headers = [(b"content-length", b"%d" % len(LONG))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": LONG})
+
+
+async def test_an_answer_that_nobody_takes_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "slow_reader", 0.1)
+    async with _Peer(WHOLE, _long_answer) as peer:
+        while not peer.state.connections:  # it was not come to yet
+            await asyncio.sleep(0)
+        while peer.state.connections:
+            await asyncio.sleep(0.01)
+        assert len(await peer.told()) < len(LONG)
+
+
+async def test_an_answer_that_is_taken_comes_whole() -> None:
+    async with _Peer(WHOLE, _long_answer) as peer:
+        assert (await peer.told(until=b"end")).endswith(LONG)
 
 
 async def test_headers_are_limited_in_size() -> None:

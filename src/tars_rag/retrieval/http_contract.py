@@ -9,11 +9,11 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from tars_rag import errors
 from tars_rag.errors import InvalidInputError, TarsRagError
@@ -26,6 +26,12 @@ MOST_K: Final = 1000
 MOST_PASSAGES: Final = 1024
 """Passages, ids or vectors in one request; a client sends more of them in several."""
 MOST_WINDOW: Final = 20
+MOST_FIELDS: Final = 64
+"""Fields of one object; every one that is unknown would be an error of its own."""
+
+T = TypeVar("T")
+ListOf: TypeAlias = Annotated[list[T], Field(fail_fast=True)]
+"""Checked up to the first element that is wrong: an error for each of millions takes gigabytes."""
 
 STATUS_OF: Final[Mapping[type[TarsRagError], int]] = {
     errors.InvalidInputError: 400,
@@ -57,6 +63,14 @@ class Said(BaseModel):
     """What a client may say: a misspelt field is an error, not silence."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, given: Any) -> Any:
+        if isinstance(given, dict) and len(given) > MOST_FIELDS:
+            msg = f"{len(given)} fields, where {MOST_FIELDS} are the most"
+            raise ValueError(msg)
+        return given
 
 
 class ErrorBody(BaseModel):
@@ -204,8 +218,8 @@ class SearchAnswer(BaseModel):
 class UpsertRequest(Said):
     """``POST /v1/stores/{name}/passages``: acknowledged when it is on disk."""
 
-    passages: list[PassageBody] = Field(max_length=MOST_PASSAGES)
-    vectors: list[str] | None = Field(
+    passages: ListOf[PassageBody] = Field(max_length=MOST_PASSAGES)
+    vectors: ListOf[str] | None = Field(
         None, description="Packed, one for each passage, if they are there already."
     )
     fingerprint: str | None = Field(
@@ -222,7 +236,7 @@ class UpsertAnswer(BaseModel):
 class GetRequest(Said):
     """``POST /v1/stores/{name}/get``: by id, by filter, or by both."""
 
-    ids: list[str] | None = Field(None, max_length=MOST_PASSAGES)
+    ids: ListOf[str] | None = Field(None, max_length=MOST_PASSAGES)
     where: dict[str, Any] | None = None
     limit: StrictInt | None = Field(None, ge=0, le=1_000_000)
     window: StrictInt = Field(0, ge=0, le=MOST_WINDOW, description="With ids: neighbours, too.")
@@ -237,7 +251,7 @@ class GetAnswer(BaseModel):
 class MatchingRequest(Said):
     """``POST /v1/stores/{name}/matching``: which of the ids (null: of all) pass the filter."""
 
-    ids: list[str] | None = Field(None, max_length=MOST_PASSAGES)
+    ids: ListOf[str] | None = Field(None, max_length=MOST_PASSAGES)
     where: dict[str, Any] | None = None
 
 
@@ -254,7 +268,7 @@ class NothingRequest(Said):
 class VectorsRequest(Said):
     """``POST /v1/stores/{name}/vectors``."""
 
-    ids: list[str] = Field(max_length=MOST_PASSAGES)
+    ids: ListOf[str] = Field(max_length=MOST_PASSAGES)
 
 
 class VectorsAnswer(BaseModel):
@@ -266,7 +280,7 @@ class VectorsAnswer(BaseModel):
 class DeleteRequest(Said):
     """``POST /v1/stores/{name}/delete``: by id, by filter or by both; or `all` of them."""
 
-    ids: list[str] | None = Field(None, max_length=MOST_PASSAGES)
+    ids: ListOf[str] | None = Field(None, max_length=MOST_PASSAGES)
     where: dict[str, Any] | None = None
     all: StrictBool = False
 

@@ -1,4 +1,4 @@
-"""One connection of a client: what it may take before there is a request."""
+"""One connection of a client: what it may take before there is a request, and after the answer."""
 
 from __future__ import annotations
 
@@ -12,22 +12,39 @@ SLOW_HEADERS: Final = 30.0
 """Seconds within which the headers of a request have to be there, from the connection's start."""
 MOST_HEADERS: Final = 64 << 10
 """Bytes of the headers of a request; what comes in one read may be more."""
+SLOW_READER: Final = 30.0
+"""Seconds within which a client has to take `LEAST_READ` of its answer, or what is left of it."""
+LEAST_READ: Final = 64 << 10
+"""Bytes."""
 
 
 class Connection(H11Protocol):
-    """Closes connections that say nothing, or that send their headers in drops (slowloris).
+    """Closes connections that say nothing, or send headers or take their answer in drops.
 
     uvicorn limits the time between requests only; before the first, and once a byte has come, a
-    connection may take for ever.
+    connection may take for ever, and an answer that nobody reads is kept for ever.
     """
 
     slow_headers = SLOW_HEADERS
+    slow_reader = SLOW_READER
     _patience: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for headers."""
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # `pause_writing` is told of every byte not taken
         self._wait_for_headers()
+
+    def pause_writing(self) -> None:
+        """Begin to wait for the client to read."""
+        super().pause_writing()
+        self._wait_for_reader(None)
+
+    def resume_writing(self) -> None:
+        """All was taken."""
+        super().resume_writing()
+        self._stop_reading()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; they do not prolong the wait."""
@@ -37,6 +54,7 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting."""
         self._stop_waiting()
+        self._stop_reading()
         super().connection_lost(exc)
 
     def _wait_for_headers(self) -> None:
@@ -49,3 +67,15 @@ class Connection(H11Protocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+    def _wait_for_reader(self, before: int | None) -> None:
+        left = self.transport.get_write_buffer_size()
+        if before is not None and before - left < LEAST_READ:
+            self.transport.abort()  # to close it would wait for the client, too
+        else:
+            self._reading = self.loop.call_later(self.slow_reader, self._wait_for_reader, left)
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None

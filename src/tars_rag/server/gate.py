@@ -21,6 +21,10 @@ App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _OPEN: Final = frozenset({"/", "/health", "/health/live", "/health/ready"})
 """Paths without contents: they need no key."""
+_UNREAD: Final = frozenset({401, 403, 413, 429})
+"""What may be said before the body was read."""
+_LINGER: Final = 2.0
+"""Seconds for the rest of a body that is not wanted."""
 access = logging.getLogger("tars_rag.access")
 log = logging.getLogger("tars_rag.server")
 
@@ -67,23 +71,26 @@ class Gate:
                 status = message["status"]
             await send(message)
 
-        self._at_work += 1
-        self._metrics.at_work.set(self._at_work)
+        admitted = 0
         try:
             self._admit(scope)
+            admitted = 1  # who is not let in must not fill the house
+            self._count(admitted)
             body = await self._body(scope, receive)
             await self._while_there(scope, body, receive, told)
         except _RefusedError as refused:
             if not status:
-                await _send_error(told, refused)
+                close = refused.status in (408, 499)
+                if refused.status in _UNREAD:
+                    close = not await _discarded(scope, receive)
+                await _send_error(told, refused, close)
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
             if not status:
                 message = "The server failed; its log says why."
-                await _send_error(told, _RefusedError(500, "Internal", message))
+                await _send_error(told, _RefusedError(500, "Internal", message), False)
         finally:
-            self._at_work -= 1
-            self._metrics.at_work.set(self._at_work)
+            self._count(-admitted)
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.answered(scope["method"], route, status or 499, seconds)
@@ -93,6 +100,10 @@ class Gate:
             access.info(
                 "%s %s %s %d %.1f ms", client, scope["method"], path, status or 499, milliseconds
             )
+
+    def _count(self, more: int) -> None:
+        self._at_work += more
+        self._metrics.at_work.set(self._at_work)
 
     def _admit(self, scope: Message) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -108,8 +119,8 @@ class Gate:
         ):
             message = "A key is needed: the header 'Authorization: Bearer KEY'."
             raise _RefusedError(401, "Unauthorized", message)
-        if self._at_work > self._limits.requests and scope["path"] not in _OPEN:
-            message = f"{self._at_work - 1} requests are at work. Try again in a moment."
+        if self._at_work >= self._limits.requests and scope["path"] not in _OPEN:
+            message = f"{self._at_work} requests are at work. Try again in a moment."
             raise _RefusedError(429, "Overloaded", message, retry=True)
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length[:20]) > self._limits.body:
@@ -172,14 +183,28 @@ class Gate:
         return _RefusedError(413, "TooLarge", message)
 
 
-async def _send_error(send: Send, refused: _RefusedError) -> None:
+async def _discarded(scope: Message, receive: Receive) -> bool:
+    """Whether the rest of a body came soon. None of it is kept.
+
+    A connection that is closed before all was read is reset, and the client never sees why.
+    """
+    if any(name == b"expect" for name, _ in scope["headers"]):
+        return False  # it sends nothing until it is told to
+    with anyio.move_on_after(_LINGER):
+        while (message := await receive())["type"] == "http.request":
+            if not message.get("more_body", False):
+                return True
+    return False
+
+
+async def _send_error(send: Send, refused: _RefusedError, close: bool) -> None:
     body = json.dumps({"error": {"message": refused.message, "type": refused.kind}}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     if refused.retry:
         headers.append((b"retry-after", b"1"))
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refused.status in (408, 413, 499):
-        headers.append((b"connection", b"close"))  # the rest of the body was not read
+    if close:  # the rest of the body was not read
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
+from tars_rag.retrieval.http_contract import ListOf
+
 
 class _Sent(BaseModel):
     model_config = ConfigDict(extra="ignore")
@@ -18,7 +20,7 @@ class _Sent(BaseModel):
 class EmbeddingsRequest(_Sent):
     """OpenAI's, with `input_type` beside: models with prompts read queries otherwise."""
 
-    input: StrictStr | list[StrictStr] = Field(examples=["the fan runs above 60 degrees"])
+    input: StrictStr | ListOf[StrictStr] = Field(examples=["the fan runs above 60 degrees"])
     model: str | None = Field(None, examples=["default"])
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: StrictInt | None = Field(None, ge=1, description="Only the model's own.")
@@ -29,7 +31,7 @@ class OllamaEmbedRequest(_Sent):
     """Ollama's ``/api/embed``."""
 
     model: str = Field(examples=["default"])
-    input: StrictStr | list[StrictStr] = Field(examples=["the fan runs above 60 degrees"])
+    input: StrictStr | ListOf[StrictStr] = Field(examples=["the fan runs above 60 degrees"])
     truncate: StrictBool = True
     dimensions: StrictInt | None = Field(None, ge=1)
 
@@ -51,10 +53,10 @@ class RerankRequest(_Sent):
     """Jina's and Cohere's (`documents`), or text-embeddings-inference's (`texts`)."""
 
     query: StrictStr = Field(examples=["how is the fan switched on"])
-    documents: list[StrictStr | DocumentText] | None = Field(
+    documents: ListOf[StrictStr | DocumentText] | None = Field(
         None, examples=[["The fan has a switch.", "Cats sleep."]]
     )
-    texts: list[StrictStr] | None = None
+    texts: ListOf[StrictStr] | None = None
     model: str | None = None
     top_n: StrictInt | None = Field(None, ge=1)
     return_documents: StrictBool | None = None
