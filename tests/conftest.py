@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 
 from tars_rag.retrieval.indexes.chroma import process as embedded
 
+pytest.register_assert_rewrite("served")  # a plugin whose names tests import, too
+
 # Started in the background of a shell, a program has Ctrl-C ignored, and so have its children.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -16,11 +16,12 @@ from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 from pydantic import ValidationError
 
+from served import KEY, REMOTE, Board
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError
 from tars_rag.langchain import TarsEmbeddings
 from tars_rag.models.embedder import Embedder
 
-pytest_plugins = ["tiny_models"]
+pytest_plugins = ["tiny_models", "served"]
 
 
 class TestStandardUnit(EmbeddingsUnitTests):
@@ -47,9 +48,34 @@ class TestStandardIntegrationTiny(EmbeddingsIntegrationTests):
         return {"model": self.directory}
 
 
+@pytest.mark.enable_socket
+class TestStandardIntegrationRemote(EmbeddingsIntegrationTests):
+    @pytest.fixture(autouse=True)
+    def _board(self, board: Board) -> None:
+        self.board = board
+
+    @property
+    def embeddings_class(self) -> type[TarsEmbeddings]:
+        return TarsEmbeddings
+
+    @property
+    def embedding_model_params(self) -> dict[str, Any]:
+        return {"base_url": self.board.url, "api_key": KEY}
+
+
 @pytest.fixture
-def embeddings(embedder_dir: str) -> TarsEmbeddings:
+def local_embeddings(embedder_dir: str) -> TarsEmbeddings:
     return TarsEmbeddings(model=embedder_dir, device="cpu")
+
+
+@pytest.fixture(params=["local", REMOTE])
+def embeddings(request: pytest.FixtureRequest) -> TarsEmbeddings:
+    """Of a model opened here, and of a server's, which is the same model."""
+    if request.param == "local":
+        opened: TarsEmbeddings = request.getfixturevalue("local_embeddings")
+        return opened
+    board: Board = request.getfixturevalue("board")
+    return TarsEmbeddings(base_url=board.url, api_key=KEY)
 
 
 def test_vectors_are_the_embedders_own_as_python_floats(
@@ -59,7 +85,7 @@ def test_vectors_are_the_embedders_own_as_python_floats(
     texts = ["the cat", "", "a dog on the sofa " * 40, "fish 🐟 \x00 \ud800"]
     vectors = embeddings.embed_documents(texts)
     assert all(type(number) is float for vector in vectors for number in vector)
-    np.testing.assert_array_equal(np.float32(vectors), Embedder(embedder_dir).embed(texts))
+    np.testing.assert_allclose(vectors, Embedder(embedder_dir).embed(texts), atol=1e-6)
     assert texts[2] == "a dog on the sofa " * 40
     np.testing.assert_allclose(embeddings.embed_query(texts[0]), vectors[0], atol=1e-5)
 
@@ -154,8 +180,8 @@ def test_threads_open_one_model(embedder_dir: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The function `loads` is in beta")
-def test_langchain_serialisation_round_trip(embeddings: TarsEmbeddings) -> None:
-    embeddings = embeddings.model_copy(update={"prompts": {"query": "find: "}})
+def test_langchain_serialisation_round_trip(local_embeddings: TarsEmbeddings) -> None:
+    embeddings = local_embeddings.model_copy(update={"prompts": {"query": "find: "}})
     text = dumps(embeddings)
     assert '"id": ["tars_rag", "langchain", "TarsEmbeddings"]' in text
     again = loads(text, valid_namespaces=["tars_rag"], allowed_objects=[TarsEmbeddings])
@@ -185,9 +211,83 @@ def test_from_env_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
         TarsEmbeddings.from_env()
 
 
-async def test_async_does_not_block_the_loop(
-    embeddings: TarsEmbeddings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.enable_socket
+def test_the_key_of_a_server_is_named_and_not_written(
+    board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    embeddings = TarsEmbeddings(base_url=f"{board.url}/v1", api_key=KEY)
+    text = dumps(embeddings)
+    assert KEY not in text + repr(embeddings) + str(embeddings.model_dump())
+    monkeypatch.setenv("TARS_API_KEY", KEY)
+    again = loads(
+        text,
+        valid_namespaces=["tars_rag"],
+        allowed_objects=[TarsEmbeddings],
+        secrets_map={"TARS_API_KEY": KEY},
+    )
+    assert again == embeddings
+    for twin in (again, pickle.loads(pickle.dumps(embeddings)), copy.deepcopy(embeddings)):
+        assert twin.embedder is embeddings.embedder
+    named = TarsEmbeddings(base_url=board.url)  # the key of the environment
+    assert named.embed_query("cat") == embeddings.embed_query("cat")
+
+
+@pytest.mark.enable_socket
+def test_a_server_with_another_model_or_key_is_refused(board: Board) -> None:
+    with pytest.raises(ConfigError, match="all-MiniLM-L6-v2"):
+        TarsEmbeddings(base_url=board.url, api_key=KEY, model="all-MiniLM-L6-v2").embed_query("a")
+    with pytest.raises(ConfigError, match="key"):
+        TarsEmbeddings(base_url=board.url, api_key="another").embed_query("a")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"base_url": "board:7588"},
+        {"base_url": "http://board:port"},
+        {"base_url": "http://board", "device": "npu"},
+        {"base_url": "http://board", "prompts": {"query": "find: "}},
+        {"api_key": "secret"},
+    ],
+)
+def test_what_means_nothing_for_a_server_is_refused(arguments: dict[str, Any]) -> None:
+    with pytest.raises((ValidationError, ConfigError), match=r"base_url|address") as refused:
+        TarsEmbeddings(**arguments)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.enable_socket
+async def test_a_server_is_asked_without_a_thread(
+    board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More calls at once than there are threads (38), all there before the first is answered."""
+    embeddings = TarsEmbeddings(base_url=board.url, api_key=KEY)
+    embeddings.embed_query("open")
+    gate, run = threading.Event(), Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", lambda self, texts: (gate.wait(60), run(self, texts))[1])
+    waiting = board.service.batcher
+    flood = [asyncio.create_task(embeddings.aembed_documents(["cat"] * 5)) for _ in range(50)]
+    try:
+        while waiting.waiting < 5 * 50 - 64:  # 64 are at work
+            await asyncio.sleep(0.01)
+        assert not any(task.done() for task in flood)
+    finally:
+        gate.set()
+    vectors = await asyncio.gather(*flood)
+    assert all(rows == vectors[0] for rows in vectors)
+
+
+@pytest.mark.enable_socket
+def test_one_object_serves_several_event_loops(board: Board) -> None:
+    embeddings = TarsEmbeddings(base_url=board.url, api_key=KEY)
+    rows = [asyncio.run(embeddings.aembed_query("cat")) for _ in range(2)]
+    assert rows[0] == rows[1] == embeddings.embed_query("cat")
+
+
+async def test_async_does_not_block_the_loop(
+    local_embeddings: TarsEmbeddings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embeddings = local_embeddings
     loop_thread = threading.current_thread()
     seen: list[threading.Thread] = []
     run = Embedder.embed
@@ -215,8 +315,9 @@ async def test_async_does_not_block_the_loop(
 
 
 async def test_a_flood_of_bulk_work_leaves_queries_and_the_default_pool_alone(
-    embeddings: TarsEmbeddings, monkeypatch: pytest.MonkeyPatch
+    local_embeddings: TarsEmbeddings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    embeddings = local_embeddings
     gate = threading.Event()
     run = Embedder.embed
     monkeypatch.setattr(Embedder, "embed", lambda self, texts: (gate.wait(20), run(self, texts))[1])

@@ -18,11 +18,12 @@ from langchain_core.load import dumps, loads
 from langchain_core.retrievers import BaseRetriever
 from pydantic import ValidationError
 
+from served import KEY, REMOTE, Board
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError
 from tars_rag.langchain import TarsCrossEncoder, TarsRerank
 from tars_rag.models.reranker import Reranker
 
-pytest_plugins = ["tiny_models"]
+pytest_plugins = ["tiny_models", "served"]
 
 QUERY = "a cat on the sofa"
 TEXTS = [
@@ -36,8 +37,18 @@ TEXTS = [
 
 
 @pytest.fixture
-def rerank(reranker_dir: str) -> TarsRerank:
+def local_rerank(reranker_dir: str) -> TarsRerank:
     return TarsRerank(model=reranker_dir, top_n=None)
+
+
+@pytest.fixture(params=["local", REMOTE])
+def rerank(request: pytest.FixtureRequest) -> TarsRerank:
+    """Of a model opened here, and of a server's, which is the same model."""
+    if request.param == "local":
+        opened: TarsRerank = request.getfixturevalue("local_rerank")
+        return opened
+    board: Board = request.getfixturevalue("board")
+    return TarsRerank(base_url=board.url, api_key=KEY, top_n=None)
 
 
 def documents() -> list[Document]:
@@ -146,20 +157,21 @@ def test_what_a_budget_left_out_comes_last_without_a_score(
         return np.float32([0.2, 0.9, 0.5] + [np.nan] * (len(texts) - 3))
 
     monkeypatch.setattr(Reranker, "score", half)
-    timed = rerank.model_copy(update={"budget_ms": 50.0})
+    timed = rerank.model_copy(update={"budget_ms": 60_000.0})
     given = documents()
     given[4].metadata["relevance_score"] = 0.99
     found = timed.compress_documents(given, QUERY)
     assert [document.id for document in found] == ["d1", "d2", "d0", "d3", "d4", "d5"]
     assert [document.metadata["relevance_score"] for document in found[3:]] == [None] * 3
-    assert budgets == [50.0]
+    assert budgets == [60_000.0]
 
 
 def test_copies_and_pickles_share_the_model(rerank: TarsRerank) -> None:
     for twin in (copy.copy(rerank), copy.deepcopy(rerank), pickle.loads(pickle.dumps(rerank))):
         assert twin == rerank
         assert twin.reranker is rerank.reranker
-    encoder = TarsCrossEncoder(model=rerank.model_name)
+    where = {"base_url": rerank.base_url, "api_key": rerank.api_key}
+    encoder = TarsCrossEncoder(model=rerank.model_name, **where)
     assert pickle.loads(pickle.dumps(encoder)).reranker is rerank.reranker
 
 

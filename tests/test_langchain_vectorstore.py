@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import pickle
 import threading
@@ -23,11 +24,13 @@ from langchain_tests.integration_tests import (
 )
 from pydantic import ValidationError
 
+from served import KEY, SLOW_REMOTE, Board, serving
+from tars_rag.adapters.foreign import ForeignEmbedder
 from tars_rag.errors import ConfigError, FingerprintError, InvalidInputError, StoreError
 from tars_rag.langchain import TarsEmbeddings, TarsRerank, TarsRetriever, TarsVectorStore
 from tars_rag.models.reranker import Reranker
 
-pytest_plugins = ["tiny_models"]
+pytest_plugins = ["tiny_models", "served"]
 
 DOCUMENTS = [
     Document(id="cat", page_content="the cat sleeps on the sofa", metadata={"kind": "pet", "n": 1}),
@@ -52,10 +55,32 @@ class WordEmbeddings(Embeddings):
         return [self.embed_query(text) for text in texts]
 
 
+@pytest.fixture(scope="module")
+def word_board() -> Iterator[Board]:
+    """A server whose embedder is the same foreign model."""
+    words = WordEmbeddings()
+    model = ForeignEmbedder(words, words.embed_documents, words.embed_query)
+    with serving(model) as served:
+        yield served
+
+
 class TestStandard(VectorStoreIntegrationTests):
     @pytest.fixture
     def vectorstore(self, tmp_path: Path) -> Iterator[VectorStore]:
         with TarsVectorStore(self.get_embeddings(), tmp_path / "store") as store:
+            yield store
+
+
+@pytest.mark.enable_socket
+class TestStandardRemote(VectorStoreIntegrationTests):
+    """The same of a store that a server has; its embedder stands in for the suite's own."""
+
+    @pytest.fixture
+    def vectorstore(self, tmp_path: Path, board: Board) -> Iterator[VectorStore]:
+        with (
+            board.store(tmp_path / "store") as url,
+            TarsVectorStore(path=url, api_key=KEY) as store,
+        ):
             yield store
 
 
@@ -87,9 +112,15 @@ class TestStandardRetriever(RetrieversIntegrationTests):
         return QUERY
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TarsVectorStore]:
-    with TarsVectorStore(WordEmbeddings(), tmp_path / "store") as opened:
+@pytest.fixture(params=["local", SLOW_REMOTE])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TarsVectorStore]:
+    """In a directory, and what a server has."""
+    with contextlib.ExitStack() as stack:
+        place: dict[str, Any] = {"path": tmp_path / "store"}
+        if request.param == "remote":
+            served: Board = request.getfixturevalue("word_board")
+            place = {"path": stack.enter_context(served.store(place["path"])), "api_key": KEY}
+        opened = stack.enter_context(TarsVectorStore(WordEmbeddings(), **place))
         opened.add_documents(DOCUMENTS)
         yield opened
 
@@ -482,7 +513,7 @@ def test_what_was_written_is_there_on_the_next_open(tmp_path: Path) -> None:
 
 def test_objects_with_one_path_share_one_store(store: TarsVectorStore) -> None:
     twins = [
-        TarsVectorStore(WordEmbeddings(), store.path),
+        TarsVectorStore(WordEmbeddings(), store.path, api_key=store.api_key),
         copy.copy(store),
         copy.deepcopy(store),
         pickle.loads(pickle.dumps(store)),
@@ -492,7 +523,8 @@ def test_objects_with_one_path_share_one_store(store: TarsVectorStore) -> None:
         assert twin.store is store.store
         twin.add_texts([f"by twin {number}"], ids=[f"t{number}"])
         assert store.get_by_ids([f"t{number}"])
-    assert pickle.loads(pickle.dumps(TarsVectorStore(WordEmbeddings(), store.path, k=7))).k == 7
+    other = TarsVectorStore(WordEmbeddings(), store.path, k=7, api_key=store.api_key)
+    assert pickle.loads(pickle.dumps(other)).k == 7
 
 
 def test_a_temporary_store_is_not_pickled() -> None:
@@ -616,6 +648,33 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         TarsVectorStore(WordEmbeddings(), tmp_path / "file" / "s")
     with pytest.raises(InvalidInputError, match="empty"):
         TarsVectorStore(WordEmbeddings(), "")
+
+
+@pytest.mark.enable_socket
+def test_a_servers_store_needs_its_address_only(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rerank = TarsRerank(base_url=board.url, api_key=KEY)
+    with (
+        board.store(tmp_path / "s") as url,
+        TarsVectorStore(path=url, api_key=KEY, rerank=rerank) as store,
+    ):
+        store.add_documents(DOCUMENTS)
+        assert store.embeddings == TarsEmbeddings(base_url=board.url, api_key=KEY)
+        scores = rerank.reranker.score(QUERY, [d.page_content for d in DOCUMENTS])
+        best = [DOCUMENTS[row].id for row in np.argsort(-scores)][:3]
+        assert ids(store.similarity_search(QUERY, k=3)) == best
+        assert KEY not in repr(store)
+        with pytest.raises(FingerprintError):
+            TarsVectorStore(WordEmbeddings(), url, api_key=KEY)
+        with pytest.raises(ConfigError, match="string, not a Path"):
+            TarsVectorStore(path=Path(url), api_key=KEY)
+        with pytest.raises(ConfigError, match="key"):
+            TarsVectorStore(path=url, api_key="another")
+        monkeypatch.setenv("TARS_API_KEY", KEY)
+        monkeypatch.setenv("EMBED_MODEL", "no-such-model")  # the server has its own
+        monkeypatch.setenv("RAG_LANGUAGE", "de")
+        assert ids(TarsVectorStore.from_env(url, k=1).similarity_search("garden", k=1)) == ["dog"]
 
 
 # Async

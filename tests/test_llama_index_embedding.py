@@ -20,18 +20,29 @@ from llama_index.core.schema import Document, MetadataMode, TextNode
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import ValidationError
 
+from served import KEY, REMOTE, Board
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError
 from tars_rag.llama_index import TarsEmbedding
 from tars_rag.models.embedder import Embedder
 
-pytest_plugins = ["tiny_models"]
+pytest_plugins = ["tiny_models", "served"]
 
 TEXTS = ["the cat", "", "a dog on the sofa " * 40, "fish 🐟 \x00 \ud800"]
 
 
 @pytest.fixture
-def embedding(embedder_dir: str) -> TarsEmbedding:
+def local_embedding(embedder_dir: str) -> TarsEmbedding:
     return TarsEmbedding(model=embedder_dir, device="cpu")
+
+
+@pytest.fixture(params=["local", REMOTE])
+def embedding(request: pytest.FixtureRequest) -> TarsEmbedding:
+    """Of a model opened here, and of a server's, which is the same model."""
+    if request.param == "local":
+        opened: TarsEmbedding = request.getfixturevalue("local_embedding")
+        return opened
+    board: Board = request.getfixturevalue("board")
+    return TarsEmbedding(base_url=board.url, api_key=KEY)
 
 
 async def test_every_way_in_gives_the_embedders_vectors(
@@ -55,14 +66,14 @@ async def test_every_way_in_gives_the_embedders_vectors(
 
 
 def test_the_embedder_sees_many_texts_at_a_time(
-    embedding: TarsEmbedding, monkeypatch: pytest.MonkeyPatch
+    local_embedding: TarsEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
     run = Embedder.embed
     monkeypatch.setattr(
         Embedder, "embed", lambda self, texts: (sizes.append(len(texts)), run(self, texts))[1]
     )
-    embedding.get_text_embedding_batch(["cat"] * 700)
+    local_embedding.get_text_embedding_batch(["cat"] * 700)
     assert sizes == [512, 188]
 
 
@@ -174,9 +185,9 @@ def test_from_env(monkeypatch: pytest.MonkeyPatch, embedder_dir: str) -> None:
 
 
 async def test_async_runs_in_another_thread_and_a_flood_leaves_queries_alone(
-    embedding: TarsEmbedding, monkeypatch: pytest.MonkeyPatch
+    local_embedding: TarsEmbedding, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate = threading.Event()
+    embedding, gate = local_embedding, threading.Event()
     seen: list[threading.Thread] = []
     run = Embedder.embed
 

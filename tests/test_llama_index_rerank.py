@@ -17,19 +17,30 @@ from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRan
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle, TextNode
 from pydantic import ValidationError
 
+from served import KEY, REMOTE, Board
 from tars_rag.errors import ConfigError, InvalidInputError
 from tars_rag.llama_index import TarsRerank
 from tars_rag.models.reranker import Reranker
 
-pytest_plugins = ["tiny_models"]
+pytest_plugins = ["tiny_models", "served"]
 
 QUERY = "a cat on the sofa"
 TEXTS = ["dog", "the cat is on the sofa", "piano music " * 30, "fish 🐟 \x00 \ud800", "npu heat"]
 
 
 @pytest.fixture
-def rerank(reranker_dir: str) -> TarsRerank:
+def local_rerank(reranker_dir: str) -> TarsRerank:
     return TarsRerank(model=reranker_dir, top_n=None)
+
+
+@pytest.fixture(params=["local", REMOTE])
+def rerank(request: pytest.FixtureRequest) -> TarsRerank:
+    """Of a model opened here, and of a server's, which is the same model."""
+    if request.param == "local":
+        opened: TarsRerank = request.getfixturevalue("local_rerank")
+        return opened
+    board: Board = request.getfixturevalue("board")
+    return TarsRerank(base_url=board.url, api_key=KEY, top_n=None)
 
 
 def nodes() -> list[NodeWithScore]:
@@ -157,16 +168,19 @@ def test_what_a_budget_left_out_comes_last_without_a_score(
     rerank: TarsRerank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(self: Reranker, query: str, texts: list[str], budget_ms: float | None = None) -> Any:
-        assert budget_ms == 50
+        assert budget_ms == 60_000
         return np.float32([0.2, 0.9, 0.5] + [np.nan] * (len(texts) - 3))
 
     monkeypatch.setattr(Reranker, "score", half)
-    found = rerank.model_copy(update={"budget_ms": 50.0}).postprocess_nodes(nodes(), None, QUERY)
+    found = rerank.model_copy(update={"budget_ms": 60_000.0}).postprocess_nodes(
+        nodes(), None, QUERY
+    )
     assert [node.node_id for node in found] == ["n1", "n2", "n0", "n3", "n4"]
     assert [node.score for node in found[3:]] == [None, None]
 
 
-def test_settings_round_trip(rerank: TarsRerank) -> None:
+def test_settings_round_trip(rerank: TarsRerank, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TARS_API_KEY", KEY)  # what is written does not have it
     twins = [
         TarsRerank.from_dict(rerank.to_dict()),
         TarsRerank.from_json(rerank.to_json()),

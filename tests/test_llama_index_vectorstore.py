@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
 import threading
@@ -38,7 +39,9 @@ from llama_index.core.vector_stores.types import (
 )
 from pydantic import ValidationError
 
+from served import KEY, SLOW_REMOTE, Board, serving
 from tars_rag import HybridStore
+from tars_rag.adapters.shared_store import NamedEmbedder
 from tars_rag.errors import (
     ConfigError,
     FingerprintError,
@@ -48,7 +51,7 @@ from tars_rag.errors import (
 )
 from tars_rag.llama_index import TarsEmbedding, TarsRerank, TarsVectorStore
 
-pytest_plugins = ["tiny_models"]
+pytest_plugins = ["tiny_models", "served"]
 
 TEXTS = {
     "cat": "the cat sleeps on the sofa",
@@ -78,12 +81,25 @@ def nodes() -> list[TextNode]:
     ]
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[TarsVectorStore]:
-    opened = TarsVectorStore(tmp_path / "store", fingerprint="by hand")
-    opened.add(nodes())
-    yield opened
-    opened.close()
+@pytest.fixture(scope="module")
+def named_board() -> Iterator[Board]:
+    """A server that knows its embedder by name only."""
+    with serving(NamedEmbedder("by hand")) as served:
+        yield served
+
+
+@pytest.fixture(params=["local", SLOW_REMOTE])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[TarsVectorStore]:
+    """In a directory, and what a server has."""
+    with contextlib.ExitStack() as stack:
+        place: dict[str, Any] = {"path": tmp_path / "store"}
+        if request.param == "remote":
+            served: Board = request.getfixturevalue("named_board")
+            place = {"path": stack.enter_context(served.store(place["path"])), "api_key": KEY}
+        opened = TarsVectorStore(**place, fingerprint="by hand")
+        stack.callback(opened.close)
+        opened.add(nodes())
+        yield opened
 
 
 def ask(**fields: Any) -> VectorStoreQuery:
@@ -98,13 +114,24 @@ def embed_model(embedder_dir: str) -> TarsEmbedding:
     return TarsEmbedding(model=embedder_dir)
 
 
+@pytest.fixture(params=["local", SLOW_REMOTE])
+def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+    """Where a new store of the tiny embedder is: arguments of its constructor."""
+    if request.param == "local":
+        yield {"path": tmp_path / "s"}
+        return
+    served: Board = request.getfixturevalue("board")
+    with served.store(tmp_path / "s") as url:
+        yield {"path": url, "api_key": KEY}
+
+
 DOCUMENTS = [Document(id_=name, text=text, metadata={"name": name}) for name, text in TEXTS.items()]
 
 
 def test_index_query_engine_and_reopening(
-    tmp_path: Path, embed_model: TarsEmbedding, reranker_dir: str
+    place: dict[str, Any], embed_model: TarsEmbedding, reranker_dir: str
 ) -> None:
-    store = TarsVectorStore(tmp_path / "s", embed_model)
+    store = TarsVectorStore(embed_model=embed_model, **place)
     index = VectorStoreIndex.from_documents(
         DOCUMENTS,
         storage_context=StorageContext.from_defaults(vector_store=store),
@@ -112,7 +139,7 @@ def test_index_query_engine_and_reopening(
     )
     store.close()
     index = VectorStoreIndex.from_vector_store(
-        TarsVectorStore(str(tmp_path / "s"), embed_model), embed_model=embed_model
+        TarsVectorStore(embed_model=embed_model, **place), embed_model=embed_model
     )
     for mode in ("default", "text_search", "sparse", "hybrid"):
         engine = index.as_query_engine(
@@ -128,8 +155,8 @@ def test_index_query_engine_and_reopening(
     assert [n.metadata["name"] for n in retriever.retrieve("garden")] == ["dog"]
 
 
-async def test_index_asynchronously(tmp_path: Path, embed_model: TarsEmbedding) -> None:
-    store = TarsVectorStore(tmp_path / "s", embed_model)
+async def test_index_asynchronously(place: dict[str, Any], embed_model: TarsEmbedding) -> None:
+    store = TarsVectorStore(embed_model=embed_model, **place)
     index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
     await index.ainsert_nodes([TextNode(id_=name, text=text) for name, text in TEXTS.items()])
     retriever = index.as_retriever(vector_store_query_mode="hybrid", similarity_top_k=2, alpha=0.2)
@@ -139,8 +166,10 @@ async def test_index_asynchronously(tmp_path: Path, embed_model: TarsEmbedding) 
     store.close()
 
 
-def test_index_updates_and_deletes_documents(tmp_path: Path, embed_model: TarsEmbedding) -> None:
-    store = TarsVectorStore(tmp_path / "s", embed_model)
+def test_index_updates_and_deletes_documents(
+    place: dict[str, Any], embed_model: TarsEmbedding
+) -> None:
+    store = TarsVectorStore(embed_model=embed_model, **place)
     index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
     for document in DOCUMENTS:
         index.insert(document)
@@ -153,8 +182,8 @@ def test_index_updates_and_deletes_documents(tmp_path: Path, embed_model: TarsEm
     store.close()
 
 
-def test_ingestion_pipeline_upserts(tmp_path: Path, embed_model: TarsEmbedding) -> None:
-    store = TarsVectorStore(tmp_path / "s", embed_model)
+def test_ingestion_pipeline_upserts(place: dict[str, Any], embed_model: TarsEmbedding) -> None:
+    store = TarsVectorStore(embed_model=embed_model, **place)
     pipeline = IngestionPipeline(
         transformations=[SentenceSplitter(chunk_size=64, chunk_overlap=0), embed_model],
         vector_store=store,
@@ -470,14 +499,17 @@ async def test_the_same_asynchronously_in_another_thread(
     found = await store.aquery(ask(query_embedding=[1.0] * 4))
     assert set(found.ids or []) == {"dog", "npu", "fan"}
     await store.aclear()
-    assert len(seen) == 6
+    assert len(seen) >= 6  # twice as many where the server is in this process
     assert threading.current_thread() not in seen
 
 
 # One store, several objects and frameworks
 
 
-def test_objects_with_one_path_share_one_store(store: TarsVectorStore) -> None:
+def test_objects_with_one_path_share_one_store(
+    store: TarsVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TARS_API_KEY", KEY)  # what is written does not have it
     twins = [
         TarsVectorStore(store.path, fingerprint="by hand"),
         copy.copy(store),
@@ -487,6 +519,7 @@ def test_objects_with_one_path_share_one_store(store: TarsVectorStore) -> None:
         TarsVectorStore.from_json(store.to_json()),
     ]
     assert store.to_dict()["class_name"] == "TarsVectorStore"
+    assert KEY not in store.to_json() + repr(store)
     for twin in twins:
         assert twin.client is store.client
         assert twin.to_dict() == store.to_dict()
@@ -516,6 +549,26 @@ def test_what_the_command_line_or_langchain_stored_is_readable(
     assert (found.node_id, found.get_content(MetadataMode.NONE)) == ("c", "the cat")
     assert found.metadata == {"deep": {"n": [1]}}
     store.close()
+
+
+# A server's store
+
+
+@pytest.mark.enable_socket
+async def test_a_servers_store_needs_its_address_only(board: Board, tmp_path: Path) -> None:
+    with board.store(tmp_path / "s") as url:
+        store = TarsVectorStore(url, api_key=KEY)
+        embed_model = TarsEmbedding(base_url=board.url, api_key=KEY)
+        assert store.fingerprint == embed_model.fingerprint
+        index = VectorStoreIndex.from_vector_store(store, embed_model=embed_model)
+        await index.ainsert_nodes([TextNode(id_=name, text=text) for name, text in TEXTS.items()])
+        retriever = index.as_retriever(vector_store_query_mode="text_search")
+        assert [found.node_id for found in await retriever.aretrieve("garden")] == ["dog"]
+        with pytest.raises(FingerprintError):
+            TarsVectorStore(url, api_key=KEY, fingerprint="another").get_nodes()
+        with pytest.raises(ConfigError, match="string, not a Path"):
+            TarsVectorStore(Path(url), fingerprint="another")
+        store.close()
 
 
 # Vectors of different kinds never mix

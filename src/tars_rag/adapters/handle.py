@@ -60,6 +60,11 @@ class Handle:
         with slot.changed:
             return cast("T", slot.open(build, outlives))
 
+    def opened(self, key: object) -> object | None:
+        """The object of this key if it is open; nothing is opened or waited for."""
+        slot = self._find(key)
+        return None if slot.closing else slot.opened
+
     @contextlib.contextmanager
     def using(self, key: object, build: Callable[[], T], outlives: object = None) -> Iterator[T]:
         """As `get`, and `close` in another thread waits until the block is left."""

@@ -13,7 +13,9 @@ from typing import Any, Final, NoReturn
 
 from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
 from tars_rag.adapters.handle import Handle
+from tars_rag.adapters.threads import Lane
 from tars_rag.errors import InvalidInputError, shown
+from tars_rag.retrieval.address import is_url, server_key, store_url
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import store_path
@@ -40,21 +42,25 @@ class SharedStore:
         language: str | None = None,
         probe: FloatArray | None = None,
         sharing: str = "",
+        api_key: str | None = None,
     ) -> None:
         """Describe the store; nothing is opened or made yet, but a temporary directory.
 
         Args:
             path: Its directory, in any spelling: ``~``, ``..`` and links lead to the same store.
-                None: a temporary one, deleted with the last object that shares the store.
+                None: a temporary one, deleted with the last object that shares the store. Or the
+                address of a store that a server has.
             embedder: What makes its vectors.
             read_only: As `HybridStore`'s.
             chroma_url: As `HybridStore`'s.
             language: As `HybridStore`'s.
             probe: `ForeignEmbedder.probe` of what makes the vectors, where only that is at hand.
             sharing: Stores are shared among those that give the same word.
+            api_key: As `HybridStore`'s.
 
         Raises:
             InvalidInputError: The path is none.
+            ConfigError: It is an address, and names no store.
         """
         self._handle = Handle()
         self._temporary = _TemporaryDirectory() if path is None else None
@@ -64,11 +70,16 @@ class SharedStore:
         self._read_only, self._chroma_url = read_only, chroma_url
         self._language = None if language is None else check_language(language)
         self._sharing = sharing
+        self._api_key = server_key(api_key) if isinstance(self.path, str) else api_key
 
     @property
     def is_temporary(self) -> bool:
         """Whether the directory goes with the last object."""
         return self._temporary is not None
+
+    def lane(self, lane: Lane) -> Lane:
+        """Where async calls of the store run: those that wait for a server do not wait in turn."""
+        return "network" if isinstance(self.path, str) else lane
 
     @property
     def store(self) -> HybridStore:
@@ -103,7 +114,8 @@ class SharedStore:
     @property
     def _key(self) -> tuple[object, ...]:
         made_by = self._embedder.fingerprint
-        return (HybridStore, self._sharing, self.path, made_by, self._read_only, self._chroma_url)
+        opened = (self.path, made_by, self._read_only, self._chroma_url, self._api_key)
+        return (HybridStore, self._sharing, *opened)
 
     def _open(self) -> HybridStore:
         store = HybridStore(
@@ -112,6 +124,7 @@ class SharedStore:
             read_only=self._read_only,
             chroma_url=self._chroma_url,
             language=self._language,
+            api_key=self._api_key,
         )
         if self._probe is None:
             return store
@@ -166,12 +179,15 @@ class NamedEmbedder:
         raise InvalidInputError(msg)
 
 
-def resolved(path: object) -> Path:
-    """The directory that a path means, the same for each way to write it.
+def resolved(path: object) -> Path | str:
+    """The directory that a path means, the same for each way to write it; or a server's store.
 
     Raises:
         InvalidInputError: It is empty, no path, or names the home of an unknown user.
+        ConfigError: It is an address, and names no store.
     """
+    if is_url(path):
+        return store_url(str(path))
     if not isinstance(path, str | os.PathLike):
         msg = f"The store's path is {shown(path)}: give the name of a directory."
         raise InvalidInputError(msg)

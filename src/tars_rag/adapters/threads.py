@@ -13,8 +13,8 @@ from typing import Any, Generic, Literal, ParamSpec, TypeVar
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Lane = Literal["query", "bulk"]
-_THREADS: dict[Lane, int] = {"query": 4, "bulk": 2}
+Lane = Literal["query", "bulk", "network"]
+_THREADS: dict[Lane, int] = {"query": 4, "bulk": 2, "network": 32}
 
 
 @functools.cache
@@ -33,7 +33,8 @@ async def in_thread(lane: Lane, func: Callable[P, T], /, *args: P.args, **kwargs
     every thread of the loop's default pool, and a query does not queue behind bulk work.
 
     Args:
-        lane: ``"query"`` where a person waits for the answer, ``"bulk"`` otherwise.
+        lane: ``"query"`` where a person waits for the answer, ``"bulk"`` otherwise; ``"network"``
+            where another machine does the work, so that threads only wait.
         func: What to run; it sees the caller's context variables.
         *args: Passed on to `func`.
         **kwargs: Passed on to `func`.
@@ -45,7 +46,8 @@ async def in_thread(lane: Lane, func: Callable[P, T], /, *args: P.args, **kwargs
 class Asynchronous(Generic[P, T]):
     """The asynchronous twin of a method, with the same arguments and result.
 
-    It runs the method in a thread; that of a subclass, where it has its own:
+    It runs the method in a thread, of the lane that its object chooses (`_lane`) if it does; that
+    of a subclass, where it has its own:
     ``asearch = Asynchronous(search).query`` in the body of a class.
     """
 
@@ -67,7 +69,10 @@ class Asynchronous(Generic[P, T]):
 
         async def twin(*args: P.args, **kwargs: P.kwargs) -> T:
             owner, *rest = args
-            return await in_thread(lane, getattr(owner, name), *rest, **kwargs)
+            chosen = getattr(owner, "_lane", None)
+            return await in_thread(
+                chosen(lane) if chosen else lane, getattr(owner, name), *rest, **kwargs
+            )
 
         functools.update_wrapper(twin, method)
         twin.__name__ = f"_a{name[1:]}" if name.startswith("_") else f"a{name}"

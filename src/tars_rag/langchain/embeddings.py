@@ -11,10 +11,11 @@ from typing_extensions import Unpack
 
 from tars_rag.adapters.model_fields import EmbedderArguments, EmbedderFields
 from tars_rag.adapters.threads import in_thread
+from tars_rag.retrieval.address import API_KEY
 
 
 class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
-    """Sentence embeddings of a catalogue model, unit length, from the NPU or the CPU.
+    """Sentence embeddings of a catalogue model, unit length, from the NPU, the CPU or a server.
 
     The model is opened on first use. Objects with equal settings, copies and pickles included,
     share one open model. Unknown arguments are refused.
@@ -23,6 +24,7 @@ class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
         ```python
         embeddings = TarsEmbeddings(model="all-MiniLM-L6-v2", device="auto")
         vector = embeddings.embed_query("What does the reranker run on?")
+        TarsEmbeddings(base_url="http://board:7588", api_key="...")  # what `tars-rag serve` has
         ```
     """
 
@@ -73,16 +75,29 @@ class TarsEmbeddings(EmbedderFields, Serializable, Embeddings):
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """As `embed_documents`, without blocking the event loop."""
+        if self.base_url is not None:
+            embedder = await self._remote_embedder()
+            vectors: list[list[float]] = (await embedder.aembed(texts)).tolist()
+            return vectors
         return await in_thread("bulk", self.embed_documents, texts)
 
     async def aembed_query(self, text: str) -> list[float]:
         """As `embed_query`, without blocking the event loop or waiting behind bulk work."""
+        if self.base_url is not None:
+            embedder = await self._remote_embedder()
+            vector: list[float] = (await embedder.aembed_query(text)).tolist()
+            return vector
         return await in_thread("query", self.embed_query, text)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """True: the settings are plain values and hold no secret."""
+        """True: the settings are plain values; the key of a server is named, not written."""
         return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Which variable has the server's key when serialised settings are loaded."""
+        return {"api_key": API_KEY}
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:

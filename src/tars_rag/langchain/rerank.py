@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from langchain_core.callbacks import Callbacks
@@ -18,14 +18,20 @@ from tars_rag.adapters.model_fields import RerankerArguments, RerankerFields
 from tars_rag.adapters.ordering import ranked
 from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError, shown
+from tars_rag.retrieval.address import API_KEY
 from tars_rag.settings import Settings
 
 
 class _Serializable(RerankerFields, Serializable):
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """True: the settings are plain values and hold no secret."""
+        """True: the settings are plain values; the key of a server is named, not written."""
         return True
+
+    @property
+    def lc_secrets(self) -> dict[str, str]:
+        """Which variable has the server's key when serialised settings are loaded."""
+        return {"api_key": API_KEY}
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
@@ -97,18 +103,27 @@ class TarsRerank(_Serializable, BaseDocumentCompressor):
             ModelError: The model is unknown, missing or damaged.
             DeviceError: The device gave no answer that can be trusted.
         """
-        require_all("documents", documents, Document, "a Document")
-        if not documents:
-            return []
-        texts = [document.page_content for document in documents]
-        scores = self.reranker.score(query, texts, budget_ms=self.budget_ms)
+        texts = _texts(documents)
+        scores = self.reranker.score(query, texts, budget_ms=self.budget_ms) if texts else _NONE
         return [_scored(documents[row], score) for row, score in ranked(scores, self.top_n)]
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
     ) -> Sequence[Document]:
         """As `compress_documents`, without blocking the event loop."""
+        if self.base_url is not None and (texts := _texts(documents)):
+            reranker = await self._remote_reranker()
+            scores = await reranker.ascore(query, texts, self.budget_ms)
+            return [_scored(documents[row], score) for row, score in ranked(scores, self.top_n)]
         return await in_thread("query", self.compress_documents, documents, query, callbacks)
+
+
+_NONE: Final = np.empty(0, np.float32)
+
+
+def _texts(documents: Sequence[Document]) -> list[str]:
+    require_all("documents", documents, Document, "a Document")
+    return [document.page_content for document in documents]
 
 
 def _scored(document: Document, score: float | None) -> Document:

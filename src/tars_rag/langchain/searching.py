@@ -25,6 +25,7 @@ from tars_rag.settings import Strategy
 
 if TYPE_CHECKING:
     from tars_rag.models.embedder import Embedder
+    from tars_rag.retrieval.remote.models import RemoteEmbedder
 
 Where = dict[str, Any]
 NO_RERANKER = (
@@ -47,7 +48,7 @@ class Search:
     """
 
     shared: SharedStore
-    embedder: Embedder | ForeignEmbedder
+    embedder: Embedder | RemoteEmbedder | ForeignEmbedder
     strategy: Strategy
     k: int
     rerank: TarsRerank | None

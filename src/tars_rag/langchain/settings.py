@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from langchain_core.embeddings import Embeddings
+from pydantic import SecretStr
 
 from tars_rag.adapters.arguments import refuse, require_count, require_kind, require_strategy
 from tars_rag.adapters.foreign import ForeignEmbedder
@@ -13,14 +14,21 @@ from tars_rag.errors import InvalidInputError, shown
 from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.langchain.searching import NO_RERANKER
+from tars_rag.retrieval.address import is_url, split_store
 from tars_rag.retrieval.neighbours import require_window
 from tars_rag.retrieval.storage.layout import language_for
 from tars_rag.settings import Settings
 
 if TYPE_CHECKING:
     from tars_rag.models.embedder import Embedder
+    from tars_rag.retrieval.remote.models import RemoteEmbedder
 
-_ALLOWED = "embedding, path, strategy, k, rerank, candidates, read_only, chroma_url, language"
+SETTINGS = (
+    *("strategy", "k", "rerank", "candidates", "read_only", "chroma_url", "language"),
+    "api_key",
+)
+"""Arguments beside embedding and path; attributes of the same names."""
+_ALLOWED = f"embedding, path, {', '.join(SETTINGS)}"
 _COLLECTION = "A collection is a directory of its own: write path='DIRECTORY/NAME'."
 _SERVER = "For a Chroma server write chroma_url='http://HOST:PORT'."
 _INSTEAD = {
@@ -91,7 +99,14 @@ def check_retriever(arguments: dict[str, Any], rerank: TarsRerank | None) -> Non
             raise InvalidInputError(NO_RERANKER)
 
 
-def embedder_of(embedding: Embeddings) -> Embedder | ForeignEmbedder:
+def usual_embeddings(path: object, api_key: SecretStr | None) -> TarsEmbeddings:
+    """What embeds for a store unless its user says otherwise: a server's, where that has it."""
+    if not is_url(path):
+        return TarsEmbeddings()
+    return TarsEmbeddings(base_url=split_store(str(path))[0], api_key=api_key)
+
+
+def embedder_of(embedding: Embeddings) -> Embedder | RemoteEmbedder | ForeignEmbedder:
     """What embeds for the store.
 
     Raises:
@@ -102,14 +117,19 @@ def embedder_of(embedding: Embeddings) -> Embedder | ForeignEmbedder:
     return ForeignEmbedder(embedding, embedding.embed_documents, embedding.embed_query)
 
 
-def environment(path: str | Path | None, overrides: dict[str, Any]) -> dict[str, Any]:
+def environment(
+    path: str | Path | None, embedding: Embeddings | None, overrides: dict[str, Any]
+) -> dict[str, Any]:
     """Constructor arguments from RAG_STRATEGY and its like, and RERANK_MODEL; `overrides` win.
+
+    A server's store is embedded by that server, whatever EMBED_MODEL says.
 
     Raises:
         ConfigError: A variable has a value that is not allowed.
     """
     settings = Settings.from_env()
-    arguments = {
+    arguments: dict[str, Any] = {
+        "embedding": embedding or (None if is_url(path) else TarsEmbeddings.from_env()),
         "strategy": settings.rag_strategy,
         "k": settings.memory_top_k,
         "language": language_for(path, settings),

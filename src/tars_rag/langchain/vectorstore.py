@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,18 +10,19 @@ from typing import Any
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 from langchain_core.vectorstores import VectorStore
+from pydantic import SecretStr
 from typing_extensions import Self
 
 from tars_rag.adapters.arguments import refuse
+from tars_rag.adapters.model_fields import plain_key
 from tars_rag.adapters.shared_store import SharedStore
 from tars_rag.adapters.threads import Asynchronous, in_thread
 from tars_rag.errors import InvalidInputError
+from tars_rag.langchain import settings as given
 from tars_rag.langchain.documents import as_document, as_documents, as_passages, found_documents
-from tars_rag.langchain.embeddings import TarsEmbeddings
 from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.langchain.retriever import TarsRetriever
 from tars_rag.langchain.searching import INSTEAD, Search, Where
-from tars_rag.langchain.settings import check_retriever, check_settings, embedder_of, environment
 from tars_rag.langchain.writing import Records, records, replace, store_all
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.settings import Strategy
@@ -42,8 +42,7 @@ class TarsVectorStore(VectorStore):
     store.similarity_search("why does the board throttle?", k=3)
     ```
 
-    One process writes to a directory at a time; in it, objects, copies and pickles with the same
-    path share one open store. `close` (or ``with``) lets go of it.
+    Objects, copies and pickles with the same path share one open store; `close` lets go of it.
     """
 
     def __init__(
@@ -58,38 +57,39 @@ class TarsVectorStore(VectorStore):
         read_only: bool = False,
         chroma_url: str | None = None,
         language: str | None = None,
+        api_key: str | SecretStr | None = None,
         **unknown: Any,
     ) -> None:
         """Open the store.
 
         Args:
-            embedding: Any LangChain embeddings. The store records what made its vectors and
-                refuses embeddings that make others. Default: `TarsEmbeddings`.
-            path: The store's directory, made if it is not there. None: a temporary one that lasts
-                as long as this object and its copies.
-            strategy: ``"hybrid"`` (vectors and BM25, fused), ``"naive"`` (vectors only) or
-                ``"lexical"`` (BM25 only).
+            embedding: Any LangChain embeddings; the store refuses others than it was made with.
+                Default: `TarsEmbeddings`, or the server's.
+            path: The store's directory, made if it is not there; or ``http://host:port/name`` of a
+                server. None: a temporary one that lasts as long as this object and its copies.
+            strategy: ``"hybrid"`` (vectors and BM25), ``"naive"`` (vectors), ``"lexical"`` (BM25).
             k: How many documents a search returns, unless it is told otherwise.
-            rerank: Orders what was found by a cross-encoder; its `budget_ms` is the time for the
-                whole search, which itself is never cut short.
+            rerank: Orders what was found by a cross-encoder; its `budget_ms` is for all of it.
             candidates: How many documents are found for the reranker.
             read_only: Open beside other processes that only read.
             chroma_url: ``http://host:port`` of a Chroma server to keep the vectors in.
             language: How words are read, as `HybridStore`'s: ``"de"``, ``"multi"``, ...
-            **unknown: None.
+            api_key: Of the server; None: TARS_API_KEY, or none.
+            **unknown: Refused.
 
         Raises:
             InvalidInputError: An argument is unknown or of the wrong kind.
             FingerprintError: The store's vectors were made by other embeddings.
-            StoreError: Another process holds it, it is damaged, or it cannot be written.
+            StoreError: It is held elsewhere, damaged, cannot be written, or cannot be reached.
         """
         search = (strategy, k, rerank, candidates)
-        check_settings(embedding, search, read_only, chroma_url, unknown)
+        given.check_settings(embedding, search, read_only, chroma_url, unknown)
         self.strategy: Strategy = strategy
         self.k, self.rerank, self.candidates = k, rerank, candidates
         self.read_only, self.chroma_url, self.language = read_only, chroma_url, language
-        self._embedding = TarsEmbeddings() if embedding is None else embedding
-        self._embedder = embedder_of(self._embedding)
+        self.api_key = SecretStr(api_key) if isinstance(api_key, str) else api_key
+        self._embedding = embedding or given.usual_embeddings(path, self.api_key)
+        self._embedder = given.embedder_of(self._embedding)
         self._shared = SharedStore(
             path,
             self._embedder,
@@ -97,7 +97,9 @@ class TarsVectorStore(VectorStore):
             chroma_url=chroma_url,
             language=language,
             sharing="langchain",
+            api_key=plain_key(self.api_key),
         )
+        self._lane = self._shared.lane
         _ = self.store
 
     @classmethod
@@ -106,10 +108,9 @@ class TarsVectorStore(VectorStore):
     ) -> Self:
         """Read RAG_STRATEGY, RAG_LANGUAGE (of a new store), MEMORY_TOP_K, and what models read.
 
-        Reranking is on where RERANK_MODEL is set and not empty: its weights are large. `overrides`
-        are constructor arguments that win over the environment.
+        Reranking is on where RERANK_MODEL is set and not empty. Arguments in `overrides` win.
         """
-        return cls(embedding or TarsEmbeddings.from_env(), path, **environment(path, overrides))
+        return cls(path=path, **given.environment(path, embedding, overrides))
 
     @property
     def store(self) -> HybridStore:
@@ -119,8 +120,8 @@ class TarsVectorStore(VectorStore):
     client = store  # its name in LlamaIndex
 
     @property
-    def path(self) -> Path:
-        """The store's directory, absolute."""
+    def path(self) -> Path | str:
+        """The store's directory, absolute; of a server's store its address."""
         return self._shared.path
 
     @property
@@ -150,14 +151,13 @@ class TarsVectorStore(VectorStore):
         return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return copy.copy(self)
+        return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self._shared.is_temporary:
             msg = "A TarsVectorStore in a temporary directory cannot be pickled: give it a path."
             raise InvalidInputError(msg)
-        names = ("strategy", "k", "rerank", "candidates", "read_only", "chroma_url", "language")
-        settings = {name: getattr(self, name) for name in names}
+        settings = {name: getattr(self, name) for name in given.SETTINGS}
         return functools.partial(type(self), **settings), (self._embedding, self.path)
 
     def add_documents(
@@ -296,15 +296,15 @@ class TarsVectorStore(VectorStore):
         **kwargs: Any,
     ) -> list[Document]:
         """As `max_marginal_relevance_search`, near to a vector of the store's embeddings."""
-        call = (embedding, k, fetch_k, lambda_mult)
-        return found_documents(self._search.diverse_nearest(*call, **kwargs))
+        hits = self._search.diverse_nearest(embedding, k, fetch_k, lambda_mult, **kwargs)
+        return found_documents(hits)
 
     def as_retriever(self, **kwargs: Any) -> TarsRetriever:
         """A retriever over this store: `k`, `filter`, `strategy`, `weight`, `rerank`, and more.
 
         Each call can set them anew: ``retriever.invoke(query, k=3, strategy="lexical")``.
         """
-        check_retriever(kwargs, self.rerank)
+        given.check_retriever(kwargs, self.rerank)
         tags = kwargs.pop("tags", None) or self._get_retriever_tags()
         return TarsRetriever(vectorstore=self, tags=tags, **kwargs)
 

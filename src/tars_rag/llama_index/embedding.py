@@ -17,6 +17,7 @@ from tars_rag.adapters.vector_check import VectorCheck
 
 if TYPE_CHECKING:
     from tars_rag.models.embedder import Embedder
+    from tars_rag.retrieval.remote.models import RemoteEmbedder
 
 
 class _Arguments(EmbedderArguments, total=False):
@@ -28,7 +29,7 @@ class _Arguments(EmbedderArguments, total=False):
 
 
 class TarsEmbedding(EmbedderFields, BaseEmbedding):
-    """Sentence embeddings of a catalogue model, unit length, from the NPU or the CPU.
+    """Sentence embeddings of a catalogue model, unit length, from the NPU, the CPU or a server.
 
     The model is opened on first use. Objects with equal settings, copies and pickles included,
     share one open model. Unknown arguments are refused.
@@ -36,6 +37,7 @@ class TarsEmbedding(EmbedderFields, BaseEmbedding):
     Example:
         ```python
         Settings.embed_model = TarsEmbedding(model="all-MiniLM-L6-v2", device="auto")
+        TarsEmbedding(base_url="http://board:7588", api_key="...")  # what `tars-rag serve` has
         ```
     """
 
@@ -75,16 +77,26 @@ class TarsEmbedding(EmbedderFields, BaseEmbedding):
         return vectors
 
     async def _aget_query_embedding(self, query: str) -> list[float]:
-        return await in_thread("query", self._get_query_embedding, query)
+        if self.base_url is None:
+            return await in_thread("query", self._get_query_embedding, query)
+        embedder = await self._remote_embedder()
+        vector: list[float] = (await embedder.aembed_query(query)).tolist()
+        return vector
 
     async def _aget_text_embedding(self, text: str) -> list[float]:
-        return await in_thread("bulk", self._get_text_embedding, text)
+        return (await self._aget_text_embeddings([text]))[0]
 
     async def _aget_text_embeddings(self, texts: list[str]) -> list[list[float]]:
-        return await in_thread("bulk", self._get_text_embeddings, texts)
+        if self.base_url is None:
+            return await in_thread("bulk", self._get_text_embeddings, texts)
+        embedder = await self._remote_embedder()
+        vectors: list[list[float]] = (await embedder.aembed(texts)).tolist()
+        return vectors
 
 
-def embedder_of(embed_model: BaseEmbedding) -> tuple[Embedder | ForeignEmbedder, VectorCheck]:
+def embedder_of(
+    embed_model: BaseEmbedding,
+) -> tuple[Embedder | RemoteEmbedder | ForeignEmbedder, VectorCheck]:
     """What embeds for a store, and compares vectors with what it makes itself.
 
     Raises:

@@ -100,7 +100,7 @@ class TarsRerank(RerankerFields, BaseNodePostprocessor):
         with self.callback_manager.event(
             CBEventType.RERANKING, payload=self._payload(nodes, query)
         ) as event:
-            result = self._order(nodes, await in_thread("query", self._score, nodes, query))
+            result = self._order(nodes, await self._ascore(nodes, query))
             event.on_end(payload={EventPayload.NODES: result})
         dispatcher.event(ReRankEndEvent(nodes=result))
         return result
@@ -129,8 +129,13 @@ class TarsRerank(RerankerFields, BaseNodePostprocessor):
         }
 
     def _score(self, nodes: list[NodeWithScore], query: str) -> FloatArray:
-        texts = [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
-        return self.reranker.score(query, texts, budget_ms=self.budget_ms)
+        return self.reranker.score(query, _texts(nodes), budget_ms=self.budget_ms)
+
+    async def _ascore(self, nodes: list[NodeWithScore], query: str) -> FloatArray:
+        if self.base_url is None:
+            return await in_thread("query", self._score, nodes, query)
+        reranker = await self._remote_reranker()
+        return await reranker.ascore(query, _texts(nodes), self.budget_ms)
 
     def _order(self, nodes: list[NodeWithScore], scores: FloatArray) -> list[NodeWithScore]:
         return [
@@ -150,3 +155,7 @@ class TarsRerank(RerankerFields, BaseNodePostprocessor):
                 "excluded_embed_metadata_keys": [*node.excluded_embed_metadata_keys, key],
             }
         )
+
+
+def _texts(nodes: list[NodeWithScore]) -> list[str]:
+    return [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]

@@ -15,12 +15,12 @@ from llama_index.core.vector_stores.types import (
     VectorStoreQuery,
     VectorStoreQueryResult,
 )
-from pydantic import ConfigDict, Field, PrivateAttr
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 from typing_extensions import Self
 
 from tars_rag.adapters.arguments import refuse, require_all, require_kind
 from tars_rag.adapters.foreign import ForeignEmbedder
-from tars_rag.adapters.model_fields import PathText
+from tars_rag.adapters.model_fields import PathText, plain_key
 from tars_rag.adapters.shared_store import NamedEmbedder, SharedStore
 from tars_rag.adapters.threads import in_thread
 from tars_rag.adapters.vector_check import VectorCheck
@@ -38,6 +38,7 @@ from tars_rag.llama_index.nodes import (
     vectors_of,
     within,
 )
+from tars_rag.retrieval.address import is_url, split_store
 from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.neighbours import windows
 from tars_rag.retrieval.passage import TextEmbedder
@@ -64,7 +65,9 @@ class TarsVectorStore(BasePydanticVectorStore):
 
     stores_text: bool = True
     is_embedding_query: bool = True
-    path: PathText = Field(description="The store's directory, made if it is not there.")
+    path: PathText = Field(
+        description="The store's directory, made if it is not there; or a server's store."
+    )
     fingerprint: str = Field(description="Names what makes the nodes' vectors.")
     probe: list[float] | None = Field(
         None, repr=False, description="What a foreign model makes of one fixed text."
@@ -72,6 +75,9 @@ class TarsVectorStore(BasePydanticVectorStore):
     read_only: bool = Field(False, description="Open beside others that only read.")
     chroma_url: str | None = Field(None, description="A Chroma server to keep the vectors in.")
     language: str | None = Field(None, description="How words are read: 'de', 'multi', ...")
+    api_key: SecretStr | None = Field(
+        None, exclude=True, description="Of its server; None: TARS_API_KEY. It is written nowhere."
+    )
 
     _shared: SharedStore = PrivateAttr()
     _check: VectorCheck | None = PrivateAttr(None)
@@ -87,17 +93,22 @@ class TarsVectorStore(BasePydanticVectorStore):
         """Describe the store; it is opened on first use.
 
         Args:
-            path: The store's directory, made if it is not there.
+            path: The store's directory, made if it is not there. Or ``http://host:port/name`` of a
+                `tars-rag serve`.
             embed_model: What makes the nodes' vectors, so that a store made with another one is
-                refused, and nodes and queries that another one embedded.
+                refused, and nodes and queries that another one embedded. Of a server's store it may
+                be left out: it is that server's.
             fingerprint: A name for it, where there is no such object or where vectors come from
                 elsewhere: they are then compared by their length only.
-            **fields: `read_only`, `chroma_url`, `language`.
+            **fields: `read_only`, `chroma_url`, `language`, `api_key`.
 
         Raises:
             InvalidInputError: Neither or both of `embed_model` and `fingerprint` are given, or
                 `embed_model` is none.
         """
+        if is_url(path) and embed_model is None and fingerprint is None:
+            server = split_store(str(path))[0]
+            embed_model = TarsEmbedding(base_url=server, api_key=fields.get("api_key"))
         if (embed_model is None) == (fingerprint is None):
             msg = (
                 "TarsVectorStore needs to know what makes its vectors: pass the index's "
@@ -121,6 +132,7 @@ class TarsVectorStore(BasePydanticVectorStore):
             language=self.language,
             probe=None if self.probe is None else np.asarray(self.probe, np.float32),
             sharing="llama_index",
+            api_key=plain_key(self.api_key),
         )
 
     @classmethod
@@ -138,7 +150,9 @@ class TarsVectorStore(BasePydanticVectorStore):
             ConfigError: A variable has a value that is not allowed.
         """
         fields = {"language": language_for(path, Settings.from_env()), **fields}
-        return cls(path, embed_model or TarsEmbedding.from_env(), **fields)
+        if embed_model is None and not is_url(path):
+            embed_model = TarsEmbedding.from_env()
+        return cls(path, embed_model, **fields)
 
     @classmethod
     def class_name(cls) -> str:
@@ -285,11 +299,11 @@ class TarsVectorStore(BasePydanticVectorStore):
 
     async def async_add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:
         """As `add`, without blocking the event loop."""
-        return await in_thread("bulk", self.add, nodes, **kwargs)
+        return await in_thread(self._shared.lane("bulk"), self.add, nodes, **kwargs)
 
     async def adelete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """As `delete`, without blocking the event loop."""
-        await in_thread("bulk", self.delete, ref_doc_id, **delete_kwargs)
+        await in_thread(self._shared.lane("bulk"), self.delete, ref_doc_id, **delete_kwargs)
 
     async def adelete_nodes(
         self,
@@ -298,18 +312,20 @@ class TarsVectorStore(BasePydanticVectorStore):
         **delete_kwargs: Any,
     ) -> None:
         """As `delete_nodes`, without blocking the event loop."""
-        await in_thread("bulk", self.delete_nodes, node_ids, filters, **delete_kwargs)
+        await in_thread(
+            self._shared.lane("bulk"), self.delete_nodes, node_ids, filters, **delete_kwargs
+        )
 
     async def aget_nodes(
         self, node_ids: list[str] | None = None, filters: MetadataFilters | None = None
     ) -> list[BaseNode]:
         """As `get_nodes`, without blocking the event loop."""
-        return await in_thread("query", self.get_nodes, node_ids, filters)
+        return await in_thread(self._shared.lane("query"), self.get_nodes, node_ids, filters)
 
     async def aclear(self) -> None:
         """As `clear`, without blocking the event loop."""
-        await in_thread("bulk", self.clear)
+        await in_thread(self._shared.lane("bulk"), self.clear)
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """As `query`, without blocking the event loop."""
-        return await in_thread("query", self.query, query, **kwargs)
+        return await in_thread(self._shared.lane("query"), self.query, query, **kwargs)

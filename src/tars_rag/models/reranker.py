@@ -168,9 +168,7 @@ class Reranker:
         start = time.perf_counter()
         query = require_text(query, "query")
         texts = require_texts(texts)
-        if budget_ms is not None and not budget_ms >= 0:  # not (NaN >= 0) is true
-            msg = f"budget_ms={budget_ms} is not valid: give milliseconds, or None for no limit."
-            raise InvalidInputError(msg)
+        check_budget(budget_ms)
         scores = np.full(len(texts), np.nan, np.float32)
         if budget_ms is not None and math.isfinite(budget_ms):
             self._score_until(start + budget_ms / 1000, query, texts, scores)
@@ -291,6 +289,17 @@ class Reranker:
 
     def __repr__(self) -> str:
         return f"Reranker({self.model!r}, device={self.device!r})"
+
+
+def check_budget(budget_ms: float | None) -> None:
+    """Refuse a time that is none.
+
+    Raises:
+        InvalidInputError: It is negative or not a number.
+    """
+    if budget_ms is not None and not budget_ms >= 0:  # not (NaN >= 0) is true
+        msg = f"budget_ms={budget_ms} is not valid: give milliseconds, or None for no limit."
+        raise InvalidInputError(msg)
 
 
 def _require_length(value: object) -> None:

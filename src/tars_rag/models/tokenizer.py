@@ -76,7 +76,7 @@ class Tokenizer:
 
     def count(self, text: str) -> int:
         """How many tokens a text has, the special ones included, if nothing is cut."""
-        return len(self._whole.encode(_clean(text)).ids)
+        return len(self._whole.encode(clean(text)).ids)
 
     def encode_pairs(self, query: str, texts: Sequence[str]) -> list[Encoding]:
         """Encode (query, text) pairs; what is too long is cut from the longer of the two."""
@@ -97,12 +97,12 @@ class Tokenizer:
         inside it. The first prefix has `size` characters.
         """
         while size < len(text):
-            prefix = _clean(text[:size])
+            prefix = clean(text[:size])
             words = self._whole.encode(prefix, add_special_tokens=False).word_ids
             if words and len(words) - words.count(words[-1]) >= self.max_length:
                 return prefix
             size *= 8
-        return _clean(text)
+        return clean(text)
 
     @cached_property
     def _whole(self) -> Any:
@@ -143,7 +143,8 @@ def require_text(text: Any, what: str) -> str:
     return text
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
+    """The text as a model reads it: half a surrogate pair is U+FFFD."""
     return _SURROGATES.sub("\ufffd", text)
 
 

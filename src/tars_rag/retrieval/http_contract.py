@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_
 
 from tars_rag import errors
 from tars_rag.errors import InvalidInputError, TarsRagError
+from tars_rag.retrieval.address import DEFAULT_MODEL
 from tars_rag.retrieval.passage import Passage, ScoredPassage
 from tars_rag.retrieval.timing import Step
 from tars_rag.settings import Strategy
@@ -316,6 +317,13 @@ class ModelsAnswer(BaseModel):
 
     object: str = "list"
     data: list[ModelAnswer]
+
+
+def names(given: str, *known: str) -> bool:
+    """Whether a client's name for a model is one of these names of it, or ``default``."""
+    own = {name.lower() for name in known}
+    own |= {name.rpartition("/")[2] for name in own} | {DEFAULT_MODEL}
+    return given.lower().removesuffix(":latest") in own
 
 
 def pack_vector(vector: ArrayLike) -> str:

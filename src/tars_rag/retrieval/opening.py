@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.address import is_url
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
-from tars_rag.retrieval.remote.access import RemoteAccess, is_url
 from tars_rag.retrieval.sharing import peer
 from tars_rag.retrieval.sharing.access import StoreAccess
 from tars_rag.retrieval.storage.layout import store_path
@@ -30,6 +30,8 @@ def opened(
             if value is not None:
                 msg = f"{name} is for a store in a directory; a server's store has its own."
                 raise InvalidInputError(msg)
+        from tars_rag.retrieval.remote.access import RemoteAccess  # with httpx, which takes long
+
         remote = RemoteAccess(str(path), embedder, api_key=api_key, read_only=read_only)
         return remote, embedder or remote.embedder()
     if embedder is None:

@@ -50,7 +50,7 @@ class HybridStore:
             ``"multi"``. None: as the store has it; a new store is ``"en"``.
         progress: Called with (done, total) while a damaged index is rebuilt.
         share: Be a guest, and have guests; False: one process at a time, others are refused.
-        api_key: Of the server.
+        api_key: Of the server; None: TARS_API_KEY, or none.
 
     Raises:
         StoreLockedError: It is open in this process, or in one that does not share it, such as

@@ -112,8 +112,10 @@ def routes(service: Service) -> APIRouter:
         if not texts or len(texts) > service.limits.texts:
             msg = f"Give 1 to {service.limits.texts} documents (or texts), not {len(texts)}."
             raise InvalidInputError(msg)
-        scores = await in_thread("query", reranker.score, asked.query, texts)
-        order = sorted(range(len(texts)), key=lambda n: (-float(scores[n]), n))
+        scores = await in_thread("query", reranker.score, asked.query, texts, asked.budget_ms)
+        late = asked.budget_ms is not None
+        done = [n for n in range(len(texts)) if not (late and np.isnan(scores[n]))]
+        order = sorted(done, key=lambda n: (-float(scores[n]), n))
         return [(n, float(scores[n]), texts[n]) for n in order]
 
     def jina(asked: RerankRequest, ranked: list[tuple[int, float, str]]) -> Response:

@@ -62,6 +62,9 @@ class RerankRequest(_Sent):
     return_documents: StrictBool | None = None
     return_text: StrictBool = False
     raw_scores: StrictBool = False
+    budget_ms: float | None = Field(
+        None, ge=0, description="Score what fits in this time; the others are not in the answer."
+    )
 
     def contents(self) -> list[str]:
         """The texts, whichever way they were sent."""

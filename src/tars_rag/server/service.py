@@ -13,6 +13,7 @@ from tars_rag.adapters.threads import in_thread
 from tars_rag.errors import InvalidInputError, TarsRagError
 from tars_rag.models.tokenizer import Tokenizer
 from tars_rag.retrieval.http_contract import ModelAnswer, StoreAnswer, pack_vector
+from tars_rag.retrieval.http_contract import names as is_named
 from tars_rag.retrieval.pipeline import PassageScorer
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.server.batcher import BatchedEmbedder, Batcher, Prompt, Rows
@@ -207,9 +208,7 @@ class Service:
 
 
 def _require(given: str | None, *names: str) -> str:
-    known = {name.lower() for name in names}
-    known |= {name.rpartition("/")[2] for name in known} | {"default"}
-    if given is not None and given.lower().removesuffix(":latest") not in known:
+    if given is not None and not is_named(given, *names):
         msg = f"There is no model {given!r:.80} here, but {names[0]!r}. See /v1/models."
         raise NotFoundError(msg)
     return names[0]

@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 from tars_rag.errors import FingerprintError, StoreError
 from tars_rag.retrieval import http_contract as said
+from tars_rag.retrieval.address import split_store
 from tars_rag.retrieval.indexes.chroma.filters import Where, parse
 from tars_rag.retrieval.indexes.codec import same_content
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
-from tars_rag.retrieval.remote.client import Client, TooLargeError, split_store
+from tars_rag.retrieval.remote.client import Client, TooLargeError
 from tars_rag.retrieval.remote.models import RemoteEmbedder
 from tars_rag.retrieval.searching import Request
 from tars_rag.retrieval.storage.backup import Backup
@@ -34,7 +35,7 @@ class RemoteAccess:
     Args:
         url: ``http://host:port/name``.
         embedder: Must have the fingerprint of the store.
-        api_key: Of the server; None: it has none.
+        api_key: Of the server; None: TARS_API_KEY, or none.
         read_only: Nothing may be written.
         transport: How the server is reached; None: by the network.
 
@@ -243,11 +244,6 @@ class RemoteAccess:
             middle = (start + end) // 2
             self._halved(do, start, middle)
             self._halved(do, middle, end)
-
-
-def is_url(path: object) -> bool:
-    """Whether a store's path is the address of one that a server has."""
-    return isinstance(path, str) and path.startswith(("http://", "https://"))
 
 
 def _check_filter(where: Where | None) -> None:

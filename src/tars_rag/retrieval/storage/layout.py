@@ -16,6 +16,7 @@ from tars_rag.errors import (
     shown,
 )
 from tars_rag.files import is_partial, sync
+from tars_rag.retrieval.address import is_url
 from tars_rag.retrieval.commands import index_command
 from tars_rag.retrieval.indexes.chroma.requests import url_parts
 from tars_rag.retrieval.indexes.chroma.server import REVISIONS
@@ -57,7 +58,7 @@ def language_for(path: str | Path | None, settings: Settings) -> str | None:
     """What RAG_LANGUAGE says for a store that is about to be made.
 
     Args:
-        path: The store's directory; None: a temporary one.
+        path: The store's directory; None: a temporary one. Or a server's store.
         settings: From the environment.
 
     Returns:
@@ -67,7 +68,9 @@ def language_for(path: str | Path | None, settings: Settings) -> str | None:
         ConfigError: There is no such language.
     """
     wanted = settings.rag_language
-    if wanted is None or (path is not None and (store_path(path) / STORE_JSON).exists()):
+    if wanted is None or is_url(path):
+        return None
+    if path is not None and (store_path(path) / STORE_JSON).exists():
         return None
     try:
         return check_language(wanted)

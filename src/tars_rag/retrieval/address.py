@@ -1,0 +1,74 @@
+"""Addresses of servers and of their stores; nothing is imported here, so that asking is cheap."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote, urlsplit
+
+from tars_rag.errors import ConfigError
+
+API_KEY: Final = "TARS_API_KEY"
+"""The variable that has the key of servers, where none is given."""
+DEFAULT_MODEL: Final = "default"
+"""Names whichever model a server has."""
+
+
+def is_url(path: object) -> bool:
+    """Whether a store's path is the address of one that a server has.
+
+    Raises:
+        ConfigError: It was, before it became a `Path`, which drops a slash.
+    """
+    if isinstance(path, Path) and path.parts[:1] in (("http:",), ("https:",)):
+        scheme, *rest = path.parts
+        msg = f"A server's store is named by a string, not a Path: '{scheme}//{'/'.join(rest)}'"
+        raise ConfigError(msg)
+    return isinstance(path, str) and path.startswith(("http://", "https://"))
+
+
+def server_key(given: str | None) -> str | None:
+    """The key that a server is told: the one that was given, or else that of TARS_API_KEY."""
+    return (os.environ.get(API_KEY) if given is None else given) or None
+
+
+def server_url(url: str) -> str:
+    """The address of a server, ``http://host:port`` or a path below it, in one spelling.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and not parts.query
+        _ = parts.port
+    except ValueError:  # a port that is no number, half an IPv6 address
+        usable = False
+    if not usable:
+        msg = f"{url!r} is no address of a server. Use http://host:port"
+        raise ConfigError(msg)
+    return url.rstrip("/").removesuffix("/v1")  # OpenAI's clients are given it
+
+
+def split_store(url: str) -> tuple[str, str]:
+    """The server and the quoted name of a store's address ``http://host:port/name``.
+
+    Raises:
+        ConfigError: It names no store.
+    """
+    base, _, name = url.rstrip("/").rpartition("/")
+    if not name or base in ("http:/", "https:/", "http:", "https:", ""):
+        msg = f"{url!r} names no store. Use http://host:port/NAME, as in serve --store NAME=DIR."
+        raise ConfigError(msg)
+    return server_url(base), quote(name, safe="%")
+
+
+def store_url(url: str) -> str:
+    """The address of a server's store in one spelling.
+
+    Raises:
+        ConfigError: It names no store.
+    """
+    split_store(url)
+    return url.rstrip("/")
