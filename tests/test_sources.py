@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tars_rag import Embedder, HybridStore, Passage, index
+from tars_rag import Embedder, HybridStore, Passage, Settings, index
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError
 from tars_rag.ingest.sources import (
@@ -22,7 +22,8 @@ from tars_rag.ingest.sources import (
     sources_of,
 )
 from tars_rag.retrieval.neighbours import with_neighbours
-from tars_rag.retrieval.storage.layout import SOURCES
+from tars_rag.retrieval.storage.layout import SOURCES, settings_for
+from tars_rag.retrieval.storage.store_json import StoreJson
 
 pytest_plugins = ["tiny_models"]
 OF_BEFORE = """
@@ -315,3 +316,38 @@ def test_files_that_are_nearly_the_same_are_told(notes: Path, tmp_path: Path) ->
     assert json.loads(said("query", "river", "-k", 1, "--json"))["passages"][0]["copies"] == []
     index(notes, "store")
     assert len(near_copies_in(tmp_path / "store")) == 1
+
+
+def test_a_store_is_opened_with_its_own_model_where_none_is_named(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(tmp_path / "no models"))
+    index(notes, "store")
+    monkeypatch.delenv("EMBED_MODEL")
+    assert "river" in said("query", "river")
+    assert "3 unchanged" in said("index", "notes")
+    assert index("notes", "store").unchanged == 3
+    monkeypatch.setenv("EMBED_MODEL", str(tmp_path / "another"))  # named, so it is this one
+    refused = CliRunner().invoke(app, ["query", "river"])
+    assert (refused.exit_code, "another" in refused.output) == (1, True)
+
+
+def test_only_an_embedder_of_this_package_is_opened_for_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("EMBED_MODEL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    settings = Settings()
+    for fingerprint, model, chosen in (
+        ("0123456789abcdef:mean:256:exact", "all-MiniLM-L12-v2", "all-MiniLM-L12-v2"),
+        ("0123456789abcdef:mean+12ab:256:int8", "org/name", "org/name"),
+        ("0123456789abcdef:mean:256:exact", None, settings.embed_model),
+        ("0123456789abcdef:mean:256:exact", "/no/such", settings.embed_model),
+        ("OllamaEmbeddings:nomic:latest:768", "nomic:latest", settings.embed_model),
+        ("DeterministicFakeEmbedding::8", "x", settings.embed_model),
+    ):
+        StoreJson(fingerprint, "passages", model=model).write(tmp_path)
+        assert settings_for(tmp_path, settings).embed_model == chosen
+    StoreJson("0123456789abcdef:mean:256:exact", "passages", model="org/name").write(tmp_path)
+    assert settings_for(tmp_path, Settings(embed_model="mine")).embed_model == "mine"
+    assert settings_for(tmp_path / "new", settings) == settings

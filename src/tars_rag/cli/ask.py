@@ -57,7 +57,7 @@ def ask(
         raise ConfigError(msg)
     text = " ".join(words)
     path = resources.require_store(store)
-    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
+    settings = resources.read_settings_for(path, embed_model=model, cpu_engine=engine)
     from tars_rag.cli.llm import Llm
     from tars_rag.models.tokenizer import Tokenizer
     from tars_rag.retrieval.pipeline import Pipeline

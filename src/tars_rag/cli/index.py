@@ -104,7 +104,7 @@ def index(
     left_out = exclude or []
     seen_from = None if root is None else Root.at(root)
     limits = Limits(max_file_mb, max_pages, max_seconds, ocr=ocr)
-    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
+    settings = resources.read_settings_for(store, embed_model=model, cpu_engine=engine)
     if watch:
         check_watching()
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:

@@ -68,8 +68,8 @@ def query(
     chosen = _parse(where)
     store = resources.require_store(store)
     conditions = _within(path, store, chosen)
-    settings = resources.read_settings(
-        embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
+    settings = resources.read_settings_for(
+        store, embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
     )
     from tars_rag.retrieval.commands import index_command
 

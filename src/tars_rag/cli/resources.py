@@ -128,6 +128,13 @@ def read_settings(**given: Any) -> Settings:
     return Settings.from_env(**{name: value for name, value in given.items() if value is not None})
 
 
+def read_settings_for(store: Path, **given: Any) -> Settings:
+    """As `read_settings`, for what is done to a store: where no model is named, its own."""
+    from tars_rag.retrieval.storage.layout import settings_for
+
+    return settings_for(_without_tilde(store), read_settings(**given))
+
+
 def open_embedder(
     settings: Settings,
     *,

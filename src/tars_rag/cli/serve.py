@@ -133,12 +133,14 @@ def _service(
 ) -> Iterator[Service]:
     """Models and stores, opened for a server and closed after it."""
     from tars_rag.retrieval.lending import lend
-    from tars_rag.retrieval.storage.layout import language_for
+    from tars_rag.retrieval.storage.layout import language_for, settings_for
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.server.service import Service
 
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     named = stores_by_name(stores or ([str(settings.tars_store)] if settings.tars_store else []))
+    for path in named.values():
+        settings = settings_for(path, settings)
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         reranker = resources.open_reranker(settings, rerank)
         service = Service(embedder, reranker, read_only=read_only)

@@ -253,7 +253,7 @@ def import_memory(
     if not memory.documents and not resources.is_store(store):
         msg = f"{file} holds no documents, so no store was made at {store}."
         raise InvalidInputError(msg)
-    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
+    settings = resources.read_settings_for(store, embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         resources.open_store(store, embedder, language=language) as opened,
@@ -303,7 +303,7 @@ def import_collection(
     from tars_rag.ingest.chroma_import import check_chroma, import_chroma
 
     check_chroma(directory)  # refused before a store is made
-    settings = resources.read_settings(embed_model=model, cpu_engine=engine)
+    settings = resources.read_settings_for(store, embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
         resources.open_store(store, embedder, language=language) as opened,

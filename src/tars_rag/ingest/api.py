@@ -16,7 +16,7 @@ from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.passage import TextEmbedder
-from tars_rag.retrieval.storage.layout import language_for, store_path
+from tars_rag.retrieval.storage.layout import language_for, settings_for, store_path
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.settings import Settings
@@ -62,7 +62,8 @@ def index(
     Args:
         paths: A file or directory, or several. A directory is searched for files of known types.
         store: An open store, a framework's ``TarsVectorStore``, or the directory of a store, which
-            is opened with the embedder that the environment describes, and closed at the end.
+            is opened with the embedder that the environment describes, or its own where that
+            names no model, and closed at the end.
         chunk_tokens: Tokens in a chunk; None: all that the embedder reads.
         overlap: Tokens shared by neighbouring chunks.
         root: A directory; sources below it are named as seen from it, so that it may move: then
@@ -88,9 +89,9 @@ def index(
     seen_from = None if root is None else Root.at(_paths(root)[0])
     with contextlib.ExitStack() as opened:
         if isinstance(store, str | os.PathLike):
-            settings = Settings.from_env()
-            embedder = opened.enter_context(Embedder.from_settings(settings))
             directory = store_path(Path(store))
+            settings = settings_for(directory, Settings.from_env())
+            embedder = opened.enter_context(Embedder.from_settings(settings))
             cut = splitter or _splitter(embedder, chunk_tokens, overlap)
             if not (directory / STORE_JSON).exists():
                 nothing = nothing_to_ingest(files, cut, exclude=exclude, limits=limits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shlex
 import uuid
 from pathlib import Path
@@ -38,6 +39,7 @@ JOURNAL, LOCK, SEAL = "journal", "lock", "seal.json"
 LOG = "write-ahead.log"
 SOURCES = "sources.sqlite3"  # which file gave which passages (see ingest)
 _PROBE = "probe.json"
+_OURS_MADE = re.compile(r"[0-9a-f]{16}:[^:]+:\d+:[^:]+\Z")  # the fingerprint of an `Embedder`
 _OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, LOG, SEAL, STATE, STORE_JSON, REVISIONS, SOCKET}
 
 
@@ -77,6 +79,26 @@ def language_for(path: str | Path | None, settings: Settings) -> str | None:
     except InvalidInputError as error:
         msg = f"RAG_LANGUAGE={wanted}: {error}"
         raise ConfigError(msg) from error
+
+
+def settings_for(path: str | Path, settings: Settings) -> Settings:
+    """The settings, with a store's own model where the user named none: no other one fits it.
+
+    A store of another library's embedder, or of a model directory that is not on this machine,
+    changes nothing; nor does one that is about to be made.
+
+    Args:
+        path: The store's directory.
+        settings: From the environment.
+    """
+    if "embed_model" in settings.model_fields_set:
+        return settings
+    told = read_store_json(store_path(path))
+    if told is None or not told.model or not _OURS_MADE.match(told.fingerprint):
+        return settings
+    if told.model.startswith(("/", ".", "~")) and not Path(told.model).is_dir():
+        return settings
+    return settings.model_copy(update={"embed_model": told.model})
 
 
 def prepare_directory(path: Path, *, create: bool) -> None:
