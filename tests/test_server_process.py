@@ -54,7 +54,7 @@ def start(store: Path, environment: dict[str, str], *more: str) -> Served:
     seen = []
     for line in process.stderr:
         seen.append(line)
-        if found := re.search(r"running on (http://[\d.:]+)", line):
+        if found := re.search(r"running on (https?://[\d.:]+)", line):
             threading.Thread(target=process.stderr.read, daemon=True).start()
             return Served(process, found[1], store, environment)
     pytest.fail("".join(seen))

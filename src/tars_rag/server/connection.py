@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Final
 
 import h11
@@ -33,7 +34,14 @@ class Connection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Begin to wait for headers."""
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # `pause_writing` is told of every byte not taken
+        # `pause_writing` is told of almost every byte that is not taken. At 0, TLS pauses for ever.
+        transport.set_write_buffer_limits(high=1, low=0)
+        link = transport.get_extra_info(
+            "socket"
+        )  # under TLS only the kernel sees who takes nothing
+        if link is not None and link.family in (socket.AF_INET, socket.AF_INET6):
+            patience = int(self.slow_reader * 1000)
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, patience)
         self._wait_for_headers()
 
     def pause_writing(self) -> None:
