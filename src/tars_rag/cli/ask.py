@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tars_rag.cli import resources
 from tars_rag.cli.console import say, show
 from tars_rag.cli.passages import place_of
+from tars_rag.cli.place import PlaceOption, require_place, token_counter, told_by
 from tars_rag.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ _SYSTEM = (
 
 def ask(
     words: Annotated[list[str], typer.Argument(metavar="QUESTION...", help="What to answer.")],
-    store: resources.StoreOption,
+    store: PlaceOption,
     llm: Annotated[
         str,
         typer.Option(metavar="URL", help="An OpenAI-compatible server, http://host:port/v1."),
@@ -56,23 +57,25 @@ def ask(
         msg = f"--llm {llm}: give the server's address, such as http://127.0.0.1:8080/v1"
         raise ConfigError(msg)
     text = " ".join(words)
-    path = resources.require_store(store)
-    settings = resources.read_settings_for(path, embed_model=model, cpu_engine=engine)
+    here = {"model": model, "device": device, "engine": engine, "precision": precision}
+    store = require_place(store, **here)
+    settings = resources.read_settings_for(store, embed_model=model, cpu_engine=engine)
     from tars_rag.cli.llm import Llm
-    from tars_rag.models.tokenizer import Tokenizer
-    from tars_rag.retrieval.pipeline import Pipeline
 
-    with (
-        resources.open_embedder(settings, device=device, precision=precision) as embedder,
-        resources.open_store(path, embedder, read_only=True) as opened,
-    ):
-        reranker = resources.open_reranker(settings, rerank)
-        pipeline = Pipeline(opened, reranker, strategy=settings.rag_strategy)
-        answer = pipeline.search(text, k, rerank=rerank is not False, min_score=min_score)
-        tokenizer = Tokenizer(embedder.tokenizer_path.parent, embedder.max_length)
-    used = fitting(answer.passages, context_tokens, tokenizer.count)
+    search: dict[str, Any] = {
+        "query": text,
+        "k": k,
+        "strategy": settings.rag_strategy,
+        "where": None,
+        "min_score": min_score,
+        "budget_ms": None,
+        "window": 0,
+    }
+    answer = told_by(store, settings, rerank, search, device=device, precision=precision)
+    count = token_counter(store, settings)
+    used = fitting(answer.passages, context_tokens, count)
     if not used:
-        show(f"Nothing in {path} fits the question (min-score {min_score:g}).")
+        show(f"Nothing in {store} fits the question (min-score {min_score:g}).")
         return
     server = Llm(llm, llm_key, timeout)
     chosen = llm_model or server.first_model()

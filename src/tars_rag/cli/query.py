@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import sqlite3
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -12,11 +13,12 @@ from rich.table import Table
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, say, show
 from tars_rag.cli.passages import show_passages
+from tars_rag.cli.place import PlaceOption, require_place, told_by
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.address import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from tars_rag.retrieval.passage import Passage, ScoredPassage
     from tars_rag.retrieval.sharing.warm import Told
@@ -30,7 +32,7 @@ def query(
             metavar="QUESTION...", help="What to look for; quotation marks are not needed."
         ),
     ],
-    store: resources.StoreOption,
+    store: PlaceOption,
     k: Annotated[
         int | None, typer.Option("-k", min=1, help="How many passages (default: MEMORY_TOP_K).")
     ] = None,
@@ -66,7 +68,8 @@ def query(
     """Search a store; show the best passages and how long each step took."""
     text = " ".join(words)
     chosen = _parse(where)
-    store = resources.require_store(store)
+    here = {"model": model, "device": device, "engine": engine, "precision": precision}
+    store = require_place(store, path=path, **here)
     conditions = _within(path, store, chosen)
     settings = resources.read_settings_for(
         store, embed_model=model, cpu_engine=engine, memory_top_k=k, rag_strategy=strategy
@@ -82,19 +85,9 @@ def query(
         "budget_ms": budget_ms,
         "window": window,
     }
-    answer = resources.ask_holder(
-        store, settings, rerank, search, device=device, precision=precision
-    )
-    if answer is None:
-        from tars_rag.retrieval.lending import told
-
-        with (
-            resources.open_embedder(settings, device=device, precision=precision) as embedder,
-            resources.open_store(store, embedder, read_only=True) as opened,
-        ):
-            answer = told(opened, resources.open_reranker(settings, rerank), **search)
+    answer = told_by(store, settings, rerank, search, device=device, precision=precision)
     if not answer.count:
-        say(f"The store {store} is empty. Fill it: {index_command(store)}")
+        say(f"The store {store} is empty. Fill it: {index_command(Path(store))}")
     around = answer.around if window else {}
     root, copies = _beside(store, answer.passages)
     if json:
@@ -135,30 +128,33 @@ def _parse(where: str | None) -> dict[str, Any] | None:
 
 
 def _within(
-    paths: list[str] | None, store: Path, where: dict[str, Any] | None
+    paths: list[str] | None, store: str, where: dict[str, Any] | None
 ) -> dict[str, Any] | None:
     """The filter, and only sources that a path or pattern names."""
     if not paths:
         return where
     from tars_rag.ingest.sources import matching, root_of, sources_of
 
-    sources, root = sources_of(store), root_of(store)
+    sources, root = sources_of(Path(store)), root_of(Path(store))
     named = sorted({one for path in paths for one in matching(sources, path, root)})
     inside: dict[str, Any] = {"source": {"$in": named}}
     return inside if where is None else {"$and": [where, inside]}
 
 
 def _beside(
-    store: Path, passages: Sequence[ScoredPassage]
+    store: str, passages: Sequence[ScoredPassage]
 ) -> tuple[Path | None, dict[str, list[str]]]:
     """From where sources are named, if not by whole paths; ids of the copies of each passage.
 
     The record of indexed files tells it. Where that is damaged, the answer is there all the same.
     """
+    if is_url(store):  # the record is where the files are
+        return None, {hit.id: [] for hit in passages}
     from tars_rag.ingest.sources import copies_of, root_of
 
+    path = Path(store)
     try:
-        return root_of(store).directory, copies_of(store, [hit.passage for hit in passages])
+        return root_of(path).directory, copies_of(path, [hit.passage for hit in passages])
     except (StoreError, sqlite3.Error) as error:
         say(f"The copies of passages are not told: {error}", style="yellow")
         return None, {hit.id: [] for hit in passages}

@@ -11,6 +11,7 @@ import typer
 
 from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
+from tars_rag.retrieval.address import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from tars_rag.splitting.splitter import Splitter
 
 
-def _usual_store() -> Path:
+def usual_store() -> Path:
     """TARS_STORE, from the environment or ``.env``."""
     usual = read_settings().tars_store
     if usual is None:
@@ -42,7 +43,7 @@ StoreOption = Annotated[
         metavar="DIR",
         help="The store's directory (default: TARS_STORE).",
         show_default=False,
-        default_factory=_usual_store,
+        default_factory=usual_store,
     ),
 ]
 DirectoryArgument = Annotated[
@@ -99,7 +100,7 @@ def which_store(directory: Path | None, store: Path | None) -> Path:
     if directory is not None and store is not None:
         msg = f"Which store, {directory} or {store}? Give its directory once."
         raise typer.BadParameter(msg, param_hint="--store")
-    return directory or store or _usual_store()
+    return directory or store or usual_store()
 
 
 def store_and_words(given: list[str], names: str, store: Path | None) -> tuple[Path, list[str]]:
@@ -128,11 +129,14 @@ def read_settings(**given: Any) -> Settings:
     return Settings.from_env(**{name: value for name, value in given.items() if value is not None})
 
 
-def read_settings_for(store: Path, **given: Any) -> Settings:
+def read_settings_for(store: Path | str, **given: Any) -> Settings:
     """As `read_settings`, for what is done to a store: where no model is named, its own."""
+    settings = read_settings(**given)
+    if is_url(store):
+        return settings
     from tars_rag.retrieval.storage.layout import settings_for
 
-    return settings_for(_without_tilde(store), read_settings(**given))
+    return settings_for(_without_tilde(Path(store)), settings)
 
 
 def open_embedder(

@@ -14,7 +14,9 @@ import typer
 from tars_rag import advice
 from tars_rag.cli import resources
 from tars_rag.cli.console import say
+from tars_rag.cli.place import require_place, served_reranker
 from tars_rag.errors import ConfigError, TarsRagError
+from tars_rag.retrieval.address import is_url, split_store, unfolded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -105,12 +107,54 @@ def mcp(
     engine: resources.EngineOption = None,
     precision: resources.PrecisionOption = "fp32",
 ) -> None:
-    """Answer an agent by MCP on stdin and stdout. Nothing is written to the stores."""
+    """Answer an agent by MCP on stdin and stdout. Nothing is written to the stores.
+
+    A store may also be one that a server has: --store http://host:port/NAME, its key in
+    TARS_API_KEY.
+    """
     _require_extra()
     from tars_rag.server.mcp import mcp_server
 
-    with _service(store, True, rerank, model, device, engine, precision, None) as service:
+    places = _places(store)
+    if any(map(is_url, places.values())):
+        here = {"model": model, "device": device, "engine": engine, "precision": precision}
+        opened = _elsewhere(places, rerank, here)
+    else:
+        opened = _service(store, True, rerank, model, device, engine, precision, None)
+    with opened as service:
         mcp_server(service).run("stdio")
+
+
+def _places(stores: list[str] | None) -> dict[str, str]:
+    """Directories, or addresses at a server, by name: those given, or TARS_STORE."""
+    usual = None if stores else resources.read_settings().tars_store
+    given = stores or ([] if usual is None else [unfolded(usual)])
+    return {name: unfolded(path) for name, path in stores_by_name(given).items()}
+
+
+@contextlib.contextmanager
+def _elsewhere(
+    places: dict[str, str], rerank: bool | None, here: dict[str, str | None]
+) -> Iterator[Service]:
+    """Stores and models of one server, for an agent on this machine."""
+    from tars_rag.retrieval.remote.models import RemoteEmbedder
+    from tars_rag.retrieval.store import HybridStore
+    from tars_rag.server.service import Service
+
+    servers = {split_store(url)[0] if is_url(url) else url for url in places.values()}
+    if len(servers) > 1:
+        msg = f"Give stores of one server, or directories, not both: {', '.join(sorted(servers))}"
+        raise ConfigError(msg)
+    for url in places.values():
+        require_place(url, **here)
+    [server] = servers
+    service = Service(RemoteEmbedder(server), served_reranker(server, rerank), read_only=True)
+    try:
+        for name, url in places.items():
+            service.add_store(name, HybridStore(url, read_only=True))
+        yield service
+    finally:
+        service.close()
 
 
 def _require_extra() -> None:
@@ -138,7 +182,11 @@ def _service(
     from tars_rag.server.service import Service
 
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
-    named = stores_by_name(stores or ([str(settings.tars_store)] if settings.tars_store else []))
+    places = _places(stores)
+    for place in filter(is_url, places.values()):
+        msg = f"{place} is served already. Give the directories of stores: --store NAME=DIR"
+        raise ConfigError(msg)
+    named = {name: Path(place) for name, place in places.items()}
     for path in named.values():
         settings = settings_for(path, settings)
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:

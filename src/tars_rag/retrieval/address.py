@@ -21,11 +21,16 @@ def is_url(path: object) -> bool:
     Raises:
         ConfigError: It was, before it became a `Path`, which drops a slash.
     """
-    if isinstance(path, Path) and path.parts[:1] in (("http:",), ("https:",)):
-        scheme, *rest = path.parts
-        msg = f"A server's store is named by a string, not a Path: '{scheme}//{'/'.join(rest)}'"
+    if isinstance(path, Path) and unfolded(path) != str(path):
+        msg = f"A server's store is named by a string, not a Path: {unfolded(path)!r}"
         raise ConfigError(msg)
     return isinstance(path, str) and path.startswith(("http://", "https://"))
+
+
+def unfolded(path: Path) -> str:
+    """The path as text; an address that was read as a path has its second slash again."""
+    scheme, *rest = path.parts or ("",)
+    return f"{scheme}//{'/'.join(rest)}" if scheme in ("http:", "https:") else str(path)
 
 
 def server_key(given: str | None) -> str | None:

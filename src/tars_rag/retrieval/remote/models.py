@@ -67,6 +67,10 @@ class RerankedAnswer(BaseModel):
     results: list[RerankedRow]
 
 
+class NoSuchModelError(ConfigError):
+    """The server has no model of this kind."""
+
+
 class _Remote:
     """A model of a server, found among those that it names."""
 
@@ -85,7 +89,7 @@ class _Remote:
         about = next((one for one in models if one.kind == kind), None)
         if about is None:
             msg = f"The server {self.base_url} has no {kind}: it was started without one."
-            raise ConfigError(msg)
+            raise NoSuchModelError(msg)
         if not said.names(model, about.id):
             msg = (
                 f"The {kind} of the server {self.base_url} is {about.id!r} and not {model!r:.80}. "
