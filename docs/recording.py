@@ -3,7 +3,7 @@
 python docs/recording.py quickstart doctor bench
 
 Needs pyte (dependency group `docs`). Each command runs in a pseudo-terminal of its own, from the
-environment that runs this script, in an empty home with the embedder already there. Lines appear
+environment that runs this script, in an empty home with the embedder already there. Lines light up
 as they came to stand there, in at most three seconds, whatever the command took. Readers that do
 not animate, and people who asked for less motion, see the last screen. A recording that names this
 machine, its user or a path of it is refused.
@@ -42,7 +42,7 @@ COLOURS = {
 }  # fmt: skip
 STYLE = """text{font:14px ui-monospace,SFMono-Regular,Menlo,Consolas,'DejaVu Sans Mono',monospace;
 white-space:pre}.b{font-weight:700}.i{font-style:italic}
-@keyframes on{from{opacity:0}to{opacity:1}}g{animation:on .1s linear both}
+@keyframes on{from{opacity:.3}to{opacity:1}}g{animation:on .1s linear both}
 @media(prefers-reduced-motion:reduce){g{animation:none}}"""
 
 
