@@ -13,7 +13,7 @@ from served import KEY, Board
 from tars_rag import HybridStore, Passage
 from tars_rag.cli import app
 from tars_rag.cli.place import require_place, token_counter, told_by
-from tars_rag.cli.serve import _elsewhere, _places
+from tars_rag.cli.serve import _elsewhere, _places, _service
 from tars_rag.errors import ConfigError
 from tars_rag.retrieval.address import is_url, unfolded
 from tars_rag.retrieval.pipeline import Pipeline
@@ -109,6 +109,29 @@ def test_an_agents_stores_by_address(url: str, tmp_path: Path) -> None:
         _elsewhere(_places([f"notes={url}", f"own={tmp_path}"]), None, dict(HERE)),
     ):
         pass
+
+
+def test_serve_lends_its_models_to_commands_beside_it(
+    tiny_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"EMBED_MODEL": "tiny", "RERANK_MODEL": "tiny-ce"}.items():
+        monkeypatch.setenv(name, str(tiny_models / value))
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(tiny_models / "cache"))
+    place = tmp_path / "s"
+
+    def not_here(*_: object, **__: object) -> None:
+        pytest.fail("a model was opened")
+
+    with _service([f"notes={place}"], False, None, None, None, None, "fp32", None) as service:
+        service.store("notes").upsert([Passage(f"{n}", text, {}) for n, text in enumerate(TEXTS)])
+        monkeypatch.setattr("tars_rag.cli.resources.open_embedder", not_here)
+        monkeypatch.setattr("tars_rag.cli.resources.open_reranker", not_here)
+        told = run("query", "cat and dog", "--store", str(place), "--json")
+        assert told.exit_code == 0, told.output
+        assert json.loads(told.stdout)["passages"][0]["rerank_score"] is not None
+        asked = ["ask", "cat", "--store", str(place), "--min-score", "1"]
+        nothing = run(*asked, "--llm", "http://127.0.0.1:9/v1")
+        assert f"Nothing in {place} fits" in nothing.stdout, nothing.output
 
 
 def test_an_address_that_became_a_path_is_known() -> None:

@@ -141,6 +141,91 @@ def test_cohere(served: Served, environment: dict[str, str]) -> None:
         near([row.relevance_score for row in told.results], scores[order[:2]])
 
 
+def test_a_jina_style_client(served: Served, environment: dict[str, str]) -> None:
+    """What Jina's own examples and LangChain's JinaRerank post."""
+    with Reranker(environment["RERANK_MODEL"]) as reranker:
+        scores = reranker.score("cat and dog", TEXTS)
+    body = {
+        "model": "default",
+        "query": "cat and dog",
+        "documents": [{"text": text} for text in TEXTS],
+        "top_n": 2,
+        "return_documents": True,
+    }
+    headers = {"Authorization": "Bearer none", "Accept-Encoding": "identity"}
+    told = httpx.post(f"{served.url}/v1/rerank", json=body, headers=headers).json()
+    order = np.argsort(-scores)[:2]
+    assert [row["index"] for row in told["results"]] == list(order)
+    assert [row["document"]["text"] for row in told["results"]] == [TEXTS[n] for n in order]
+    near([row["relevance_score"] for row in told["results"]], scores[order])
+    assert told["usage"]["total_tokens"] >= 0
+
+
+def test_a_command_beside_the_server_opens_no_model(served: Served) -> None:
+    code = "from tars_rag.cli import main, resources; resources.open_embedder = None; main()"
+    asked = ["query", "cat and dog", "--store", str(served.store), "-k", "3", "--json"]
+    told = subprocess.run(
+        [sys.executable, "-c", code, *asked],
+        env=served.environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 0, told.stderr
+    body = {"query": "cat and dog", "k": 3}
+    over_http = httpx.post(f"{served.url}/v1/stores/notes/search", json=body).json()
+    found = json.loads(told.stdout)["passages"]
+    assert [p["id"] for p in found] == [p["id"] for p in over_http["passages"]]
+    assert all(p["rerank_score"] is not None for p in found)
+
+
+async def test_mcp_over_stdio_of_a_servers_store(served: Served) -> None:
+    from mcp import Client, StdioServerParameters, stdio_client
+
+    arguments = ["-m", "tars_rag", "mcp", "--store", f"far={served.url}/notes"]
+    unusable = {"EMBED_MODEL": "no-such-model", "RERANK_MODEL": ""}  # the server has them
+    command = StdioServerParameters(
+        command=sys.executable, args=arguments, env={**served.environment, **unusable}
+    )
+    async with Client(stdio_client(command)) as agent:
+        found = await agent.call_tool("search", {"query": "cat and dog", "k": 3})
+    passages = json.loads(found.content[0].text)["passages"]
+    async with Client(f"{served.url}/mcp") as agent:
+        own = await agent.call_tool("search", {"query": "cat and dog", "k": 3})
+    assert passages == json.loads(own.content[0].text)["passages"]
+
+
+_ADAPTERS = """
+import asyncio, json, sys
+from langchain_mcp_adapters.client import MultiServerMCPClient
+
+async def main(url):
+    client = MultiServerMCPClient({"tars": {"transport": "streamable_http", "url": url}})
+    [search] = [tool for tool in await client.get_tools() if tool.name == "search"]
+    found = await search.ainvoke({"query": "cat and dog", "k": 3})
+    print(found if isinstance(found, str) else found[0]["text"])
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+
+def test_langchain_mcp_adapters(served: Served) -> None:
+    """They need an older MCP SDK than the server, so they run in an environment of their own."""
+    python = os.environ.get("TARS_RAG_MCP_ADAPTERS")
+    if python is None:
+        pytest.skip("set TARS_RAG_MCP_ADAPTERS to a Python with langchain-mcp-adapters")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    told = subprocess.run(
+        [python, "-c", _ADAPTERS, f"{served.url}/mcp"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert told.returncode == 0, told.stderr
+    assert {p["citation"] for p in json.loads(told.stdout)["passages"]} == {"note.md"}
+
+
 def test_ollama(served: Served, embedder: Embedder) -> None:
     ollama = pytest.importorskip("ollama")
     client = ollama.Client(host=served.url)
