@@ -172,7 +172,10 @@ def notebooks(session: nox.Session) -> None:
 @nox.session(venv_backend="venv")
 def docs(session: nox.Session) -> None:
     """The pages as a site in build/site, strictly: a link that leads nowhere is an error."""
-    session.install(*nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs"))
+    session.install("uv")
+    wanted = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs")
+    python = str(Path(session.virtualenv.location) / "bin" / "python")
+    session.run("uv", "pip", "install", "-q", "--python", python, *wanted)
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 

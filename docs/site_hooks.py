@@ -26,7 +26,7 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
     for path in sorted(folder.glob("*.ipynb")):
         notebook = json.loads(path.read_text(encoding="utf-8"))
         markdown, pictures = page_of(notebook, path.stem)
-        markdown = markdown.replace("](../docs/", "](../")
+        markdown = outside(markdown, config, "(?!docs/)").replace("](../docs/", "](../")
         markdown = re.sub(r"\]\(([\w-]+)\.ipynb", r"](\1.md", markdown)
         for name, content in {f"{path.stem}.md": markdown, **pictures}.items():
             files.append(File.generated(config, f"{NOTEBOOKS}/{name}", content=content))
@@ -34,16 +34,21 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
+    """Links to notebooks lead to their pages, and those to other files to the repository."""
+    if page.file.src_uri.startswith(f"{NOTEBOOKS}/"):
+        return markdown
+    markdown = re.sub(r"\]\(\.\./notebooks/([\w-]+)\.ipynb", r"](notebooks/\1.md", markdown)
+    return outside(markdown, config)
+
+
+def outside(markdown: str, config: Any, which: str = "") -> str:
     """`](../benchmarks/x.py)` becomes a link to that file on the repository's main branch.
 
     Without a repository's address (`repo_url`) the words of the link stay, and the link goes.
     """
-    if page.file.src_uri.startswith(f"{NOTEBOOKS}/"):
-        return markdown
-    markdown = re.sub(r"\]\(\.\./notebooks/([\w-]+)\.ipynb", r"](notebooks/\1.md", markdown)
     if address := config["repo_url"]:
-        return re.sub(r"\]\(\.\./", f"]({address.rstrip('/')}/blob/main/", markdown)
-    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]*\)", r"\1", markdown)
+        return re.sub(rf"\]\(\.\./{which}", f"]({address.rstrip('/')}/blob/main/", markdown)
+    return re.sub(rf"\[([^\]]+)\]\(\.\./{which}[^)]*\)", r"\1", markdown)
 
 
 def page_of(notebook: dict[str, Any], stem: str) -> tuple[str, dict[str, bytes]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -201,6 +202,22 @@ def test_the_site_has_every_page_of_docs() -> None:
 def leaves(entry: str | list[dict[str, str]]) -> list[str]:
     """The pages of an entry of the site's navigation."""
     return [entry] if isinstance(entry, str) else [page for one in entry for page in one.values()]
+
+
+@pytest.mark.parametrize(
+    ("address", "link"),
+    [
+        ("https://git.example/a/b/", "[rows](https://git.example/a/b/blob/main/benchmarks/x.py)"),
+        (None, "rows"),  # no address yet: the words stay
+    ],
+)
+def test_links_that_leave_docs_lead_to_the_repository_if_it_has_an_address(
+    address: str | None, link: str
+) -> None:
+    outside = runpy.run_path(str(ROOT / "docs" / "site_hooks.py"))["outside"]
+    page = "See [rows](../benchmarks/x.py), [store](../docs/store.md)."
+    made = outside(page, {"repo_url": address}, "(?!docs/)")
+    assert made == f"See {link}, [store](../docs/store.md)."
 
 
 def messages() -> set[str]:
