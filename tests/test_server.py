@@ -418,6 +418,30 @@ async def test_overload_slow_work_and_a_client_that_left() -> None:
     assert sum(map(len, embedder.runs)) <= SLICE + 1  # the rest was dropped
 
 
+async def test_too_many_texts_are_refused_before_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reading, go = threading.Event(), threading.Event()
+
+    def count(self: Service, texts: Sequence[str]) -> int:
+        reading.set()
+        assert go.wait(60)
+        return len(texts)
+
+    monkeypatch.setattr(Service, "count_tokens", count)
+    service = Service(HashEmbedder(), limits=Limits(waiting=10))
+    async with client_of(service) as client:
+        first = asyncio.create_task(client.post("/v1/embeddings", json={"input": ["a"] * 8}))
+        assert await asyncio.to_thread(reading.wait, 60)
+        refused = await client.post("/v1/embeddings", json={"input": ["b"] * 8})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        go.set()
+        assert (await first).status_code == 200
+        assert (await client.post("/v1/embeddings", json={"input": ["b"] * 8})).status_code == 200
+    await asyncio.to_thread(service.close)
+    assert service.batcher.waiting == 0
+
+
 async def test_time_is_limited() -> None:
     embedder = Slow()
     service = Service(embedder, limits=Limits(seconds=0.05))

@@ -8,9 +8,10 @@ take turns.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -85,16 +86,34 @@ class Batcher:
         job = _Job(list(texts), prompt)
         lane: Lane = "query" if len(job.texts) <= FEW else "bulk"
         with self._changed:
-            if self._closed:
-                msg = "The server is stopping. Try again in a moment."
-                raise OverloadedError(msg)
-            if self._waiting and self._waiting + len(job.texts) > self._most_waiting:
-                msg = f"{self._waiting} texts are waiting already. Try again in a moment."
-                raise OverloadedError(msg)
+            self._take_room(len(job.texts))
             self._jobs[lane].append(job)
-            self._waiting += len(job.texts)
             self._changed.notify_all()
         return job.future
+
+    @contextlib.contextmanager
+    def room(self, texts: int) -> Iterator[None]:
+        """Count texts as waiting while they are looked at, so that too many are refused before.
+
+        Raises:
+            OverloadedError: As `submit`.
+        """
+        with self._changed:
+            self._take_room(texts)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._waiting -= texts
+
+    def _take_room(self, texts: int) -> None:
+        if self._closed:
+            msg = "The server is stopping. Try again in a moment."
+            raise OverloadedError(msg)
+        if self._waiting and self._waiting + texts > self._most_waiting:
+            msg = f"{self._waiting} texts are waiting already. Try again in a moment."
+            raise OverloadedError(msg)
+        self._waiting += texts
 
     def close(self) -> None:
         """Finish what is waiting, then stop. May be called twice."""

@@ -16,7 +16,7 @@ from tars_rag.retrieval.http_contract import ModelAnswer, StoreAnswer, pack_vect
 from tars_rag.retrieval.http_contract import names as is_named
 from tars_rag.retrieval.pipeline import PassageScorer
 from tars_rag.retrieval.store import HybridStore
-from tars_rag.server.batcher import BatchedEmbedder, Batcher, Prompt, Rows
+from tars_rag.server.batcher import FEW, BatchedEmbedder, Batcher, Lane, Prompt, Rows
 
 
 class NotFoundError(TarsRagError):
@@ -166,7 +166,9 @@ class Service:
         if not texts or len(texts) > self.limits.texts:
             msg = f"Give 1 to {self.limits.texts} texts in one request, not {len(texts)}."
             raise InvalidInputError(msg)
-        tokens = await in_thread("query", self.count_tokens, texts)
+        with self.batcher.room(len(texts)):  # before the work of reading them
+            lane: Lane = "query" if len(texts) <= FEW else "bulk"
+            tokens = await in_thread(lane, self.count_tokens, texts)
         if tokens > self.limits.tokens:
             msg = f"{tokens} tokens in one request are too many; {self.limits.tokens} are taken."
             raise InvalidInputError(msg)
