@@ -36,6 +36,7 @@ TAIL = """
 | variable | default | what it does |
 |---|---|---|
 | `TARS_CHROMA_TIMEOUT` | `20` | Seconds that a request to a Chroma server may take. |
+| `TARS_API_KEY` | unset | The key of a `tars-rag serve`, where none is given in code. |
 | `HF_ENDPOINT` | unset | Another model hub; huggingface_hub's own variable, as the next two. |
 | `HF_TOKEN` | unset | Who asks the hub, for models that not everybody may have. |
 | `HF_HUB_OFFLINE` | unset | 1: never ask the hub. |
