@@ -170,6 +170,13 @@ def notebooks(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="venv")
+def ray(session: nox.Session) -> None:
+    """Embedding on a Ray cluster: two nodes on this machine, workers and nodes that die."""
+    install(session, extra="test,ray")
+    session.run("pytest", "-m", "ray", "--force-enable-socket", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
 def docs(session: nox.Session) -> None:
     """The pages as a site in build/site, strictly: a link that leads nowhere is an error."""
     session.install("uv")

@@ -23,6 +23,7 @@ from tars_rag.errors import TarsRagError
 _COMMANDS: dict[str, str] = {
     "quickstart": "tars_rag.cli.quickstart:quickstart",
     "index": "tars_rag.cli.index:index",
+    "embed": "tars_rag.cli.embed:embed",
     "query": "tars_rag.cli.query:query",
     "ask": "tars_rag.cli.ask:ask",
     "show": "tars_rag.cli.show:show_passage",

@@ -105,7 +105,7 @@ def _rows(path: Path, name: str, splitter: Splitter) -> Iterator[Piece]:
         if not raw.strip():
             continue
         try:
-            passages = _cut(_row(name, number, raw), splitter)
+            passages = cut(_row(name, number, raw), splitter)
             for passage in passages:
                 check_passage(passage)
                 if passage.id in seen:
@@ -119,7 +119,8 @@ def _rows(path: Path, name: str, splitter: Splitter) -> Iterator[Piece]:
             yield Piece(position, passage)
 
 
-def _cut(row: Passage, splitter: Splitter) -> list[Passage]:
+def cut(row: Passage, splitter: Splitter) -> list[Passage]:
+    """A row as passages that the embedder reads whole: itself, or its chunks ``<id>#<number>``."""
     title = row.metadata.get("title")
     title = title if isinstance(title, str) else ""
     chunks = splitter.split(row.text, title=title)

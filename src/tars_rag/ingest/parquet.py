@@ -126,13 +126,14 @@ class ParquetReader:
 
     Args:
         path: The file. ``metadata`` may be missing, and vectors may be lists of any float type.
+        vectors: Whether they are wanted; without them the file need not say what made them.
 
     Raises:
         ConfigError: The library for it is not installed.
         InvalidInputError: It is no Parquet file, or has not these columns or no fingerprint.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, vectors: bool = True) -> None:
         check_installed()
         import pyarrow.parquet as pq
 
@@ -143,8 +144,8 @@ class ParquetReader:
             )
         try:
             self.rows: int = self._file.metadata.num_rows
-            self._names = self._checked_columns()
-            self.about = self._about()
+            self._names = self._checked_columns(["id", "text", *(["vector"] if vectors else [])])
+            self.about = self._about() if vectors else About("")
         except BaseException:
             self._file.close()
             raise
@@ -155,14 +156,27 @@ class ParquetReader:
         Raises:
             InvalidInputError: The file is damaged, or a row is no passage; the message says which.
         """
+        for batch, done in self._batches():
+            yield self._passages(batch, done), self._vectors(batch, done)
+
+    def passages(self) -> Iterator[Passage]:
+        """All passages without their vectors.
+
+        Raises:
+            InvalidInputError: As in `batches`.
+        """
+        for batch, done in self._batches():
+            yield from self._passages(batch, done)
+
+    def _batches(self) -> Iterator[tuple[Any, int]]:
+        """The rows as Arrow has them, and how many came before."""
         done = 0
         if not self.rows:  # pyarrow 18 raises where there is no row group
             return
         with self._translated():
             for batch in self._file.iter_batches(_ROWS, columns=self._names, use_threads=False):
-                passages = self._passages(batch, done)
-                yield passages, self._vectors(batch, done)
-                done += len(passages)
+                yield batch, done
+                done += len(batch)
         if done != self.rows:
             self._refuse(f"it has {done} of its {self.rows} rows")
 
@@ -197,11 +211,10 @@ class ParquetReader:
         made: NDArray[np.float32] = rows.reshape(len(column), -1)
         return made
 
-    def _checked_columns(self) -> list[str]:
+    def _checked_columns(self, needed: list[str]) -> list[str]:
         import pyarrow as pa
 
         schema = self._file.schema_arrow
-        needed = ["id", "text", "vector"]
         missing = [name for name in needed if schema.get_field_index(name) < 0]
         if missing:
             self._refuse(
@@ -270,3 +283,21 @@ class ParquetReader:
 
 def _json(passage: Passage) -> str:
     return encode(json.dumps(dict(passage.metadata), ensure_ascii=False))
+
+
+def check_target(path: Path) -> None:
+    """A Parquet file may be written here.
+
+    Raises:
+        InvalidInputError: Something else is there already.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    if path.is_symlink() or not path.is_file() or not _is_parquet(path):
+        msg = f"{path} is there already, and is no Parquet file. Give another name."
+        raise InvalidInputError(msg)
+
+
+def _is_parquet(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(4) == b"PAR1"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from tars_rag.adapters.foreign import SAME_KIND, cosine_of
 from tars_rag.errors import FingerprintError, InvalidInputError, StoreError, StoreLockedError
 from tars_rag.files import replacing
-from tars_rag.ingest.parquet import About, ParquetReader, ParquetWriter
+from tars_rag.ingest.parquet import About, ParquetReader, ParquetWriter, check_target
 from tars_rag.progress import Progress
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors
@@ -54,7 +54,10 @@ def export_parquet(
         StoreError: There is no store, or the file cannot be written.
     """
     place, target = store_path(Path(store)), store_path(Path(file))
-    _check_target(target, place)
+    if target.is_relative_to(place):
+        msg = f"{target} lies in the store that is exported. Give a file elsewhere."
+        raise InvalidInputError(msg)
+    check_target(target)
     moment = _moment(place)
     its = moment.store
     held = its.probe or read_probe_file(place)
@@ -308,22 +311,6 @@ def _digest_at(digests: bytearray, row: int) -> bytes:
 
 def _ids(source: ParquetReader) -> Iterator[str]:
     return (passage.id for passages, _ in source.batches() for passage in passages)
-
-
-def _check_target(target: Path, store: Path) -> None:
-    if target.is_relative_to(store):
-        msg = f"{target} lies in the store that is exported. Give a file elsewhere."
-        raise InvalidInputError(msg)
-    if not target.exists() and not target.is_symlink():
-        return
-    if target.is_symlink() or not target.is_file() or not _is_parquet(target):
-        msg = f"{target} is there already, and is no Parquet file. Give another name."
-        raise InvalidInputError(msg)
-
-
-def _is_parquet(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(4) == b"PAR1"
 
 
 def _moment(place: Path) -> StoreSnapshot:
