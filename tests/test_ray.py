@@ -17,6 +17,7 @@ from tars_rag import Embedder
 from tars_rag.cli import app
 from tars_rag.errors import ConfigError, DeviceError, InvalidInputError
 from tars_rag.models.cache import ModelCache, default_cache_dir
+from tars_rag.settings import Placement
 from tiny_models import *  # noqa: F403  (fixtures)
 
 ray = pytest.importorskip("ray")
@@ -25,6 +26,7 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 
 from tars_rag.ray import Cluster, EmbedPassages, share_model  # noqa: E402
 
+OWN_MODELS = default_cache_dir()  # before a fixture says otherwise
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 SHARDS = [(n, [f"the cat runs to board {n} and {m}" for m in range(20)]) for n in range(30)]
 
@@ -62,9 +64,7 @@ def workers() -> list[psutil.Process]:
     return [p for p in psutil.process_iter(["name"]) if p.info["name"].startswith("ray::_Worker")]
 
 
-def test_two_nodes_share_the_work(
-    cluster: Cluster, embedder_dir: str, expected: list[Any]
-) -> None:
+def test_two_nodes_share_the_work(cluster: Cluster, embedder_dir: str, expected: list[Any]) -> None:
     seen: set[int] = set()
     got: dict[int, Any] = {}
     for number, rows in cluster.vectors(share_model(embedder_dir), iter(SHARDS)):
@@ -150,18 +150,20 @@ def test_a_dataset_gets_its_vectors(
     assert {row["fingerprint"] for row in done} == {model.fingerprint}
 
 
-def test_a_model_is_brought_to_nodes_that_have_it_not(
-    cluster: Cluster,
-) -> None:
+def test_a_model_is_brought_to_nodes_that_have_it_not(cluster: Cluster) -> None:
     name = "all-MiniLM-L6-v2"
-    if ModelCache(default_cache_dir()).find(name) is None:
+    if ModelCache(OWN_MODELS).find(name) is None:
         pytest.skip("the model's weights are not on this machine")
+    assert ModelCache().find(name) is None  # where the nodes look
     shards = [(0, ["The kettle is in the kitchen."])]
-    [(_, rows)] = cluster.vectors(share_model(name), iter(shards))
+    model = share_model(name, Placement(device="cpu", cache_dir=OWN_MODELS))
+    [(_, rows)] = cluster.vectors(model, iter(shards))
+    assert ModelCache().find(name) is not None
     with Embedder(name, device="cpu") as own:
         np.testing.assert_allclose(rows, own.embed(shards[0][1]), atol=1e-6)
 
 
 def test_where_there_is_no_cluster_one_is_told_how_to_start_it() -> None:
-    with pytest.raises(DeviceError, match="ray start --head"):
-        Cluster("127.0.0.1:1")
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(DeviceError, match="ray start --head"):
+            Cluster(address)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tars_rag.cli import resources
+from tars_rag.cli import reading, resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
 
 if TYPE_CHECKING:
@@ -40,17 +40,14 @@ def embed(
             help="Embed on a Ray cluster: its address, auto for the one that runs here, or local.",
         ),
     ] = None,
-    chunk_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of a chunk (default: as many as the model reads)."),
-    ] = None,
-    overlap: Annotated[
-        int, typer.Option(min=0, help="Tokens that a chunk repeats from the one before.")
-    ] = 32,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave out, as in a .gitignore; may be repeated."),
-    ] = None,
+    chunk_tokens: reading.ChunkTokensOption = None,
+    overlap: reading.OverlapOption = 32,
+    root: reading.RootOption = None,
+    exclude: reading.ExcludeOption = None,
+    ocr: reading.OcrOption = False,
+    max_file_mb: reading.MaxFileOption = 200,
+    max_pages: reading.MaxPagesOption = 5000,
+    max_seconds: reading.MaxSecondsOption = 120,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     engine: resources.EngineOption = None,
@@ -62,14 +59,17 @@ def embed(
     OUTPUT appears when it is whole. If interrupted, run it again: it continues where it stopped.
     Rows that cannot be read are reported, the others are embedded, and the exit code is 1.
     """
+    from tars_rag.ingest.documents import Limits
     from tars_rag.ingest.embed_files import embed_files
     from tars_rag.ingest.parquet import check_installed
+    from tars_rag.ingest.root import Root
 
     *inputs, output = paths
     if not inputs:
         msg = "Give files or directories to embed, and after them the Parquet file to write."
         raise typer.BadParameter(msg, param_hint="INPUT... OUTPUT")
     check_installed()
+    seen_from = Root() if root is None else Root.at(root)
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     # On a cluster the nodes embed; here the model only says what its vectors are.
     own = "cpu" if ray is not None else device
@@ -83,6 +83,8 @@ def embed(
                 embedder,
                 where.vectors,
                 exclude=exclude or [],
+                limits=Limits(max_file_mb, max_pages, max_seconds, ocr=ocr),
+                root=seen_from,
                 progress=progress,
             )
     if json:

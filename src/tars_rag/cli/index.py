@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tars_rag import advice
-from tars_rag.cli import resources
+from tars_rag.cli import reading, resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
 from tars_rag.errors import InvalidInputError, TarsRagError
 
@@ -40,13 +40,8 @@ def index(
             help="Instead of PATHs: passages with their vectors, which are not embedded again.",
         ),
     ] = None,
-    chunk_tokens: Annotated[
-        int | None,
-        typer.Option(min=1, help="Most tokens of a chunk (default: as many as the model reads)."),
-    ] = None,
-    overlap: Annotated[
-        int, typer.Option(min=0, help="Tokens that a chunk repeats from the one before.")
-    ] = 32,
+    chunk_tokens: reading.ChunkTokensOption = None,
+    overlap: reading.OverlapOption = 32,
     root: Annotated[
         Path | None,
         typer.Option(
@@ -60,20 +55,11 @@ def index(
         bool,
         typer.Option("--watch", help="Go on, and index what changes; what is gone is deleted."),
     ] = False,
-    exclude: Annotated[
-        list[str] | None,
-        typer.Option(metavar="PATTERN", help="Leave out, as in a .gitignore; may be repeated."),
-    ] = None,
-    ocr: Annotated[
-        bool, typer.Option("--ocr", help="Read pages that are pictures, with tesseract.")
-    ] = False,
-    max_file_mb: Annotated[
-        float, typer.Option(min=0.001, help="Largest document that is read.")
-    ] = 200,
-    max_pages: Annotated[int, typer.Option(min=1, help="Most pages of a document.")] = 5000,
-    max_seconds: Annotated[
-        float, typer.Option(min=0.1, help="Longest time that a document may take.")
-    ] = 120,
+    exclude: reading.ExcludeOption = None,
+    ocr: reading.OcrOption = False,
+    max_file_mb: reading.MaxFileOption = 200,
+    max_pages: reading.MaxPagesOption = 5000,
+    max_seconds: reading.MaxSecondsOption = 120,
     model: resources.ModelOption = None,
     device: resources.DeviceOption = None,
     engine: resources.EngineOption = None,

@@ -29,6 +29,7 @@ from tars_rag.ingest.chunks import Piece, cut, pieces
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
 from tars_rag.ingest.parquet import About, ParquetReader, ParquetWriter, check_target
+from tars_rag.ingest.root import Root
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.indexes.codec import check_passage, encode
@@ -84,6 +85,7 @@ def embed_files(
     *,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
+    root: Root = Root(),
     progress: NamedProgress | None = None,
 ) -> EmbedReport:
     """Embed the passages of files into a Parquet file, which appears when it is whole.
@@ -100,6 +102,7 @@ def embed_files(
         vectors: Makes them.
         exclude: What to leave out of directories, as in a .gitignore.
         limits: What a document may cost.
+        root: Sources below it are named as seen from it.
         progress: Told ("embed", passages done, None).
 
     Raises:
@@ -114,7 +117,7 @@ def embed_files(
     report.ignored = dict(found.ignored)
     report.failures += sorted(found.failures.items())
     with _Parts(target, kind) as parts, DocumentReader(limits) as reader:
-        rows = _Rows(found.files, splitter, reader, report)
+        rows = _Rows(found.files, splitter, reader, root, report)
         waiting: dict[int, list[Passage]] = {}
 
         def shards() -> Iterator[Shard]:
@@ -150,10 +153,15 @@ class _Rows:
     """The passages of files in their order, each id once; problems go into the report."""
 
     def __init__(
-        self, files: Sequence[Path], splitter: Splitter, reader: DocumentReader, report: EmbedReport
+        self,
+        files: Sequence[Path],
+        splitter: Splitter,
+        reader: DocumentReader,
+        root: Root,
+        report: EmbedReport,
     ) -> None:
         self._files, self._splitter, self._reader = files, splitter, reader
-        self._report = report
+        self._root, self._report = root, report
         self._seen: set[bytes] = set()
 
     def __iter__(self) -> Iterator[Passage]:
@@ -172,10 +180,11 @@ class _Rows:
                 yield piece.passage
 
     def _pieces(self, path: Path) -> Iterator[Piece]:
-        if path.suffix.lower() != ".parquet":
-            yield from pieces(path, self._splitter, self._reader)
-            return
         try:
+            name = self._root.name(path)
+            if path.suffix.lower() != ".parquet":
+                yield from pieces(path, self._splitter, self._reader, name)
+                return
             with ParquetReader(path, vectors=False) as source:
                 for row in source.passages():
                     for passage in cut(row, self._splitter):

@@ -39,7 +39,16 @@ class Root:
         return cls(place)
 
     def name(self, path: Path) -> str:
-        """What the source at an absolute path is called."""
+        """What the source at an absolute path is called.
+
+        Raises:
+            InvalidInputError: The path is not UTF-8.
+        """
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            msg = f"The name of {str(path)!a} is not UTF-8. Rename the file."
+            raise InvalidInputError(msg) from None
         if self.directory is not None and path.is_relative_to(self.directory):
             return path.relative_to(self.directory).as_posix()
         return str(path)

@@ -147,7 +147,7 @@ def nothing_to_ingest(
     with DocumentReader(limits) as reader:
         for path in found.files:
             try:
-                source = _name(path, Root())
+                source = Root().name(path)
             except InvalidInputError as error:
                 report.failures.append((str(path), str(error)))
                 continue
@@ -184,7 +184,7 @@ class _Run:
         for path, size in zip(paths, sizes, strict=True):
             self._progress(path.name, self._done, total)
             try:
-                source = _name(path, self._root)
+                source = self._root.name(path)
                 if self._is_as_it_was(path, source):
                     self._report.unchanged += 1
                 else:
@@ -309,15 +309,6 @@ def _gone(path: Path) -> bool:
         return not path.exists()
     except OSError:  # it cannot be looked at, which is something else
         return False
-
-
-def _name(path: Path, root: Root) -> str:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        msg = f"The name of {str(path)!a} is not UTF-8. Rename the file."
-        raise InvalidInputError(msg) from None
-    return root.name(path)
 
 
 def _hash(path: Path) -> str:

@@ -8,6 +8,7 @@ answered, and goes to another one if that dies; so no shard is lost, and none co
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -24,6 +25,7 @@ from tars_rag.ray.node import NodeModel
 _AHEAD = 2  # shards at a worker: one that it embeds, one that it need not wait for
 _TRIES = 3  # of a shard whose workers die, and of a node whose workers do
 _LOOK = 2.0  # seconds between looks at who has joined or left
+_PATIENCE = 10.0  # seconds for a connection
 _NPU = "NPU"
 
 Shard = tuple[int, list[str]]
@@ -42,6 +44,17 @@ def require_ray() -> Any:
         msg = "A cluster needs an extra: pip install 'tars-rag[ray]'"
         raise ConfigError(msg) from error
     return ray
+
+
+def _check_reached(address: str) -> None:
+    """Ray itself tries for minutes.
+
+    Raises:
+        OSError: Nobody listens there.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), _PATIENCE).close()
 
 
 class _Worker:
@@ -97,10 +110,11 @@ class Cluster:
         self._looked = 0.0
         if self._own:
             try:
+                _check_reached(address)
                 self._ray.init(address=address, logging_level="ERROR", log_to_driver=False)
-            except (ConnectionError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError) as error:
                 msg = (
-                    f"No Ray cluster can be reached at {address!r}: {error} Start one: ray start "
+                    f"No Ray cluster can be reached at {address!r}: {error}. Start one: ray start "
                     "--head, and give its address; or --ray local for one on this machine alone."
                 )
                 raise DeviceError(" ".join(msg.split())) from error
