@@ -69,7 +69,7 @@ def embed(
         msg = "Give files or directories to embed, and after them the Parquet file to write."
         raise typer.BadParameter(msg, param_hint="INPUT... OUTPUT")
     check_installed()
-    seen_from = Root() if root is None else Root.at(root)
+    seen_from = None if root is None else Root.at(root)
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     # On a cluster the nodes embed; here the model only says what its vectors are.
     own = "cpu" if ray is not None else device

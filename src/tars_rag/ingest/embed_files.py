@@ -37,7 +37,7 @@ from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.splitting.splitter import Splitter
 
-SHARD = 1024
+SHARD = 512
 _DIGEST = 16  # bytes of an id's hash; a million ids take about 100 MB as they are looked up
 _PART = re.compile(r"\d{8}-[0-9a-f]{32}\.parquet")
 
@@ -85,7 +85,7 @@ def embed_files(
     *,
     exclude: Sequence[str] = (),
     limits: Limits | None = None,
-    root: Root = Root(),
+    root: Root | None = None,
     progress: NamedProgress | None = None,
 ) -> EmbedReport:
     """Embed the passages of files into a Parquet file, which appears when it is whole.
@@ -117,7 +117,7 @@ def embed_files(
     report.ignored = dict(found.ignored)
     report.failures += sorted(found.failures.items())
     with _Parts(target, kind) as parts, DocumentReader(limits) as reader:
-        rows = _Rows(found.files, splitter, reader, root, report)
+        rows = _Rows(found.files, splitter, reader, root or Root(), report)
         waiting: dict[int, list[Passage]] = {}
 
         def shards() -> Iterator[Shard]:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag import advice
 from tars_rag.errors import ConfigError, DeviceError, TarsRagError
 from tars_rag.ray.node import NodeModel
 
@@ -41,7 +42,7 @@ def require_ray() -> Any:
     try:
         import ray
     except ImportError as error:
-        msg = "A cluster needs an extra: pip install 'tars-rag[ray]'"
+        msg = f"A cluster needs an extra: {advice.install('ray')}"
         raise ConfigError(msg) from error
     return ray
 
@@ -131,9 +132,7 @@ class Cluster:
         self.close()
 
     def close(self) -> None:
-        """End the workers, and leave the cluster if this has joined it."""
-        for place in self._places.values():
-            self._end(place)
+        """Leave the cluster, if this has joined it."""
         if self._own and self._ray.is_initialized():
             self._ray.shutdown()
 
@@ -151,7 +150,17 @@ class Cluster:
             DeviceError: No node can embed; or one shard has ended three workers.
             TarsRagError: What embedding raised.
         """
-        source, again = iter(shards), deque[tuple[Shard, int]]()
+        self._places.clear()
+        try:
+            yield from self._spread(model, iter(shards))
+        finally:
+            for place in self._places.values():
+                self._end(place)
+
+    def _spread(
+        self, model: NodeModel, source: Iterator[Shard]
+    ) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        again = deque[tuple[Shard, int]]()
         at: dict[Any, tuple[_Place, Shard, int]] = {}  # call -> who, what, tries before
         more = True
         while more or again or at:
