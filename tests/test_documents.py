@@ -139,6 +139,47 @@ def test_a_scan_is_read_by_tesseract_with_its_page(tmp_path: Path, splitter: Spl
     assert {passage.metadata["page"] for passage in found} == {1}
 
 
+_PRIVET = "Привет, мир: насос старый"
+_LATIN = b'<meta http-equiv="Content-Type" content="text/html; charset=iso-8859-1">'
+_GERMAN = "Die Pumpe wird jeden Morgen geölt, damit sie nicht heiß läuft und für Jahre hält."
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        (f"<meta charset=windows-1251><p>{_PRIVET}".encode("cp1251"), _PRIVET),
+        (f"<meta charset=windows-1251><p>{_PRIVET}".encode(), _PRIVET),  # saved by a browser
+        (f"<p>{_GERMAN}".encode("latin-1"), _GERMAN),
+        (_LATIN + "<p>“Zoë”".encode("cp1252"), "“Zoë”"),
+        ("<?xml version='1.0' encoding='euc-jp'?><p>東京は日本の".encode("euc-jp"), "東京は日本の"),
+        ("<meta charset='iso-2022-jp'><p>東京は日本の".encode("iso-2022-jp"), "東京は日本の"),
+        (b"<meta charset=utf-16><p>A wrong name", "A wrong name"),
+        (b"<meta charset=rot13><p>No encoding", "No encoding"),
+        ("<p>Zoë 東京".encode("utf-16"), "Zoë 東京"),
+        ("\ufeff<p>Zoë 東京".encode(), "Zoë 東京"),
+        (
+            b"<p>One \xff byte in a long page is wrong, and the others are not." * 2,
+            "in a long page",
+        ),
+    ],
+)
+def test_a_page_is_read_as_a_browser_reads_it(
+    page: bytes, text: str, tmp_path: Path, reader: DocumentReader
+) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(page)
+    read = reader.read(path, format_of(path)).text
+    assert text in read
+    assert "\ufeff" not in read
+
+
+def test_a_page_that_is_none_is_told(tmp_path: Path, reader: DocumentReader) -> None:
+    path = tmp_path / "page.html"
+    path.write_bytes(b"<meta charset=utf-8><p>" + bytes(range(128, 256)) * 9)
+    with pytest.raises(InvalidInputError, match=r"page\.html cannot be read: its characters"):
+        reader.read(path, format_of(path))
+
+
 def test_a_mail_is_called_what_its_subject_says(splitter: Splitter, reader: DocumentReader) -> None:
     found = passages(MADE / "mail.eml", splitter, reader)
     assert {passage.metadata["title"] for passage in found} == {"The pump is heiß"}

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from tars_rag.child import Link, trim_log
+from tars_rag.ingest.encodings import decode_page
 
+_PAGE = "text/html"
 _ZIPPED = ("openxmlformats", "opendocument", "epub")
 _RATIO = 200  # a zip that unpacks to more than that many times its size, and not to little, is none
 _HARMLESS = 64 << 20  # bytes
@@ -62,7 +64,11 @@ def _read(path: str, mime: str, form: str, pages: bool, ocr: bool) -> dict[str, 
         "pages": kreuzberg.PageConfig(extract_pages=True) if pages else None,
     }
     config = kreuzberg.ExtractionConfig(**options)
-    found = kreuzberg.extract_file_sync(path, mime, config)
+    if mime == _PAGE:  # the library takes all of them for UTF-8
+        text = decode_page(Path(path).read_bytes())
+        found = kreuzberg.extract_bytes_sync(text.encode("utf-8", "replace"), mime, config)
+    else:
+        found = kreuzberg.extract_file_sync(path, mime, config)
     about: Any = found.metadata or {}
     told = {
         "title": about.get("title") or about.get("subject"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
+import re
 import unicodedata
 from pathlib import Path
 
@@ -17,6 +19,21 @@ MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_DECLARATION = re.compile(
+    rb"""<meta\s[^>]{0,300}?charset\s*=\s*["']?\s*([\w.:-]+)"""
+    rb"""|<\?xml\s[^>]{0,100}?encoding\s*=\s*["']([\w.:-]+)""",
+    re.IGNORECASE | re.ASCII,
+)
+# What pages call an encoding, and what they mean (the standard of the WHATWG).
+_AS_BROWSERS = {
+    **dict.fromkeys(
+        ("iso-8859-1", "iso8859-1", "latin1", "latin-1", "us-ascii", "ascii"), "cp1252"
+    ),
+    **dict.fromkeys(("gb2312", "gbk", "x-gbk"), "gb18030"),
+    **dict.fromkeys(("shift_jis", "shift-jis", "sjis", "x-sjis"), "cp932"),
+    **dict.fromkeys(("euc-kr", "ks_c_5601-1987", "korean"), "cp949"),
+    **{"iso-8859-9": "cp1254", "tis-620": "cp874", "big5": "big5hkscs"},
+}
 _SAMPLE = 1 << 18  # bytes that an encoding is told by
 _STRANGE = 0.02  # the share of characters that no text has
 
@@ -50,6 +67,47 @@ def decode(data: bytes, path: Path) -> str:
             f"{advice.install('documents')}  Or convert it, e.g. with iconv -f LATIN1 -t UTF-8."
         )
         raise InvalidInputError(msg) from error
+
+
+def decode_page(data: bytes) -> str:
+    """The text of an HTML page: UTF-8 if it is that, else as it declares, or as its bytes tell.
+
+    Some bytes of a page may be wrong, as they may in a browser: two in a hundred, at most.
+
+    Raises:
+        ValueError: More of them are.
+    """
+    marked = next((name for mark, name in MARKS if data.startswith(mark)), None)
+    if marked is None and b"\0" in data and (wide := _unmarked_utf16(data)) is not None:
+        return wide
+    declared = marked or _declared(data)
+    in_turn = [declared, "utf-8"] if marked or data.isascii() else ["utf-8", declared]
+    for name in filter(None, in_turn):
+        with contextlib.suppress(UnicodeDecodeError):
+            return data.decode(name)
+    found = None if declared else _told_by_its_bytes(data)
+    if found is not None:
+        return found
+    text = data.decode(declared or "utf-8", "replace")
+    if text.count("\ufffd") > _STRANGE * len(text):
+        msg = f"its characters are not those of {declared or 'UTF-8'}, and it declares no other"
+        raise ValueError(msg)
+    return text
+
+
+def _declared(data: bytes) -> str | None:
+    """The encoding that a page or XML file says it has, as browsers understand it."""
+    found = _DECLARATION.search(data[:4096])
+    if found is None:
+        return None
+    name = (found[1] or found[2]).decode("ascii").lower()
+    name = _AS_BROWSERS.get(name, name)
+    try:
+        name = codecs.lookup(name).name
+        b"a".decode(name)  # not every codec is an encoding of text
+    except (LookupError, UnicodeDecodeError):  # in UTF-16 this could not have been read
+        return None
+    return name
 
 
 def _unmarked_utf16(data: bytes) -> str | None:
