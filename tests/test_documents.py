@@ -349,13 +349,13 @@ def test_a_reader_that_hangs_or_dies_is_replaced(
         "    return Found()\n"
     )
     monkeypatch.syspath_prepend(str(stub.parent))
-    good, bad = tmp_path / "good.html", tmp_path / "bad.html"
+    good, bad = tmp_path / "good.rtf", tmp_path / "bad.rtf"
     good.write_text("x")
     bad.write_text("x")
     began = time.monotonic()
     with DocumentReader(Limits(seconds=3, memory_megabytes=400)) as reader:
         assert reader.read(good, format_of(good)).text == "fine"
-        with pytest.raises(InvalidInputError, match=r"bad\.html") as caught:
+        with pytest.raises(InvalidInputError, match=r"bad\.rtf") as caught:
             reader.read(bad, format_of(bad))
         assert reader.read(good, format_of(good)).text == "fine"
     assert {"hang": "given up", "die": "SIGABRT", "grow": "MemoryError"}[how] in str(caught.value)

@@ -148,16 +148,17 @@ def _beside(
 
     The record of indexed files tells it. Where that is damaged, the answer is there all the same.
     """
-    if is_url(store):  # the record is where the files are
-        return None, {hit.id: [] for hit in passages}
     from tars_rag.ingest.sources import copies_of, root_of
 
+    found = [hit.passage for hit in passages]
+    if is_url(store):  # the record is where the files are
+        return None, copies_of(None, found)
     path = Path(store)
     try:
-        return root_of(path).directory, copies_of(path, [hit.passage for hit in passages])
+        return root_of(path).directory, copies_of(path, found)
     except (StoreError, sqlite3.Error) as error:
-        say(f"The copies of passages are not told: {error}", style="yellow")
-        return None, {hit.id: [] for hit in passages}
+        say(f"Copies of passages elsewhere are not told: {error}", style="yellow")
+        return None, copies_of(None, found)
 
 
 def _as_json(

@@ -57,11 +57,11 @@ def near_copies_in(store: Path, least: float = 0.8) -> list[tuple[str, str, floa
         return ledger.near_copies(least) if ledger.knows_contents else []
 
 
-def copies_of(store: Path, passages: Iterable[Passage]) -> dict[str, list[str]]:
+def copies_of(store: Path | None, passages: Iterable[Passage]) -> dict[str, list[str]]:
     """Where else in a store the same texts stand, however they are spaced.
 
     Args:
-        store: Its directory.
+        store: Its directory; None: look among the given passages only.
         passages: Some of its passages.
 
     Returns:
@@ -72,7 +72,7 @@ def copies_of(store: Path, passages: Iterable[Passage]) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for key, content in given.items():
         found.setdefault(content, set()).add(key)
-    if (store / SOURCES).exists():
+    if store is not None and (store / SOURCES).exists():
         with Ledger(store, reading=True) as ledger:
             for content, ids in found.items() if ledger.knows_contents else ():
                 ids.update(ledger.with_content(content, _COPIES))
