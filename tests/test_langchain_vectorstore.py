@@ -72,6 +72,7 @@ class TestStandard(VectorStoreIntegrationTests):
 
 
 @pytest.mark.enable_socket
+@pytest.mark.slow
 class TestStandardRemote(VectorStoreIntegrationTests):
     """The same of a store that a server has; its embedder stands in for the suite's own."""
 
