@@ -279,6 +279,20 @@ def test_a_list_that_chroma_cannot_hold_is_kept_and_never_answered_wrongly(tmp_p
         assert ours(store, {"tags": {"$contains": "a"}}) == {"plain", "mixed"}
 
 
+@pytest.mark.parametrize("key", ["\ud800 tags", "tars-b64:dGFncw=="])
+def test_such_a_list_is_refused_under_a_key_that_is_stored_as_another(
+    tmp_path: Path, key: str
+) -> None:
+    with HybridStore(tmp_path / "store", Vectors(4)) as store:
+        for written in ("in the log", "in the indexes"):
+            store.upsert([Passage("mixed", f"alpha {written}", {key: ["a", 1]})])
+            assert ours(store, {key: {"$contains": "a"}}) is None, written
+            assert ours(store, {key: {"$ne": "a"}}) == {"mixed"}
+            store.flush()
+        store.upsert([Passage("mixed", "alpha", {key: ["a", "1"]})])
+        assert ours(store, {key: {"$contains": "a"}}) == {"mixed"}
+
+
 def test_what_is_forgotten_of_a_list_is_not_found_again(tmp_path: Path) -> None:
     with HybridStore(tmp_path / "store", Vectors(4)) as store:
         for tags, found in (["a", "b"], {"x"}), (["b"], set()), ("a", set()), (["a"], {"x"}):

@@ -143,7 +143,8 @@ def _encoded(value: Scalar) -> Scalar:
 
 
 def _list_doubt(key: str) -> Doubt:
-    held = (Test(UNHELD_LISTS, "$contains", encode(name)) for name in (key, ALL_KEYS))
+    # As any operand these are encoded on the way: done here as well, the name would be another.
+    held = (Test(UNHELD_LISTS, "$contains", name) for name in (key, ALL_KEYS))
     return Doubt(
         any_of(tuple(held)),
         lambda passage: (
