@@ -67,6 +67,14 @@ def test_padding_and_batch_mates_change_nothing(texts: list[list[int]]) -> None:
         np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-4)
 
 
+def test_padding_has_no_weight_at_all_on_a_cpu() -> None:
+    graph = build_graph(random_weights(SMALL, head=False, seed=1), output="pooled")
+    named = {held.name: onnx.numpy_helper.to_array(held) for held in graph.graph.initializer}
+    assert (
+        np.exp(named["mask.value"].astype(np.float32)) == 0
+    )  # not a denormal number, which is slow
+
+
 def test_cls_pooling() -> None:
     model = build_graph(WEIGHTS, output="pooled", pooling="cls")
     row = run(model, input_ids=IDS, attention_mask=np.ones_like(IDS))[0]

@@ -33,7 +33,7 @@ __all__ = [
     "traced",
 ]
 
-GRAPH_VERSION: Final = 1
+GRAPH_VERSION: Final = 2
 """Goes into the name of cached graphs: raise it when the numbers a graph gives may change."""
 
 OPSET: Final = 17

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from tars_rag.runtimes.npu.host_inputs import MASK_VALUE
+
 if TYPE_CHECKING:
     import onnx
 
@@ -28,6 +30,9 @@ class GraphBuilder:
         self.shape = shape
         # In Reshape 0 keeps a dimension and -1 infers it; the NPU wants plain numbers.
         self.batch, self.tokens = shape or (0, -1)
+        # Where all is float32 the softmax of -100 is not 0 but 4e-44: a denormal number, with
+        # which an x86 core computes several times as slowly.
+        self.masked = MASK_VALUE if shape else -1e4
         self.nodes: list[onnx.NodeProto] = []
         self.constants: dict[str, onnx.TensorProto] = {}
 

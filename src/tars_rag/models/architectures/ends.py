@@ -53,7 +53,7 @@ class Inputs:
         return self._count
 
     def mask(self) -> str:
-        """What is added to attention scores: 0, or -100 on padding, [batch, 1, 1, tokens]."""
+        """What is added to attention scores: 0, or `masked` on padding, [batch, 1, 1, tokens]."""
         g = self.graph
         if self.on_host:
             if self._live:
@@ -65,7 +65,7 @@ class Inputs:
             g.reshape(one, "mask.one", [g.batch, 1, 1])
         mask = g.reshape(mask, "mask.4d", [g.batch, 1, 1, g.tokens])
         mask = g.op("Sub", [g.const("one", 1.0), mask], "mask.inverse")
-        return g.op("Mul", [mask, g.const("mask.value", host.MASK_VALUE)], "mask.add")
+        return g.op("Mul", [mask, g.const("mask.value", g.masked)], "mask.add")
 
     def _shares(self) -> str:
         """Each token's share in the mean, [batch, tokens]."""

@@ -17,7 +17,6 @@ from tars_rag.models.architectures.builder import GraphBuilder
 from tars_rag.models.architectures.ends import Inputs
 from tars_rag.models.architectures.tensors import WORDS
 from tars_rag.models.weights import BertWeights
-from tars_rag.runtimes.npu import host_inputs as host
 
 _PARTS: Final = ("q", "q.turned", "k", "k.turned", "v", "o", "ff1", "gate", "ff2")
 
@@ -63,12 +62,12 @@ class ModernBertEncoder:
         return self._norm(x, "final_norm", "final")
 
     def _window(self) -> str:
-        """0 within the window, -100 outside of it, [1, 1, tokens, tokens]."""
+        """0 within the window, `masked` outside of it, [1, 1, tokens, tokens]."""
         g, reach = self.graph, self.rotary.window // 2
         if g.shape:
             places = np.arange(g.tokens)
             beyond = np.abs(places[:, None] - places[None]) > reach
-            return g.const("window", np.where(beyond, host.MASK_VALUE, 0)[None, None])
+            return g.const("window", np.where(beyond, g.masked, 0)[None, None])
         # Of a graph for any length, a constant would be the square of 8,192.
         zero, one = g.const("zero.i", 0, np.int64), g.const("one.i", 1, np.int64)
         first = g.const("window.first", [0], np.int64)
@@ -79,7 +78,7 @@ class ModernBertEncoder:
         distance = g.op("Abs", [g.op("Sub", [down, across], "window.sub")], "window.distance")
         far = g.op("Greater", [distance, g.const("window.reach", float(reach))], "window.far")
         far = g.as_float(far, "window.outside")
-        return g.op("Mul", [far, g.const("window.value", host.MASK_VALUE)], "window")
+        return g.op("Mul", [far, g.const("window.value", g.masked)], "window")
 
     def _layer(self, x: str, mask: str, layer: int) -> str:
         g, c, p, stored = self.graph, self.config, f"l{layer}", f"layers.{layer}."
