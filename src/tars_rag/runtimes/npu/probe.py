@@ -187,7 +187,10 @@ def _wheel(wheel: str | None, python: tuple[int, ...]) -> list[Finding]:
         fix = advice.install("npu")
         if python >= (3, 13):
             why += f"; there is none for Python {python[0]}.{python[1]}"
-            fix = f"{interpreter.INSTALL}  (a Python of its own for the NPU)"
+            fix = (
+                f"{interpreter.INSTALL}  (a Python of its own for the NPU; or another one for all, "
+                "and tars-rag anew in it: uv venv --python 3.12 .venv  or python3.12 -m venv .venv)"
+            )
         return [Finding("error", f"{RKNN.name} is not installed", why, fix)]
     return untested(RKNN, wheel)
 
