@@ -319,6 +319,18 @@ def test_texts_of_different_clients_share_a_run(slow: Any) -> None:
     assert batcher.waiting == 0
 
 
+def test_what_is_left_of_bulk_work_whose_client_left_does_not_wait_for_ever(slow: Any) -> None:
+    embedder, make = slow
+    batcher = make()
+    bulk = batcher.submit(["bulk"] * (2 * SLICE))
+    assert embedder.begun.wait(60)
+    assert bulk.cancel()
+    embedder.go.set()
+    batcher.close()
+    assert len(embedder.runs) == 1
+    assert batcher.waiting == 0
+
+
 def test_bulk_work_takes_turns_and_queries_do_not_wait_for_it(slow: Any) -> None:
     embedder, make = slow
     batcher = make()

@@ -607,7 +607,7 @@ def test_a_writer_killed_leaves_no_lock(path: Path) -> None:
     assert child.stdout.readline() == "open\n"
     for read_only in (False, True):
         with pytest.raises(StoreError, match=f"pid {child.pid}"):
-            HybridStore(path, HashEmbedder(), read_only=read_only)
+            HybridStore(path, HashEmbedder(), read_only=read_only, share=False)
     child.send_signal(signal.SIGKILL)
     child.wait()
     child.stdout.close()

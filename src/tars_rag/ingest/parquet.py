@@ -157,7 +157,9 @@ class ParquetReader:
             InvalidInputError: The file is damaged, or a row is no passage; the message says which.
         """
         for batch, done in self._batches():
-            yield self._passages(batch, done), self._vectors(batch, done)
+            with self._translated():
+                passages, vectors = self._passages(batch, done), self._vectors(batch, done)
+            yield passages, vectors
 
     def passages(self) -> Iterator[Passage]:
         """All passages without their vectors.
@@ -166,17 +168,23 @@ class ParquetReader:
             InvalidInputError: As in `batches`.
         """
         for batch, done in self._batches():
-            yield from self._passages(batch, done)
+            with self._translated():
+                passages = self._passages(batch, done)
+            yield from passages
 
     def _batches(self) -> Iterator[tuple[Any, int]]:
         """The rows as Arrow has them, and how many came before."""
         done = 0
         if not self.rows:  # pyarrow 18 raises where there is no row group
             return
-        with self._translated():
-            for batch in self._file.iter_batches(_ROWS, columns=self._names, use_threads=False):
-                yield batch, done
-                done += len(batch)
+        found = self._file.iter_batches(_ROWS, columns=self._names, use_threads=False)
+        while True:
+            with self._translated():
+                batch = next(found, None)
+            if batch is None:
+                break
+            yield batch, done
+            done += len(batch)
         if done != self.rows:
             self._refuse(f"it has {done} of its {self.rows} rows")
 

@@ -129,7 +129,10 @@ class Batcher:
             # A job that is not done goes behind the others.
             with self._changed:
                 for job, _ in parts:
-                    if job.done < len(job.texts) and not job.future.done():
+                    left = len(job.texts) - job.done
+                    if left and job.future.done():  # its client left meanwhile
+                        self._waiting -= left
+                    elif left:
                         self._jobs[lane].append(job)
 
     def _take(self, lane: Lane) -> list[tuple[_Job, list[str]]]:
