@@ -41,7 +41,7 @@ _BOOT_FOREIGN: Final = (
     "from tars_rag.child import live; live(entry, fds)"
 )
 _LOG_LIMIT = 1 << 20
-_LAST_WORDS = 800
+_LAST_WORDS = 800  # characters, and as many again of a crash
 _LOG_READ = 64 << 10
 _NO_ARRAYS: Mapping[str, NDArray[Any]] = {}
 Reply: TypeAlias = tuple[Any, Mapping[str, NDArray[Any]]]
@@ -193,20 +193,16 @@ class Child:
         return f"died ({how}). {self.last_words()}"
 
     def last_words(self) -> str:
-        """What it printed last, in one line."""
+        """What it printed last, in one line; of a crash, what it was and what was said before."""
         if self._log.closed:
             return ""
         size = self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, size - _LOG_READ))
         said = self._log.read().decode("utf-8", "replace")
-        # A crash is told first of all and then by frames, as many as there are: what it was
-        # and what was said before it must not depend on how long the paths in them are.
-        before, fatal, frames = said.rpartition("Fatal Python error")
-        if fatal:
-            said = before[-_LAST_WORDS:] + (fatal + frames)[:_LAST_WORDS]
-        else:
-            said = said[-_LAST_WORDS:]
-        words = " ".join(said.split())
+        # A crash is named first; how many frames follow, and how long their paths are, is open.
+        crash = said.rfind("Fatal Python error")
+        end = len(said) if crash < 0 else crash
+        words = " ".join(said[max(0, end - _LAST_WORDS) : end + _LAST_WORDS].split())
         return f"It said: {words}" if words else "It said nothing."
 
     def _release(self) -> None:

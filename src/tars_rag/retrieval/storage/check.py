@@ -19,9 +19,9 @@ from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Progress
 from tars_rag.retrieval.storage import halves, layout
 from tars_rag.retrieval.storage.directory import StoreDirectory
-from tars_rag.retrieval.storage.index_set import moments
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.moments import moments
 from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage, open_vectors
 from tars_rag.retrieval.storage.recent import read_tail
 from tars_rag.retrieval.storage.state import Mark, read_state
@@ -149,23 +149,22 @@ def _inspect_indexes(
         if lexical is not None:
             stack.callback(lexical.close)
             report.lexical_passages = lexical.count()
+        state = read_state(directory)
+        now = moments(directory, store_json, whole=lexical is not None)
+        behind = halves.behind(directory, state, now)
+        if behind:
+            say(f"{behind} To go on without them: {_repair(directory)}")
         if vectors is None:
             return
         found = halves.compare(vectors, exact, lexical, progress)
-        right = halves.BOTH
-        if exact is not None and lexical is not None:
-            state = read_state(directory)
-            now = moments(directory, store_json, vectors, lexical)
-            behind = halves.behind(directory, state, now)
-            if behind:
-                say(f"{behind} To go on without them: {_repair(directory)}")
-            its = halves.right(directory, state, Mark.of(exact.stamp), now)
-            right = its or halves.BOTH
-            if its is not None and not found.ids and intent is None:
-                report.notes.append(
-                    "The indexes were not written here, or not together (a copy?), but agree: the "
-                    "next opening for writing records that."
-                )
+        its = halves.right(directory, state, Mark.of(exact.stamp if exact else ""), now)
+        right = its or halves.BOTH
+        whole = exact is not None and lexical is not None
+        if its is not None and whole and not found.ids and intent is None:
+            report.notes.append(
+                "The indexes were not written here, or not together (a copy?), but agree: the "
+                "next opening for writing records that."
+            )
         if found.ids:
             say(
                 f"The indexes disagree about {len(found.ids)} passages: "

@@ -63,6 +63,9 @@ def right(path: Path, state: State | None, mark: Mark, now: Mark) -> str | None:
     if state is not None and state.mending:
         return state.mending
     its = newer(state, mark, now)
+    if its == BOTH:  # the log says as well which moments the others have reached
+        older = newer(state, Mark.of(stamp_before(path / LOG)), now)
+        its = older if older in (CHROMA, WORDS) else BOTH
     if its is None and state is not None and state.moved(path):
         # Copied while it was written, Chroma's database can be of several moments at once. The
         # others have checksums: they are whole, or are not used.
@@ -90,6 +93,11 @@ def newer(state: State | None, mark: Mark, now: Mark) -> str | None:
     if chroma == words:
         return BOTH if chroma else None
     return CHROMA if chroma > words else WORDS
+
+
+def decide(path: Path, right: str) -> None:
+    """Write down which is right, until they agree: `right` then says so, whatever was done."""
+    replace(read_state(path) or State(), mending=right).write(path)
 
 
 def behind(path: Path, state: State | None, now: Mark) -> str | None:
@@ -256,7 +264,7 @@ def mend(
         )
         raise StoreError(msg)
     if found.ids:
-        replace(read_state(indexes.path) or State(), mending=right).write(indexes.path)
+        decide(indexes.path, right)
         for told in found.told(right):
             _log.warning("%s: %s", indexes.path, told)
         indexes.vectors.delete(gone)

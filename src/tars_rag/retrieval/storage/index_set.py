@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.chroma.files import Seal
-from tars_rag.retrieval.indexes.chroma.layout import DATABASE, last_sequence
 from tars_rag.retrieval.indexes.chroma.rows import Record, records
 from tars_rag.retrieval.indexes.chroma.vectors import VectorIndex
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
@@ -30,11 +29,10 @@ from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.journal import Journal
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, JOURNAL, LEXICAL, SEAL
 from tars_rag.retrieval.storage.lock import StoreLock, closed
+from tars_rag.retrieval.storage.moments import moments
 from tars_rag.retrieval.storage.opening import open_vectors
 from tars_rag.retrieval.storage.state import (
-    UNKNOWN,
     Mark,
-    Moment,
     State,
     read_session,
     read_state,
@@ -158,10 +156,15 @@ class IndexSet:
             self.path / EXACT, self.store_json.dimension, read_only=self.read_only
         )
 
-    def renew_exact(self) -> None:
-        """Begin the exact index anew: empty, and without the stamp that says what it follows."""
+    def close_exact(self) -> None:
+        """Let go of the exact index."""
         if self._exact is not None:
             self._exact.close()
+            self._exact = None
+
+    def renew_exact(self) -> None:
+        """Begin the exact index anew: empty, and without the stamp that says what it follows."""
+        self.close_exact()
         shutil.rmtree(self.path / EXACT, ignore_errors=True)
         self.open_exact()
 
@@ -182,7 +185,7 @@ class IndexSet:
 
     def mark(self) -> Mark:
         """The moments at which Chroma and the word index were written last."""
-        return moments(self.path, self.store_json, self.vectors, self.lexical)
+        return moments(self.path, self.store_json)
 
     def refresh(self) -> None:
         """See what another process wrote."""
@@ -328,13 +331,3 @@ class IndexSet:
             f"Writing to the store {self.path} failed: {error}. Nothing that was acknowledged is "
             "lost. Check space and permissions (df, ls -ld), then repeat what failed."
         )
-
-
-def moments(path: Path, store_json: StoreJson, vectors: VectorIndex, lexical: LexicalIndex) -> Mark:
-    """The moments at which Chroma and the word index of a store were written last."""
-    words = Moment(read_session(path / LEXICAL), lexical.opstamp)
-    if store_json.chroma_url is not None:  # what a server holds is told by its revisions
-        return Mark(store_json.collection, Moment(words.session), words)
-    count = last_sequence(path / CHROMA / DATABASE, store_json.collection)
-    chroma = Moment(vectors.session, UNKNOWN if count is None else count)
-    return Mark(store_json.collection, chroma, words)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
 import shutil
@@ -20,7 +19,8 @@ from tars_rag.retrieval.storage import halves
 from tars_rag.retrieval.storage.index_set import IndexSet
 from tars_rag.retrieval.storage.journal import Intent
 from tars_rag.retrieval.storage.layout import CHROMA, EXACT, LEXICAL
-from tars_rag.retrieval.storage.opening import exact_damage, lexical_damage
+from tars_rag.retrieval.storage.moments import moments
+from tars_rag.retrieval.storage.opening import lexical_damage
 from tars_rag.retrieval.storage.rebuild import (
     fill_exact,
     fill_lexical,
@@ -71,19 +71,27 @@ class Recovery:
             self._copied = False
         self._refuse_torn()
         has_vectors, has_exact, has_lexical = indexes.is_open
-        if not has_vectors:
-            self._open_vectors(progress)
-        if not has_exact:
-            self._open_exact(progress)
+        no_words = None if has_lexical else self._lexical_damage()
+        no_exact = None if has_exact else self._open_exact()
+        # Before anything is made anew: what is, is of no moment.
+        mark = Mark("") if no_exact else Mark.of(indexes.exact.stamp)
+        now = moments(indexes.path, indexes.store_json, whole=not no_words)
+        behind = self._behind(now)
+        right = self._right(indexes.journal.pending(), mark, now)
+        if right in (halves.CHROMA, halves.WORDS) and not indexes.read_only:
+            halves.decide(indexes.path, right)
+        no_vectors = not has_vectors and self._open_vectors(progress)
+        if no_exact and not no_vectors:
+            self._refuse_if_read_only(f"its vector index must be made anew: {no_exact}")
+            fill_exact(indexes, progress)
         if not has_lexical:
-            self._open_lexical(progress)
-        behind = self._behind()
-        right = self._right(indexes.journal.pending()) or (halves.BOTH if behind else None)
+            self._open_lexical(no_words, progress)
         self.recover(progress)
         if not indexes.read_only:
             indexes.vectors.sweep()
             indexes.vectors.upgrade(progress, again=self._copied)
-        if right is None and len(set(indexes.counts())) > 1:
+        differ = no_vectors or no_exact or no_words or behind or len(set(indexes.counts())) > 1
+        if right is None and differ:
             right = halves.BOTH
         if right is not None:
             self._mend(right, progress)
@@ -103,29 +111,31 @@ class Recovery:
             return
         self._refuse_if_read_only("a write was interrupted")
         if intent.ids is None:
-            self._mend(self._right(None) or halves.BOTH, progress)
+            right = self._right(None, Mark.of(indexes.exact.stamp), indexes.mark())
+            self._mend(right or halves.BOTH, progress)
         else:
             indexes.vectors.write(intent.redo, [decode(record["id"]) for record in intent.redo])
             reconcile(indexes, intent.ids)
         indexes.seal_vectors()
         indexes.journal.clear()
 
-    def _right(self, intent: Intent | None) -> str | None:
+    def _right(self, intent: Intent | None, mark: Mark, now: Mark) -> str | None:
         """Which index is right where they differ (see `halves`); None: they belong together.
 
         Args:
             intent: A write that was in flight; its ids alone may differ.
+            mark: What the exact index belongs to.
+            now: What the others are.
         """
         indexes = self._indexes
-        state, stamp, now = read_state(indexes.path), indexes.exact.stamp, indexes.mark()
-        mark = Mark.of(stamp)
+        state = read_state(indexes.path)
         right = halves.right(indexes.path, state, mark, now)
         if self._copied or (state is not None and state.mending):
             return right
         if right is not None and state is not None and intent is not None:
             # The exact index is written last: it is as it was before the write.
             orders = state.order(now.chroma, mark.chroma), state.order(now.words, mark.words)
-            if intent.before == stamp and all(order in (0, 1) for order in orders):
+            if intent.before == mark.stamp and all(order in (0, 1) for order in orders):
                 return None
         return None if intent is not None and intent.ids is None else right
 
@@ -146,16 +156,19 @@ class Recovery:
         halves.mend(indexes, right, own, progress, deep=self._copied)
         self._copied = False
 
-    def _behind(self) -> bool:
+    def _behind(self, now: Mark) -> bool:
         """Whether the indexes are older than the log, and are to be used all the same.
+
+        Args:
+            now: What Chroma and the word index are.
 
         Raises:
             StoreError: They are older: what the log held between them is nowhere.
         """
-        indexes = self._indexes
-        problem = halves.behind(indexes.path, read_state(indexes.path), indexes.mark())
+        path = self._indexes.path
+        problem = halves.behind(path, read_state(path), now)
         if problem and not self._salvage:
-            msg = f"{problem} To go on without them: {check_command(indexes.path, repair=True)}"
+            msg = f"{problem} To go on without them: {check_command(path, repair=True)}"
             raise StoreError(msg)
         if problem:
             _log.warning("%s", problem)
@@ -172,34 +185,30 @@ class Recovery:
             if found:
                 raise StoreError(torn_database(self._indexes.path, found))
 
-    def _open_vectors(self, progress: Progress | None) -> None:
-        """Open Chroma, whose files are compared with their seal before it may load them."""
+    def _open_vectors(self, progress: Progress | None) -> bool:
+        """Open Chroma, whose files are compared with their seal before it may load them.
+
+        Returns:
+            Whether its vectors were made anew, and the exact index with them.
+        """
         indexes = self._indexes
-        with contextlib.ExitStack() as stack:
-            damage = indexes.seal.damage(in_place=not self._copied) if indexes.seal else None
-            copy = self._copy() if damage else None
-            if copy is not None:
-                stack.callback(copy.close)
-            rebuild = self._set_aside(damage, copy) if damage else False
-            indexes.open_vectors()
-            if rebuild:
-                self.embedded = rebuild_vectors(indexes, self._embedder, progress, copy)
+        damage = indexes.seal.damage(in_place=not self._copied) if indexes.seal else None
+        copy = self._copy() if damage else None
+        rebuild = self._set_aside(damage, copy) if damage else False
+        indexes.open_vectors()
+        if rebuild:
+            self.embedded = rebuild_vectors(indexes, self._embedder, progress, copy)
         if indexes.seal and not indexes.read_only:
             attempt = indexes.store_json.reembedding
             indexes.vectors.drop_others([attempt["collection"]] if attempt else [])
             indexes.seal.discard()
+        return rebuild
 
     def _copy(self) -> ExactIndex | None:
         """The exact index, if its vectors are those that damaged ones are to be made anew as."""
-        known, path = self._indexes.store_json, self._indexes.path
-        other = self._embedder is not None and self._embedder.fingerprint != known.fingerprint
-        if other or exact_damage(path) is not None:
-            return None
-        copy = ExactIndex(path / EXACT, known.dimension, read_only=True)
-        if Mark.of(copy.stamp).collection != known.collection:
-            copy.close()
-            return None
-        return copy
+        indexes = self._indexes
+        other = self._embedder and self._embedder.fingerprint != indexes.store_json.fingerprint
+        return indexes.exact if indexes.is_open[1] and not other else None
 
     def _set_aside(self, damage: Damage, copy: ExactIndex | None) -> bool:
         """Get damaged vector files out of Chroma's way; whether they were this store's own.
@@ -228,31 +237,31 @@ class Recovery:
             indexes.update(reembedding=None)
         return hurt
 
-    def _open_exact(self, progress: Progress | None) -> None:
-        """Open the exact index; damaged, missing or of other vectors, it is made from Chroma's."""
+    def _open_exact(self) -> str | None:
+        """Open the exact index; or why it must be made from Chroma's vectors."""
         indexes = self._indexes
-        damaged = f"{EXACT} is missing"
-        if (indexes.path / EXACT).is_dir():
-            try:
-                indexes.open_exact()  # which verifies it
-            except DamageError as error:
-                damaged = str(error)
-            else:
-                if Mark.of(indexes.exact.stamp).collection == indexes.store_json.collection:
-                    return
-                damaged = "it is not of the store's present vectors"
-        self._refuse_if_read_only(f"its vector index must be made anew: {damaged}")
-        fill_exact(indexes, progress)
+        if not (indexes.path / EXACT).is_dir():
+            return f"{EXACT} is missing"
+        try:
+            indexes.open_exact()  # which verifies it
+        except DamageError as error:
+            return str(error)
+        if Mark.of(indexes.exact.stamp).collection == indexes.store_json.collection:
+            return None
+        indexes.close_exact()
+        return "it is not of the store's present vectors"
 
-    def _open_lexical(self, progress: Progress | None) -> None:
+    def _lexical_damage(self) -> str | None:
+        return lexical_damage(self._indexes.path, self._indexes.store_json.language)
+
+    def _open_lexical(self, damage: str | None, progress: Progress | None) -> None:
         """Open the lexical index; damaged, missing or of other words, it is made from Chroma."""
         indexes = self._indexes
-        damaged = lexical_damage(indexes.path, indexes.store_json.language)
-        if damaged:
-            self._refuse_if_read_only(f"its lexical index must be made anew ({damaged})")
+        if damage:
+            self._refuse_if_read_only(f"its lexical index must be made anew ({damage})")
             shutil.rmtree(indexes.path / LEXICAL, ignore_errors=True)
         indexes.open_lexical()
-        if damaged:
+        if damage:
             fill_lexical(indexes, progress)
 
     def _refuse_if_read_only(self, problem: str) -> None:

@@ -20,6 +20,8 @@ from tars_rag.errors import UnknownLayoutError
 from tars_rag.guests import CHROMA
 
 DATABASE: Final = "chroma.sqlite3"
+SESSION: Final = "tars_session"
+"""In a collection's metadata: which session of the store wrote last."""
 SAVED: Final = "index_metadata.pickle"
 """The file that a directory of vectors has once Chroma has saved them there."""
 
@@ -30,6 +32,7 @@ TABLES: Final = {
     "collections": {"id", "name"},
     "segments": {"id", "type", "scope", "collection"},
     "max_seq_id": {"segment_id", "seq_id"},
+    "collection_metadata": {"collection_id", "key", "str_value"},
 }
 """The columns that are read here."""
 
@@ -61,19 +64,26 @@ def database(path: Path) -> Iterator[sqlite3.Connection]:
         yield connection
 
 
-def last_sequence(path: Path, collection: str) -> int | None:
-    """The number of the last write to a collection in Chroma's log; None: it cannot be read."""
+def last_write(path: Path, collection: str) -> tuple[str, int | None]:
+    """Which session of the store wrote to a collection last, and its number in Chroma's log.
+
+    Returns:
+        Empty: no session said so. None: the database cannot be read.
+    """
     try:
         with database(path) as connection:
             row = connection.execute(
-                "SELECT m.seq_id FROM max_seq_id m JOIN segments s ON m.segment_id = s.id "
-                "JOIN collections c ON s.collection = c.id "
-                "WHERE s.scope = 'METADATA' AND c.name = ?",
-                (collection,),
+                "SELECT k.str_value, m.seq_id FROM collections c "
+                "JOIN segments s ON s.collection = c.id AND s.scope = 'METADATA' "
+                "LEFT JOIN max_seq_id m ON m.segment_id = s.id "
+                "LEFT JOIN collection_metadata k ON k.collection_id = c.id AND k.key = ? "
+                "WHERE c.name = ?",
+                (SESSION, collection),
             ).fetchone()
     except (sqlite3.Error, ValueError):
-        return None
-    return int(row[0]) if row else 0
+        return "", None
+    session, number = row or (None, None)
+    return session or "", int(number or 0)
 
 
 def problem(path: Path) -> str | None:

@@ -14,6 +14,7 @@ from tars_rag.retrieval.indexes.chroma import filter_plan
 from tars_rag.retrieval.indexes.chroma.client import ChromaError, Client
 from tars_rag.retrieval.indexes.chroma.errors import asking, translated
 from tars_rag.retrieval.indexes.chroma.filters import Condition, Where
+from tars_rag.retrieval.indexes.chroma.layout import SESSION
 from tars_rag.retrieval.indexes.chroma.passing import Passing
 from tars_rag.retrieval.indexes.chroma.predicates import Predicate, predicate
 from tars_rag.retrieval.indexes.chroma.rows import (
@@ -35,7 +36,6 @@ _WRITE_BATCH = 256
 _MOST = (1 << 32) - 1
 # In a collection's own metadata: which codec wrote what can be filtered on. 2: lists too.
 _MARK, _CURRENT = "tars_filters", 2
-_SESSION = "tars_session"  # there too: which session of the store wrote last
 
 
 class VectorIndex:
@@ -45,9 +45,6 @@ class VectorIndex:
         client: A Chroma; shared by its collections.
         name: The collection's name.
         create: Make the collection if it is missing.
-
-    Attributes:
-        session: Which session of the store wrote last; empty: none said so.
 
     Raises:
         StoreError: Chroma cannot be reached, or the collection is missing.
@@ -65,7 +62,7 @@ class VectorIndex:
             else:
                 self._collection = client.get_collection(name)
         known = self._collection.metadata or {}
-        self.session = str(known.get(_SESSION, ""))
+        self._session = str(known.get(SESSION, ""))
         self._passing = Passing(
             self._ids,
             client.place,
@@ -243,8 +240,8 @@ class VectorIndex:
 
     def begin_session(self, session: str) -> None:
         """Name the session that writes from now on; durable on return."""
-        self._describe({_SESSION: session})
-        self.session = session
+        self._describe({SESSION: session})
+        self._session = session
 
     def drop(self, name: str) -> None:
         """Delete a collection; one that is not there is no error."""
@@ -312,8 +309,8 @@ class VectorIndex:
     def _describe(self, changes: dict[str, Any]) -> None:
         """Change the collection's own metadata."""
         known: dict[str, Any] = {_MARK: _CURRENT} if self._passing.holds_lists else {}
-        if self.session:
-            known[_SESSION] = self.session
+        if self._session:
+            known[SESSION] = self._session
         self._do("written", "modify", metadata=known | changes)
 
     def _ids(self, where: dict[str, Any] | None, limit: int | None) -> list[str]:
