@@ -25,7 +25,7 @@ from tars_rag.retrieval.storage import lock as lock_module
 from tars_rag.retrieval.storage.check import check_store
 from tars_rag.retrieval.storage.holder import Holder
 from tars_rag.retrieval.storage.layout import LOCK
-from tars_rag.retrieval.storage.lock import StoreLock
+from tars_rag.retrieval.storage.lock import HeldError, StoreLock
 from tars_rag.retrieval.store import HybridStore
 
 pytestmark = pytest.mark.slow
@@ -69,6 +69,19 @@ def refusal(path: Path, *, within: float = 20, share: bool = True) -> str:
         HybridStore(path, HashEmbedder(), share=share)
     assert time.monotonic() - began < within
     return str(caught.value)
+
+
+def test_a_holder_that_ends_while_it_is_looked_up_left_nothing_yet(
+    held: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen alive, it is told as alive, and asked for the store: what it leaves has its time."""
+    looks = iter([True])
+    monkeypatch.setattr(Holder, "is_alive", property(lambda _: next(looks, False)))
+    (held / LOCK).write_bytes(replace(Holder.this_process(), pid=1, began=0).record())
+    lock = StoreLock(held / LOCK)
+    with pytest.raises(HeldError):
+        lock.acquire()
+    lock.close()
 
 
 # -- forks ----------------------------------------------------------------------------------------

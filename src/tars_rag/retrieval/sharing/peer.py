@@ -244,7 +244,7 @@ class Peer:
     def _join(self) -> Local | Guest:
         """Hold the store, or become a guest of who does."""
         read: float | None = None
-        unreached: float | None = None
+        unreached: tuple[Holder | None, float] | None = None
         while True:
             try:
                 return self._hold()
@@ -259,8 +259,10 @@ class Peer:
                 except HolderGoneError:  # just now: there may be room, or another holder
                     unreached = None
                 except OSError as error:  # not yet there, or no more
-                    unreached = unreached or time.monotonic()
-                    if time.monotonic() - unreached > _UNREACHED_SECONDS:
+                    holder = Holder.of(self.path / LOCK)
+                    if unreached is None or unreached[0] != holder:  # each has its time
+                        unreached = holder, time.monotonic()
+                    if time.monotonic() - unreached[1] > _UNREACHED_SECONDS:
                         msg = f"{held} (It shares the store, but cannot be reached: {error}.)"
                         raise StoreLockedError(msg) from error
             time.sleep(random.uniform(0.002, 0.02))

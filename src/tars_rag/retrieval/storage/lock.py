@@ -9,7 +9,9 @@ import random
 import time
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from tars_rag.errors import StoreError, StoreLockedError
 from tars_rag.retrieval.storage.holder import Holder, processes_with
@@ -46,6 +48,24 @@ class _MovedError(StoreError):
 def closed(store: Path) -> StoreError:
     """What is said of a store that was closed, by every part of it."""
     return StoreError(f"The store {store} is closed. Open it again.")
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Who had a lock at one moment: how long it is waited for, and what is said then, are of that.
+
+    A holder may end, and another come, between any two looks.
+
+    Attributes:
+        who: "far" is another container or machine, "unnamed" one that has not said yet, "gone" one
+            that left its Chroma behind.
+        holder: What the lock's file says; of "readers" it is not to be trusted.
+        patience: Seconds.
+    """
+
+    who: Literal["readers", "unnamed", "far", "self", "alive", "gone"]
+    holder: Holder | None
+    patience: float
 
 
 class StoreLock:
@@ -100,14 +120,13 @@ class StoreLock:
         since, seen = time.monotonic(), None
         try:
             while not self._try(operation):
-                holder = self._holder()
-                patience = self._patience(holder) if seconds is None else seconds
-                if seconds is None and seen != (holder, patience):  # each is waited for anew
-                    since, seen = time.monotonic(), (holder, patience)
-                if time.monotonic() - since > patience:
+                found = self._found()
+                if seconds is None and seen != found:  # each is waited for anew
+                    since, seen = time.monotonic(), found
+                if time.monotonic() - since > (found.patience if seconds is None else seconds):
                     if self._try(operation):  # given back while its holder was looked up
                         break
-                    raise self._refusal(holder, seconds)
+                    raise self._refusal(found) if seconds is None else self._late(found, seconds)
                 time.sleep(random.uniform(0.001, 0.02))  # else two that take turns shut others out
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
@@ -186,36 +205,37 @@ class StoreLock:
             return False
         return True
 
-    def _patience(self, holder: Holder | None) -> float:
-        """Seconds to wait for whoever holds the lock."""
+    def _found(self) -> _Found:
+        """Who has the lock now."""
+        holder = Holder.parsed(os.pread(self.descriptor, 4096, 0))
         if self._only_read():
-            return _READER_SECONDS
+            return _Found("readers", holder, _READER_SECONDS)
         if holder is None:
-            return _UNNAMED_SECONDS
+            return _Found("unnamed", holder, _UNNAMED_SECONDS)
         if not holder.is_near:
-            return _FAR_SECONDS
+            return _Found("far", holder, _FAR_SECONDS)
         if holder.is_this_process:
-            return _CLOSING_SECONDS if self._file() in _closing else _COLLECTED_SECONDS
+            closing = self._file() in _closing
+            return _Found("self", holder, _CLOSING_SECONDS if closing else _COLLECTED_SECONDS)
         if holder.is_alive:
-            return 0
-        return _STOPPED_SECONDS if holder.chroma_is_stopped else _ORPHAN_SECONDS
+            return _Found("alive", holder, 0)
+        stopped = holder.chroma_is_stopped
+        return _Found("gone", holder, _STOPPED_SECONDS if stopped else _ORPHAN_SECONDS)
 
     def _file(self) -> tuple[int, int]:
         status = os.fstat(self.descriptor)
         return status.st_dev, status.st_ino
 
-    def _holder(self) -> Holder | None:
-        return Holder.parsed(os.pread(self.descriptor, 4096, 0))
+    def _late(self, found: _Found, waited: float) -> StoreLockedError:
+        who = found.holder.where() if found.holder else "another process"
+        return StoreLockedError(
+            f"The store {self.path.parent} was not to be had for {waited:g} s: {who} is writing, "
+            "and may wait for a Chroma server that does not answer. Try again, or end that process."
+        )
 
-    def _refusal(self, holder: Holder | None, waited: float | None) -> StoreLockedError:
-        where = self.path.parent
-        if waited is not None:
-            who = holder.where() if holder else "another process"
-            return StoreLockedError(
-                f"The store {where} was not to be had for {waited:g} s: {who} is writing, and may "
-                "wait for a Chroma server that does not answer. Try again, or end that process."
-            )
-        if self._only_read():
+    def _refusal(self, found: _Found) -> StoreLockedError:
+        where, holder = self.path.parent, found.holder
+        if found.who == "readers":
             return BeingReadError(
                 f"The store {where} is being read by another process. Close it there, {_SHARE}"
             )
@@ -223,12 +243,12 @@ class StoreLock:
             return StoreLockedError(
                 f"The store {where} is open in another process. Close it there, {_SHARE}"
             )
-        if holder.is_this_process:
+        if found.who == "self":
             return StoreLockedError(
                 f"The store {where} is already open in this process (pid {holder.pid}). "
                 "Use that object, or close() it first."
             )
-        if holder.is_near and not holder.is_alive:
+        if found.who == "gone":
             return StoreLockedError(self._orphan_message(holder))
         return HeldError(f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}")
 
