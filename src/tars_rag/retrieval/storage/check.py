@@ -150,7 +150,7 @@ def _inspect_indexes(
             stack.callback(lexical.close)
             report.lexical_passages = lexical.count()
         state = read_state(directory)
-        now = moments(directory, store_json, whole=lexical is not None)
+        now = moments(directory, store_json, lexical.opstamp if lexical else None)
         behind = halves.behind(directory, state, now)
         if behind:
             say(f"{behind} To go on without them: {_repair(directory)}")

@@ -185,7 +185,7 @@ class IndexSet:
 
     def mark(self) -> Mark:
         """The moments at which Chroma and the word index were written last."""
-        return moments(self.path, self.store_json)
+        return moments(self.path, self.store_json, self.lexical.opstamp)
 
     def refresh(self) -> None:
         """See what another process wrote."""

@@ -14,6 +14,7 @@ from tars_rag.retrieval.indexes.chroma.layout import DATABASE, problem
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.exact.rows import DamageError
+from tars_rag.retrieval.indexes.words.files import committed
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage import halves
 from tars_rag.retrieval.storage.index_set import IndexSet
@@ -75,7 +76,8 @@ class Recovery:
         no_exact = None if has_exact else self._open_exact()
         # Before anything is made anew: what is, is of no moment.
         mark = Mark("") if no_exact else Mark.of(indexes.exact.stamp)
-        now = moments(indexes.path, indexes.store_json, whole=not no_words)
+        opstamp = None if no_words else committed(indexes.path / LEXICAL)[1]
+        now = moments(indexes.path, indexes.store_json, opstamp)
         behind = self._behind(now)
         right = self._right(indexes.journal.pending(), mark, now)
         if right in (halves.CHROMA, halves.WORDS) and not indexes.read_only:
