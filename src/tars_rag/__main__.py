@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tars_rag.cli import main
+from tars_rag.start import main
 
 if __name__ == "__main__":
     main()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
@@ -95,7 +97,7 @@ def serve(
         app = application(service, keys, hosts)
         scheme = "https" if tls_cert else "http"
         say(f"{', '.join(service.stores) or 'no store'} at {scheme}://{host}:{port}")
-        with _watching(service, watch or [], root or []):
+        with _watching(service, watch or [], root or []), _standing_by(service):
             run(app, host, port, tls_cert=tls_cert, tls_key=tls_key)
 
 
@@ -224,6 +226,20 @@ def stores_by_name(given: list[str]) -> dict[str, Path]:
             raise ConfigError(msg)
         named[name] = Path(path).expanduser()
     return named
+
+
+@contextlib.contextmanager
+def _standing_by(service: Service) -> Iterator[None]:
+    """A process that runs short commands beside this one without importing anything first."""
+    places = [] if service.read_only else [str(one.local_path) for one in service.stores.values()]
+    if not places:
+        yield
+        return
+    command = [sys.executable, "-m", "tars_rag.standby", *places]
+    # NumPy's threads would not come along when it forks; a search is not its work.
+    few = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env=few):
+        yield  # at the end its standard input is closed, and it leaves
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from tars_rag.retrieval.indexes.chroma.requests import url_parts
 from tars_rag.retrieval.indexes.chroma.server import REVISIONS
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.storage.listener import NAME as SOCKET
+from tars_rag.retrieval.storage.listener import STANDBY
 from tars_rag.retrieval.storage.state import NAME as STATE
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.storage.store_json import (
@@ -40,7 +41,8 @@ LOG = "write-ahead.log"
 SOURCES = "sources.sqlite3"  # which file gave which passages (see ingest)
 _PROBE = "probe.json"
 _OURS_MADE = re.compile(r"[0-9a-f]{16}:[^:]+:\d+:[^:]+\Z")  # the fingerprint of an `Embedder`
-_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, LOG, SEAL, STATE, STORE_JSON, REVISIONS, SOCKET}
+_SOCKETS = {SOCKET, STANDBY}
+_OURS = {CHROMA, EXACT, LEXICAL, JOURNAL, LOCK, LOG, SEAL, STATE, STORE_JSON, REVISIONS, *_SOCKETS}
 
 
 def store_path(path: str | Path) -> Path:
@@ -118,7 +120,7 @@ def prepare_directory(path: Path, *, create: bool) -> None:
         return
     if not create:
         raise StoreError(_no_store(path))
-    if present - {LOCK, SOCKET}:
+    if present - {LOCK, *_SOCKETS}:
         what = f"has lost its {STORE_JSON}" if present <= _OURS else "is not empty, and not a store"
         msg = (
             f"{path} {what} (it holds {', '.join(sorted(present)[:5])}). "

@@ -16,6 +16,9 @@ import weakref
 from pathlib import Path
 
 NAME = "share.sock"
+STANDBY = "standby.sock"
+"""Of a process that runs commands for others, see `tars_rag.standby`."""
+
 _PAUSE_SECONDS = 0.05
 _WAITING = 128  # connections that were not accepted yet
 _CREDENTIALS = struct.Struct("3i")
@@ -26,10 +29,12 @@ class Listener:
 
     Args:
         directory: The store's.
+        name: Of the socket in it.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, name: str = NAME) -> None:
         self._path = directory
+        self._name = name
         self._directory = -1
         self._socket: socket.socket | None = None
 
@@ -39,9 +44,9 @@ class Listener:
         try:
             self._directory = os.open(self._path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(NAME, dir_fd=self._directory)  # of a holder that was killed
+                os.unlink(self._name, dir_fd=self._directory)  # of a holder that was killed
             os.fchmod(listening.fileno(), 0o600)  # Linux gives the file these, less the umask
-            listening.bind(_name(self._directory))
+            listening.bind(_address(self._directory, self._name))
             listening.listen(_WAITING)
         except OSError:
             listening.close()
@@ -50,6 +55,10 @@ class Listener:
         self._socket = listening
         _listening.add(self)
         return True
+
+    def fileno(self) -> int:
+        """Of the socket, while it listens."""
+        return -1 if self._socket is None else self._socket.fileno()
 
     @property
     def closed(self) -> bool:
@@ -69,12 +78,26 @@ class Listener:
             reached.close()
         return None
 
+    def accept_now(self) -> socket.socket | None:
+        """A connection of this user that waits already; None: there is none any more."""
+        if (listening := self._socket) is None:
+            return None
+        listening.setblocking(False)
+        try:
+            reached, _ = listening.accept()
+        except OSError:
+            return None
+        if user_of(reached) == os.geteuid():
+            return reached
+        reached.close()
+        return None
+
     def close(self) -> None:
         """Remove it; whoever still waits to be let in is told so. May be called twice."""
         listening, self._socket = self._socket, None
         if listening is not None:
             with contextlib.suppress(OSError):
-                os.unlink(NAME, dir_fd=self._directory)
+                os.unlink(self._name, dir_fd=self._directory)
             with contextlib.suppress(OSError):
                 listening.shutdown(socket.SHUT_RDWR)  # closing alone would not wake `accept`
             listening.close()
@@ -93,8 +116,8 @@ class Listener:
             self._release()
 
 
-def connect(directory: Path) -> socket.socket:
-    """A connection to whoever holds the store in `directory`.
+def connect(directory: str | Path, name: str = NAME) -> socket.socket:
+    """A connection to whoever holds the store in `directory`, or listens there by another name.
 
     Raises:
         OSError: Nobody is there, or not for this user.
@@ -102,9 +125,9 @@ def connect(directory: Path) -> socket.socket:
     descriptor = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     reaching = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        reaching.connect(_name(descriptor))
+        reaching.connect(_address(descriptor, name))
         if user_of(reaching) != os.geteuid():
-            msg = f"{directory / NAME} is another user's"
+            msg = f"{name} in {directory} is another user's"
             raise PermissionError(msg)
     except BaseException:
         reaching.close()
@@ -125,8 +148,8 @@ def user_of(connection: socket.socket) -> int:
     return int(_CREDENTIALS.unpack(credentials)[1])
 
 
-def _name(directory: int) -> str:
-    return f"/proc/self/fd/{directory}/{NAME}"
+def _address(directory: int, name: str) -> str:
+    return f"/proc/self/fd/{directory}/{name}"
 
 
 _listening: weakref.WeakSet[Listener] = weakref.WeakSet()
