@@ -123,6 +123,7 @@ def test_the_context_is_cut_by_tokens() -> None:
     assert prompt("why?", hits[:1]) == "[1] p. 3\none two\n\nQuestion: why?"
 
 
+@pytest.mark.slow
 def test_the_command_cites_or_says_that_nothing_fits(
     llm: Standin, embedder_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -102,6 +102,7 @@ def check(texts: Mapping[str, str], queries: list[str], language: str, tolerance
                 assert index.search(query, k) == found[:k]
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.lists(TEXTS, min_size=1, max_size=12), st.lists(TEXTS, min_size=1, max_size=4))
 def test_scores_are_those_of_the_formula(texts: list[str], queries: list[str]) -> None:
@@ -109,6 +110,7 @@ def test_scores_are_those_of_the_formula(texts: list[str], queries: list[str]) -
         check({f"p{n:02}": text for n, text in enumerate(texts)}, queries, language, 1e-4)
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(st.lists(LONG_TEXTS, min_size=1, max_size=8), st.lists(TEXTS, min_size=1, max_size=3))
 def test_long_passages_too(texts: list[str], queries: list[str]) -> None:

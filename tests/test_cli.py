@@ -601,6 +601,7 @@ def in_a_terminal(*arguments: str | Path, answer: str = "") -> tuple[int, str]:
     return child.returncode, shown.decode()
 
 
+@pytest.mark.slow
 def test_found_words_are_marked_on_a_terminal(notes: Path) -> None:
     ok("index", notes, "--store", "s")
     code, shown = in_a_terminal("query", "what", "music", "with", "guitars", "--store", "s")
@@ -818,6 +819,7 @@ def test_padding_needs_what_it_asks_for(tmp_path: Path) -> None:
     assert "qrels/test.tsv" in refused("eval", "c")
 
 
+@pytest.mark.slow
 def test_the_language_of_a_store(notes: Path) -> None:
     (notes / "haus.txt").write_text("Die H\u00e4user haben Katzen.")
     ok("index", notes, "--store", "s", "--language", "German")
@@ -955,6 +957,7 @@ def pasted(message: str) -> list[str]:
     return arguments
 
 
+@pytest.mark.slow
 def test_the_command_at_the_end_of_an_error_can_be_pasted(
     notes: Path, other_embedder_dir: str, tmp_path: Path
 ) -> None:
@@ -1056,6 +1059,7 @@ def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_shared_is_refused_with_the_pid(notes: Path) -> None:
     ok("index", notes, "--store", "s")
     with Embedder.from_env() as embedder:

@@ -235,6 +235,7 @@ def messages() -> set[str]:
     return found
 
 
+@pytest.mark.slow
 def test_messages_that_are_explained_are_those_of_the_source() -> None:
     said = messages()
     quoted = [block.code.strip() for block in blocks("docs/troubleshooting.md", "text")]

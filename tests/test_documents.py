@@ -256,6 +256,7 @@ def test_a_file_that_was_cut_off_is_named(
         reader.read(path, format_of(path))
 
 
+@pytest.mark.slow
 def test_what_is_hostile_costs_that_file_only(tmp_path: Path, splitter: Splitter) -> None:
     folder = tmp_path / "in"
     folder.mkdir()

@@ -64,6 +64,7 @@ def test_no_texts(embedder: Embedder) -> None:
     assert (rows.shape, rows.dtype) == ((0, SMALL.hidden), np.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.text(max_size=80), max_size=12))
 def test_any_text_has_its_vector_whatever_is_embedded_with_it(
@@ -168,6 +169,7 @@ def test_a_copy_carries_the_configuration_only(embedder: Embedder, copied) -> No
     np.testing.assert_array_equal(twin.embed_query("a"), embedder.embed_query("a"))
 
 
+@pytest.mark.slow
 def test_int8_is_close_and_says_what_it_is(embedder: Embedder, folder: Path, cache: Path) -> None:
     small = Embedder(folder, precision="int8", cache_dir=cache)
     texts = ["one short text", "another, which is a little longer than the first one"]

@@ -138,6 +138,7 @@ def documents() -> Iterator[LangChainStore]:
         yield store
 
 
+@pytest.mark.slow
 def test_langchain_weighs_vectors_and_words(documents: LangChainStore) -> None:
     for weight in (0.0, 0.3, 0.5, 1.0):
         expected = [hit.id for hit in documents.store.search("cat", 5, weight=weight)]
@@ -171,6 +172,7 @@ class Count:
         return np.linspace(1, 0, len(texts), dtype=np.float32)
 
 
+@pytest.mark.slow
 def test_a_pipeline_reranks_no_more_than_there_are(tmp_path: Any) -> None:
     with HybridStore(tmp_path / "store", HashEmbedder()) as store:
         store.upsert([Passage(str(n), f"word{n} alpha", {}) for n in range(9)])

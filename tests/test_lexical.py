@@ -108,6 +108,7 @@ def test_every_hit_shares_a_word_and_has_a_score_above_0(store: HybridStore) -> 
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+@pytest.mark.slow
 def test_a_word_in_every_passage_still_finds_them(tmp_path: Path) -> None:
     with HybridStore(tmp_path / "store", HashEmbedder()) as store:
         store.upsert([Passage("a", "board fan"), Passage("b", "board")])

@@ -240,6 +240,7 @@ def test_two_processes_pull_at_once_and_one_downloads(hub, store: ModelCache) ->
     assert sorted(server.stdout.read().split()) == sorted(FILES)
 
 
+@pytest.mark.slow
 def test_a_pull_killed_halfway_leaves_nothing_and_the_next_one_succeeds(hub, store) -> None:  # type: ignore[no-untyped-def]
     address, folder, server = hub
     (folder / "slow").touch()
@@ -632,6 +633,7 @@ def test_headers_that_cost_more_than_they_are_worth(
     assert count_written(store, path) == 0
 
 
+@pytest.mark.slow
 @settings(
     deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

@@ -204,6 +204,7 @@ def keep_to_the_big_cores(folder: str) -> None:
     assert sorted(os.sched_getaffinity(0)) == allowed, "the caller's thread stays free"
 
 
+@pytest.mark.slow
 def test_its_threads_keep_to_the_big_cores(tmp_path: Path) -> None:
     if len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core")

@@ -201,6 +201,7 @@ def test_a_score_that_is_no_number_is_an_error_unless_time_ran_out(
         Pipeline(store, reranker).search(QUERY, budget_ms=budget)
 
 
+@pytest.mark.slow
 def test_nothing_found_is_nothing_reranked(store: HybridStore, tmp_path: Path) -> None:
     reranker = FakeReranker(backwards)
     assert Pipeline(store, reranker).search("zephyr", strategy="lexical").passages == []

@@ -145,6 +145,7 @@ def test_longest_first() -> None:
     assert [lengths[i - 1] for i in core.order] == sorted(lengths, reverse=True)
 
 
+@pytest.mark.slow
 def test_three_cores_give_nearly_three_times_the_throughput() -> None:
     rng = np.random.default_rng(0)
     feeds = [feed(i + 1, int(n)) for i, n in enumerate(rng.choice(LENGTHS, 300))]
@@ -165,6 +166,7 @@ def test_three_cores_give_nearly_three_times_the_throughput() -> None:
     assert min(elapsed(CORES) for _ in range(3)) <= one / 2.8
 
 
+@pytest.mark.slow
 def test_a_query_waits_for_at_most_one_running_bucket() -> None:
     bulk_seconds = 0.05
     sessions = {m: FakeSession(lambda n: bulk_seconds if n == 256 else 0.001) for m in CORES}
@@ -582,6 +584,7 @@ def test_a_core_that_does_not_open_again_is_retired_with_both_reasons() -> None:
     pool.close()
 
 
+@pytest.mark.slow
 def test_a_core_that_hangs_when_opened_again_holds_nobody_up() -> None:
     board = Board(reset, well)
     board.delay = 3.0

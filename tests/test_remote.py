@@ -142,6 +142,7 @@ def test_a_remote_store_answers_as_one_at_hand(remote: HybridStore, local: Hybri
     assert remote.count() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "error"),
     [

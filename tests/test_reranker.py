@@ -237,6 +237,7 @@ def test_a_machine_that_was_slow_for_a_while_is_used_again(
     assert all(scored[scored.index(True) :]), "what it takes now is learned at once"
 
 
+@pytest.mark.slow
 def test_budgets_hold_on_a_machine_that_is_not_always_as_fast(
     clocked: tuple[Reranker, Clock], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -526,6 +526,7 @@ def test_another_embedder_is_refused_and_both_are_named(notes: HybridStore, tmp_
         assert store.count() == 4
 
 
+@pytest.mark.slow
 def test_a_read_only_store_reads_beside_another_and_writes_nothing(
     store: HybridStore, tmp_path: Path
 ) -> None:

@@ -84,6 +84,7 @@ def assert_restores(file: Path, target: Path, expected: tuple[Any, Any]) -> None
     assert not report.notes
 
 
+@pytest.mark.slow
 def test_a_backup_restores_all_of_a_store_to_the_last_bit(
     store: HybridStore, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_an_empty_store(tmp_path: Path) -> None:
         store.upsert([passage("p1", 1)])
 
 
+@pytest.mark.slow
 def test_what_is_written_meanwhile_does_not_wait_and_is_not_in_it(
     store: HybridStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

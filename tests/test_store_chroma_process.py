@@ -110,6 +110,7 @@ def press_ctrl_c(path: Path) -> None:
     assert check_store(path).ok
 
 
+@pytest.mark.slow
 def test_ctrl_c_waits_for_the_write_under_way(path: Path) -> None:
     code = f"import sys, pathlib, {__name__} as t; t.press_ctrl_c(pathlib.Path(sys.argv[1]))"
     command = [sys.executable, "-c", code, str(path)]
@@ -153,6 +154,7 @@ def test_close_leaves_no_process(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
 
 
+@pytest.mark.slow
 def test_the_lock_is_held_as_long_as_the_process_of_chroma(path: Path) -> None:
     """A killed writer's Chroma finishes what it was told; the next one waits for that."""
     code = (

@@ -33,6 +33,7 @@ def found(store: HybridStore, where: dict[str, Any]) -> set[str] | str:
         return str(error)[:100]
 
 
+@pytest.mark.slow
 def test_what_was_replaced_answers_as_if_it_had_never_been_otherwise(tmp_path: Path) -> None:
     pairs = list(itertools.product(range(len(_VALUES)), range(len(_VALUES) + 1)))
 
@@ -120,6 +121,7 @@ def test_what_was_deleted_leaves_the_files_by_itself(
     assert check_store(path).ok
 
 
+@pytest.mark.slow
 def test_compacting_keeps_everything_and_reads_go_on(tmp_path: Path) -> None:
     path = tmp_path / "store"
     rng = np.random.default_rng(1)

@@ -221,6 +221,7 @@ def test_a_passage_crosses_the_wire_unchanged(text: str, metadata: dict[str, Any
 # -- who may be a guest -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_not_sharing_refuses_and_is_refused(holder: HybridStore, tmp_path: Path) -> None:
     for read_only in (False, True):
         with pytest.raises(StoreLockedError, match=rf"pid {os.getpid()}\b"):

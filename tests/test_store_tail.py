@@ -66,6 +66,7 @@ def unmerged(store: HybridStore) -> int:
     return words.documents - words.count()
 
 
+@pytest.mark.slow
 @PROPERTY
 @given(first=CONTENTS, then=CONTENTS, deleted=st.lists(st.sampled_from(IDS), max_size=4))
 def test_the_tail_is_found_as_if_it_were_flushed(
