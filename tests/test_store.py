@@ -547,7 +547,7 @@ def test_a_read_only_store_reads_beside_another_and_writes_nothing(
             with pytest.raises(StoreError, match="read-only"):
                 write()
         with pytest.raises(StoreLockedError):
-            HybridStore(path, HashEmbedder())
+            HybridStore(path, HashEmbedder(), share=False)
         assert two.count() == 4
 
 

@@ -7,6 +7,7 @@ make it believe that the first is another process.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import multiprocessing
 import os
@@ -15,6 +16,7 @@ import socket
 import stat
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -391,6 +393,81 @@ def test_too_much_at_once_is_refused_before_it_is_sent(
         with pytest.raises(InvalidInputError, match="too large for another process"):
             guest.upsert([Passage("large", "word " * 1000)])
     assert guest.upsert([Passage("large", "word " * 1000)]) == 1
+
+
+# -- readers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_who_only_reads_makes_way_for_who_writes(tmp_path: Path) -> None:
+    """Readers were there first; calls that were under way are answered, and those that follow."""
+    path = tmp_path / "store"
+    with HybridStore(path, HashEmbedder()) as store:
+        store.upsert(NOTES)
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    def read(store: HybridStore) -> None:
+        try:
+            while not stop.is_set():
+                assert store.search("filler words", 3)
+                assert store.count() >= len(NOTES)
+        except BaseException as error:
+            failures.append(error)
+
+    with (
+        HybridStore(path, HashEmbedder(), read_only=True) as one,
+        HybridStore(path, HashEmbedder(), read_only=True) as two,
+    ):
+        threads = [threading.Thread(target=read, args=(store,)) for store in (one, two, two)]
+        for thread in threads:
+            thread.start()
+        with pytest.raises(StoreLockedError, match="being read"):
+            HybridStore(path, HashEmbedder(), share=False)
+        assert not is_guest(one)
+        with HybridStore(path, HashEmbedder()) as writer:
+            writer.upsert([passage("new", 1)])
+            for reader in (one, two):
+                assert reader.get(["new"]) == [passage("new", 1)]
+                with pytest.raises(StoreError, match="read-only"):
+                    reader.upsert([passage("new", 2)])
+        assert one.count() == two.count() == 13
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert not failures, failures
+    assert check_store(path).ok
+
+
+@pytest.mark.slow
+def test_a_reader_in_another_process_makes_way(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with HybridStore(path, HashEmbedder()) as store:
+        store.upsert([*NOTES])
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=store_child.open_and_report, args=(path, theirs, True))
+    child.start()
+    assert ours.recv() == ("open", len(NOTES))
+    with HybridStore(path, HashEmbedder()) as writer:
+        writer.upsert([passage("new", 1)])
+        assert writer.count() == 13
+    ours.send("go")
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_a_reader_that_is_not_closed_is_collected(tmp_path: Path) -> None:
+    with HybridStore(tmp_path / "store", HashEmbedder()) as store:
+        store.upsert(NOTES)
+    reader = HybridStore(tmp_path / "store", HashEmbedder(), read_only=True)
+    gone = weakref.ref(reader._access)
+    del reader
+    until = time.monotonic() + 20
+    while gone() is not None and time.monotonic() < until:
+        gc.collect()
+        time.sleep(0.05)
+    assert gone() is None
 
 
 # -- taking over ------------------------------------------------------------------------------

@@ -1,17 +1,21 @@
 """One of the processes that share a store: its holder, or a guest of it until that one is gone.
 
 Whoever finds nobody in the store holds it. A guest whose holder ends does with its next call what
-it did at first, opens the store or finds the next holder, and asks again. What is asked may be done
+it did at first, opens the store or finds the next holder, and asks again. So does one that only
+reads, when another comes that also writes: it gives the store back. What is asked may be done
 twice then: writes are of whole passages by id, so that changes nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,13 +34,14 @@ from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.holder import Holder
 from tars_rag.retrieval.storage.layout import LOCK, open_store_json
 from tars_rag.retrieval.storage.listener import Listener, left_behind
-from tars_rag.retrieval.storage.lock import BeingReadError, HeldError
+from tars_rag.retrieval.storage.lock import BeingReadError, HeldError, HeldHereError, closed, forked
 from tars_rag.retrieval.storage.rebuild import model_of
 from tars_rag.retrieval.storage.store_json import StoreJson
 from tars_rag.retrieval.timing import Stopwatch
 
 _UNREACHED_SECONDS = 30.0  # how long a holder may take from its lock to its socket, and back
-_READERS_SECONDS = 4.0
+_READERS_SECONDS = 4.0  # how long readers may take to give the store back
+_LOOK_SECONDS = 0.2  # until a reader sees that it is wanted
 _T = TypeVar("_T")
 
 
@@ -101,7 +106,9 @@ class Peer:
         self._host: Host | None = None
         self.lent: Lent = {}
         self._was_guest = False
-        self._access: Local | Guest | None = self._join()
+        self._given_up: Local | None = None
+        self._access: Local | Guest | None = None
+        self._access = self._join()
         self._known = self._access.store_json
 
     @property
@@ -218,6 +225,9 @@ class Peer:
                     if self._access is access:
                         self._access = None
                 access.close()
+            except StoreError:
+                if access is not self._given_up:
+                    raise  # else it was closed under the call, which only read
 
     def _present(self) -> Local | Guest:
         access = self._access
@@ -232,14 +242,9 @@ class Peer:
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:
-            msg = (
-                f"The store {self.path} was opened by process {self._pid} and does not survive a "
-                "fork. Open it in the child, started by the method spawn or forkserver."
-            )
-            raise StoreError(msg)
+            raise forked(self.path, self._pid)
         if self._closed:
-            msg = f"The store {self.path} is closed. Open it again."
-            raise StoreError(msg)
+            raise closed(self.path)
 
     def _join(self) -> Local | Guest:
         """Hold the store, or become a guest of who does."""
@@ -252,6 +257,10 @@ class Peer:
                 read = read or time.monotonic()
                 if time.monotonic() - read > _READERS_SECONDS:
                     raise
+            except HeldHereError as held:
+                if not (self._was_guest or held.made_way):
+                    raise
+                return self._visit(HeldError(str(held)))  # it was quicker to take the store over
             except HeldError as held:
                 read = None
                 try:
@@ -285,7 +294,19 @@ class Peer:
         )
         if listener is not None and not listener.closed:
             self._host = Host(local, listener, self.lent)
+        if read_only and os.access(self.path, os.W_OK):
+            made_way = partial(_make_way, weakref.ref(self), local)
+            threading.Thread(target=made_way, name="tars-reader", daemon=True).start()
         return local
+
+    def _give_up(self, local: Local) -> bool:
+        """Give the store back, if it is open here; from the next call on we are a guest."""
+        with self._mutex:
+            if self._access is not local or self._closed:
+                return False
+            self._access, self._given_up, self._was_guest = None, local, True
+        local.close(flush=False)
+        return True
 
     def _visit(self, held: HeldError) -> Guest:
         """Become a guest of the holder.
@@ -316,3 +337,13 @@ class Peer:
             raise
         self._was_guest = True
         return guest
+
+
+def _make_way(reader: weakref.ref[Peer], local: Local) -> None:
+    """Wait until another process wants the store that a peer only reads, and have it given up."""
+    with contextlib.suppress(OSError):  # it was closed
+        while (peer := reader()) is not None:
+            if local.directory.is_wanted and peer._give_up(local):
+                return
+            del peer
+            time.sleep(_LOOK_SECONDS)

@@ -30,7 +30,7 @@ from tars_rag.retrieval.storage.layout import (
     read_probe_file,
 )
 from tars_rag.retrieval.storage.listener import Listener
-from tars_rag.retrieval.storage.lock import StoreLock, closed
+from tars_rag.retrieval.storage.lock import StoreLock, closed, forked
 from tars_rag.retrieval.storage.readers_writer import ReadWriteLock
 from tars_rag.retrieval.storage.rebuild import model_of, rebuild_vectors
 from tars_rag.retrieval.storage.recent import RecentWrites
@@ -304,6 +304,11 @@ class StoreDirectory:
         return intent is None or self.recent.covers(intent.ids)
 
     @property
+    def is_wanted(self) -> bool:
+        """Whether another process waits for this one, which only reads, to give the store back."""
+        return self._lock.is_wanted
+
+    @property
     def shared(self) -> bool:
         """Whether several processes may write: Chroma is a server."""
         return self._url is not None
@@ -341,9 +346,5 @@ class StoreDirectory:
         if self._closed:
             raise closed(self.path)
         if os.getpid() != self._pid:
-            msg = (
-                f"The store {self.path} was opened by process {self._pid} and does not survive a "
-                "fork. Open it in the child, started by the method spawn or forkserver."
-            )
-            raise StoreError(msg)
+            raise forked(self.path, self._pid)
         self._lock.check_in_place()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -70,6 +71,12 @@ class Holder:
     def nobody() -> bytes:
         """What stands in the lock's file when it was given back."""
         return b"null".ljust(_RECORD_BYTES - 1) + b"\n"
+
+    @staticmethod
+    def wanted() -> bytes:
+        """What stands there when readers have it, and somebody waits: each time something else."""
+        asked = {"wanted": secrets.token_hex(8)}
+        return json.dumps(asked).encode("ascii").ljust(_RECORD_BYTES - 1) + b"\n"
 
     def record(self) -> bytes:
         """For the lock's file: of one length, so that writing it anew is one step."""

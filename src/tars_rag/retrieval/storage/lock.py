@@ -20,6 +20,7 @@ from tars_rag.retrieval.storage.holder import Holder, processes_with
 # large index to a slow disk, one that reads leaves at once. Of one that is stopped, or that cannot
 # be seen from here, there is little to wait for.
 _ORPHAN_SECONDS, _READER_SECONDS, _STOPPED_SECONDS, _FAR_SECONDS = 60.0, 1.0, 5.0, 1.0
+_ASK_SECONDS = 0.5  # between two words to readers that the store is wanted
 _UNNAMED_SECONDS = 3.0  # until one that has just taken the lock, or gives it back, has said so
 # A store of this process may be about to be closed (the garbage collector has it), and one that is
 # being closed finishes running calls first.
@@ -35,6 +36,16 @@ _SHARE = (
 
 class HeldError(StoreLockedError):
     """A process that is there holds the lock: not readers, not this one, nothing left of one."""
+
+
+class HeldHereError(StoreLockedError):
+    """Another object of this process holds the lock.
+
+    Attributes:
+        made_way: Readers had it, were asked to give it back, and this one of them was quicker.
+    """
+
+    made_way = False
 
 
 class BeingReadError(StoreLockedError):
@@ -68,6 +79,14 @@ class _Found:
     patience: float
 
 
+def forked(store: Path, pid: int) -> StoreError:
+    """What is said of a store in a child that was forked from `pid`, which opened it."""
+    return StoreError(
+        f"The store {store} was opened by process {pid} and does not survive a fork. Open it in "
+        "the child, started by the method spawn or forkserver."
+    )
+
+
 class StoreLock:
     """An advisory lock on a file, shared or exclusive, released by the kernel when the holder dies.
 
@@ -92,6 +111,8 @@ class StoreLock:
         self.shares = shares
         self._read_only = read_only
         self._named = False
+        self._asked = 0.0
+        self._taken = b""
         flags = os.O_RDONLY if read_only else os.O_RDWR | os.O_CREAT
         try:
             self.descriptor = os.open(path, flags | os.O_CLOEXEC, 0o666)
@@ -131,7 +152,9 @@ class StoreLock:
         except OSError as error:
             msg = f"The store's lock {self.path} cannot be taken: {error}. Use a local file system."
             raise StoreError(msg) from error
-        if not shared:
+        if shared:
+            self._taken = self._record()
+        else:
             self.name_holder()
 
     def name_holder(self, chroma: int = 0) -> None:
@@ -141,6 +164,14 @@ class StoreLock:
                 record = Holder.this_process(chroma, shares=self.shares).record()
                 os.pwrite(self.descriptor, record, 0)
                 self._named = True
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether, since we share it, somebody came who would share the store if we gave it back.
+
+        While it is shared nobody else writes to the file.
+        """
+        return self._record() != self._taken
 
     def check_in_place(self) -> None:
         """See that the store's path still leads to the store that was opened.
@@ -207,7 +238,7 @@ class StoreLock:
 
     def _found(self) -> _Found:
         """Who has the lock now."""
-        holder = Holder.parsed(os.pread(self.descriptor, 4096, 0))
+        holder = Holder.parsed(self._record())
         if self._only_read():
             return _Found("readers", holder, _READER_SECONDS)
         if holder is None:
@@ -221,6 +252,9 @@ class StoreLock:
             return _Found("alive", holder, 0)
         stopped = holder.chroma_is_stopped
         return _Found("gone", holder, _STOPPED_SECONDS if stopped else _ORPHAN_SECONDS)
+
+    def _record(self) -> bytes:
+        return os.pread(self.descriptor, 4096, 0)
 
     def _file(self) -> tuple[int, int]:
         status = os.fstat(self.descriptor)
@@ -244,10 +278,12 @@ class StoreLock:
                 f"The store {where} is open in another process. Close it there, {_SHARE}"
             )
         if found.who == "self":
-            return StoreLockedError(
+            error = HeldHereError(
                 f"The store {where} is already open in this process (pid {holder.pid}). "
                 "Use that object, or close() it first."
             )
+            error.made_way = self._asked > 0
+            return error
         if found.who == "gone":
             return StoreLockedError(self._orphan_message(holder))
         return HeldError(f"The store {where} is open in {holder.where()}. Close it there, {_SHARE}")
@@ -268,9 +304,13 @@ class StoreLock:
         )
 
     def _only_read(self) -> bool:
-        """Whether all who hold the lock share it."""
+        """Whether all who hold the lock share it; they are told that it is wanted."""
         if not self._try(fcntl.LOCK_SH | fcntl.LOCK_NB):
             return False
+        if self.shares and time.monotonic() - self._asked > _ASK_SECONDS:
+            self._asked = time.monotonic()
+            with contextlib.suppress(OSError):  # a full disk
+                os.pwrite(self.descriptor, Holder.wanted(), 0)
         fcntl.flock(self.descriptor, fcntl.LOCK_UN)
         return True
 
