@@ -10,7 +10,7 @@ from pathlib import Path
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.chroma.files import Damage
-from tars_rag.retrieval.indexes.chroma.layout import DATABASE, problem
+from tars_rag.retrieval.indexes.chroma.layout import DATABASE, problem, require_known_tables
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.exact.rows import DamageError
@@ -75,6 +75,8 @@ class Recovery:
         no_words = None if has_lexical else self._lexical_damage()
         no_exact = None if has_exact else self._open_exact()
         # Before anything is made anew: what is, is of no moment.
+        if indexes.seal is not None:
+            require_known_tables(indexes.path / CHROMA / DATABASE)
         mark = Mark("") if no_exact else Mark.of(indexes.exact.stamp)
         opstamp = None if no_words else committed(indexes.path / LEXICAL)[1]
         now = moments(indexes.path, indexes.store_json, opstamp)
