@@ -127,7 +127,7 @@ def test_a_store_does_not_survive_a_fork_and_says_so(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_readers_in_other_processes_share_and_a_writer_is_refused(tmp_path: Path) -> None:
+def test_readers_in_other_processes_share_and_make_way_for_a_writer(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with HybridStore(path, HashEmbedder()) as store:
         store.upsert([passage("a", 1)])
@@ -142,9 +142,12 @@ def test_readers_in_other_processes_share_and_a_writer_is_refused(tmp_path: Path
     try:
         assert [ours.recv() for ours, _ in pipes] == [("open", 1)] * 2
         with pytest.raises(StoreLockedError, match=r"being read .*chroma_url"):
-            HybridStore(path, HashEmbedder())
+            HybridStore(path, HashEmbedder(), share=False)
         with HybridStore(path, HashEmbedder(), read_only=True) as reader:
             assert reader.search("filler", 1)[0].id == "a"
+        with HybridStore(path, HashEmbedder()) as writer:
+            writer.upsert([passage("b", 1)])
+            assert writer.count() == 2
     finally:
         for ours, _ in pipes:
             ours.send("go")

@@ -439,24 +439,6 @@ def test_who_only_reads_makes_way_for_who_writes(tmp_path: Path) -> None:
     assert check_store(path).ok
 
 
-@pytest.mark.slow
-def test_a_reader_in_another_process_makes_way(tmp_path: Path) -> None:
-    path = tmp_path / "store"
-    with HybridStore(path, HashEmbedder()) as store:
-        store.upsert([*NOTES])
-    context = multiprocessing.get_context("forkserver")
-    ours, theirs = context.Pipe()
-    child = context.Process(target=store_child.open_and_report, args=(path, theirs, True))
-    child.start()
-    assert ours.recv() == ("open", len(NOTES))
-    with HybridStore(path, HashEmbedder()) as writer:
-        writer.upsert([passage("new", 1)])
-        assert writer.count() == 13
-    ours.send("go")
-    child.join(60)
-    assert child.exitcode == 0
-
-
 def test_a_reader_that_is_not_closed_is_collected(tmp_path: Path) -> None:
     with HybridStore(tmp_path / "store", HashEmbedder()) as store:
         store.upsert(NOTES)
