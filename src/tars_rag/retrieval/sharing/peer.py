@@ -257,11 +257,9 @@ class Peer:
                 read = read or time.monotonic()
                 if time.monotonic() - read > _READERS_SECONDS:
                     raise
-            except HeldHereError as held:
-                if not (self._was_guest or held.made_way):
-                    raise
-                return self._visit(HeldError(str(held)))  # it was quicker to take the store over
-            except HeldError as held:
+            except (HeldError, HeldHereError) as held:
+                if isinstance(held, HeldHereError) and not (self._was_guest or held.made_way):
+                    raise  # else another of our own was quicker to take the store over
                 read = None
                 try:
                     return self._visit(held)
@@ -308,11 +306,11 @@ class Peer:
         local.close(flush=False)
         return True
 
-    def _visit(self, held: HeldError) -> Guest:
+    def _visit(self, held: StoreLockedError) -> Guest:
         """Become a guest of the holder.
 
         Raises:
-            HeldError: It does not share the store.
+            StoreLockedError: `held`: it does not share the store.
             OSError: It cannot be reached, as yet or any more.
             HolderGoneError: It ended.
         """
