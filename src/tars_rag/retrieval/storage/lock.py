@@ -29,8 +29,9 @@ _COLLECTED_SECONDS, _CLOSING_SECONDS = 0.5, 60.0
 # garbage collector closes stores too, at any moment, and appending and removing are atomic.
 _closing: list[tuple[int, int]] = []
 _SHARE = (
-    "or let several processes share one Chroma server: start `chroma run --path DIR` and "
-    "pass chroma_url='http://localhost:8000'."
+    "open it without share=False on both sides (one user of one machine may), or let several "
+    "processes share one Chroma server: start `chroma run --path DIR` and pass "
+    "chroma_url='http://localhost:8000'."
 )
 
 
