@@ -163,7 +163,9 @@ def test_close_leaves_no_thread_and_no_file_open(tmp_path: Path) -> None:
     gc.collect()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline and (
-        process.num_fds() > files or process.num_threads() > native
+        process.num_fds() > files
+        or process.num_threads() > native
+        or threading.active_count() > threads
     ):
         time.sleep(0.1)
     assert threading.active_count() <= threads
