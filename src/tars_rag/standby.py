@@ -33,8 +33,12 @@ _IMPORTED: Final = (
     "rich.table",
     "typer.main",
     "tars_rag.settings",
+    "tars_rag.splitting",
+    "tars_rag.splitting.splitter",
+    "tars_rag.ingest.formats",
     "tars_rag.ingest.sources",
     "tars_rag.retrieval.commands",
+    "tars_rag.retrieval.indexes.words.analysers",
     "tars_rag.retrieval.sharing.warm",
     "tars_rag.retrieval.storage.layout",
 )
