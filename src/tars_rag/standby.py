@@ -71,7 +71,10 @@ def main(directories: list[str]) -> None:
 def _fork(line: socket.socket) -> None:
     if os.fork() == 0:
         try:
-            code = _serve(line)
+            try:
+                code = _serve(line)
+            except KeyboardInterrupt:  # before there was a command to stop
+                code = 1
             with contextlib.suppress(OSError):
                 send(line, {"code": code})
         finally:

@@ -12,6 +12,7 @@ import array
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import sys
@@ -85,7 +86,7 @@ def _handed_over(words: list[str]) -> int | None:
         line = connect(store, STANDBY)
     except OSError:
         return None
-    with line:
+    with line, _Interrupts() as interrupts:
         try:
             line.settimeout(_PATIENCE)
             asked = {
@@ -102,23 +103,46 @@ def _handed_over(words: list[str]) -> int | None:
         process = taken.get("process")
         if not isinstance(process, int):
             return None
+        interrupts.go_to(process)
         line.settimeout(None)
-        return _finished(line, process)
+        try:
+            said, _ = receive(line)
+            return int(said["code"])
+        except (OSError, EOFError):  # it was killed, and has said nothing
+            print("error: the process that ran the command died", file=sys.stderr)  # noqa: T201
+            return _SIGNALLED + signal.SIGKILL
 
 
-def _finished(line: socket.socket, process: int) -> int:
-    """Wait for the command; it gets Ctrl-C from here, as it is not of this terminal's group."""
-    from signal import SIGINT, SIGKILL
+class _Interrupts:
+    """Ctrl-C while a command is handed over: for who runs it, who is not of this terminal's group.
 
-    while True:
-        with contextlib.suppress(KeyboardInterrupt):
-            try:
-                said, _ = receive(line)
-                return int(said["code"])
-            except (OSError, EOFError):  # it was killed, and has said nothing
-                print("error: the process that ran the command died", file=sys.stderr)  # noqa: T201
-                return _SIGNALLED + SIGKILL
-        os.kill(process, SIGINT)
+    What comes before it is known who that is waits; if nobody takes the command it is ours.
+    """
+
+    def __init__(self) -> None:
+        self._process: int | None = None
+        self._came = False
+
+    def __enter__(self) -> _Interrupts:
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+        if self._came and self._process is None:
+            raise KeyboardInterrupt
+
+    def go_to(self, process: int) -> None:
+        """Send on those that came, and those that will."""
+        self._process = process
+        if self._came:
+            self._interrupt()
+
+    def _interrupt(self, *_: object) -> None:
+        self._came = True
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process, signal.SIGINT)
 
 
 def _store_of(words: list[str]) -> str | None:
