@@ -110,7 +110,10 @@ def finished(process: subprocess.Popen[str]) -> float:
     said, _ = process.communicate()
     if process.returncode:
         sys.exit(f"tars-rag embed ended with {process.returncode}")
-    return float(json.loads(said)["seconds"])
+    try:
+        return float(json.loads(said)["seconds"])
+    except ValueError:
+        sys.exit(f"tars-rag embed said, where JSON was to be: {said}")
 
 
 def parts(output: Path) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -104,21 +106,26 @@ class _Where:
 
     def __init__(self, embedder: Embedder, address: str | None, device: str | None) -> None:
         self._embedder, self._cluster = embedder, None
-        if address is not None:
-            from tars_rag.ray import Cluster, share_model
+        with contextlib.ExitStack() as streams:
+            if address is not None:
+                from tars_rag.ray import Cluster, share_model
 
-            self._cluster = Cluster(address)
-            model, placement, prompts = embedder.asked_for
-            wanted: Any = {"device": device or "auto"}
-            shared = share_model(model, placement, prompts)
-            self._model = replace(shared, placement=replace(shared.placement, **wanted))
+                # Ray tells of workers and nodes that died on standard output: that is for results.
+                streams.enter_context(contextlib.redirect_stdout(sys.stderr))
+                self._cluster = Cluster(address)
+                model, placement, prompts = embedder.asked_for
+                wanted: Any = {"device": device or "auto"}
+                shared = share_model(model, placement, prompts)
+                self._model = replace(shared, placement=replace(shared.placement, **wanted))
+            self._streams = streams.pop_all()
 
     def __enter__(self) -> _Where:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._cluster is not None:
-            self._cluster.close()
+        with self._streams:
+            if self._cluster is not None:
+                self._cluster.close()
 
     def vectors(self, shards: Iterable[Shard]) -> Iterator[tuple[int, NDArray[np.float32]]]:
         if self._cluster is not None:
