@@ -64,8 +64,8 @@ def right(path: Path, state: State | None, mark: Mark, now: Mark) -> str | None:
         return state.mending
     its = newer(state, mark, now)
     if its == BOTH:  # the log says as well which moments the others have reached
-        older = newer(state, Mark.of(stamp_before(path / LOG)), now)
-        its = older if older in (CHROMA, WORDS) else BOTH
+        by_log = newer(state, Mark.of(stamp_before(path / LOG)), now)
+        its = by_log or BOTH
     if its is None and state is not None and state.moved(path):
         # Copied while it was written, Chroma's database can be of several moments at once. The
         # others have checksums: they are whole, or are not used.

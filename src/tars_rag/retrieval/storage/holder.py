@@ -70,17 +70,16 @@ class Holder:
     @staticmethod
     def nobody() -> bytes:
         """What stands in the lock's file when it was given back."""
-        return b"null".ljust(_RECORD_BYTES - 1) + b"\n"
+        return _padded(None)
 
     @staticmethod
     def wanted() -> bytes:
         """What stands there when readers have it, and somebody waits: each time something else."""
-        asked = {"wanted": secrets.token_hex(8)}
-        return json.dumps(asked).encode("ascii").ljust(_RECORD_BYTES - 1) + b"\n"
+        return _padded({"wanted": secrets.token_hex(8)})
 
     def record(self) -> bytes:
-        """For the lock's file: of one length, so that writing it anew is one step."""
-        return json.dumps(asdict(self)).encode("ascii").ljust(_RECORD_BYTES - 1) + b"\n"
+        """For the lock's file."""
+        return _padded(asdict(self))
 
     @property
     def is_near(self) -> bool:
@@ -118,6 +117,11 @@ class Holder:
 
     def _still(self, pid: int) -> bool:
         return not self.began or _began(pid) in (0, self.began)
+
+
+def _padded(content: object) -> bytes:
+    """JSON of one length, so that writing it anew is one step."""
+    return json.dumps(content).encode("ascii").ljust(_RECORD_BYTES - 1) + b"\n"
 
 
 def processes_with(descriptor: int) -> list[int]:

@@ -73,9 +73,8 @@ class Listener:
             except OSError:
                 time.sleep(_PAUSE_SECONDS)  # there may be no descriptor left for it
                 continue
-            if user_of(reached) == os.geteuid():
+            if _is_of_this_user(reached):
                 return reached
-            reached.close()
         return None
 
     def accept_now(self) -> socket.socket | None:
@@ -87,10 +86,7 @@ class Listener:
             reached, _ = listening.accept()
         except OSError:
             return None
-        if user_of(reached) == os.geteuid():
-            return reached
-        reached.close()
-        return None
+        return reached if _is_of_this_user(reached) else None
 
     def close(self) -> None:
         """Remove it; whoever still waits to be let in is told so. May be called twice."""
@@ -146,6 +142,14 @@ def user_of(connection: socket.socket) -> int:
     """Who is at the other end, as the kernel says."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     return int(_CREDENTIALS.unpack(credentials)[1])
+
+
+def _is_of_this_user(reached: socket.socket) -> bool:
+    """Whether it may speak with us; otherwise it is closed."""
+    own = user_of(reached) == os.geteuid()
+    if not own:
+        reached.close()
+    return own
 
 
 def _address(directory: int, name: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from tars_rag.errors import StoreError
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.chroma.files import Damage
-from tars_rag.retrieval.indexes.chroma.layout import DATABASE, problem, require_known_tables
+from tars_rag.retrieval.indexes.chroma.layout import DATABASE, problem
 from tars_rag.retrieval.indexes.codec import decode
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.retrieval.indexes.exact.rows import DamageError
@@ -74,9 +74,8 @@ class Recovery:
         has_vectors, has_exact, has_lexical = indexes.is_open
         no_words = None if has_lexical else self._lexical_damage()
         no_exact = None if has_exact else self._open_exact()
+        damage = None if has_vectors else self._vector_damage()
         # Before anything is made anew: what is, is of no moment.
-        if indexes.seal is not None:
-            require_known_tables(indexes.path / CHROMA / DATABASE)
         mark = Mark("") if no_exact else Mark.of(indexes.exact.stamp)
         opstamp = None if no_words else committed(indexes.path / LEXICAL)[1]
         now = moments(indexes.path, indexes.store_json, opstamp)
@@ -84,8 +83,8 @@ class Recovery:
         right = self._right(indexes.journal.pending(), mark, now)
         if right in (halves.CHROMA, halves.WORDS) and not indexes.read_only:
             halves.decide(indexes.path, right)
-        no_vectors = not has_vectors and self._open_vectors(progress)
-        if no_exact and not no_vectors:
+        new_vectors = not has_vectors and self._open_vectors(damage, progress)
+        if no_exact and not new_vectors:
             self._refuse_if_read_only(f"its vector index must be made anew: {no_exact}")
             fill_exact(indexes, progress)
         if not has_lexical:
@@ -94,7 +93,7 @@ class Recovery:
         if not indexes.read_only:
             indexes.vectors.sweep()
             indexes.vectors.upgrade(progress, again=self._copied)
-        differ = no_vectors or no_exact or no_words or behind or len(set(indexes.counts())) > 1
+        differ = new_vectors or no_exact or no_words or behind or len(set(indexes.counts())) > 1
         if right is None and differ:
             right = halves.BOTH
         if right is not None:
@@ -109,7 +108,7 @@ class Recovery:
         indexes = self._indexes
         if not indexes.vectors.alive:
             indexes.vectors.close()
-            self._open_vectors(progress)
+            self._open_vectors(self._vector_damage(), progress)
         intent = indexes.journal.pending()
         if intent is None:
             return
@@ -189,14 +188,18 @@ class Recovery:
             if found:
                 raise StoreError(torn_database(self._indexes.path, found))
 
-    def _open_vectors(self, progress: Progress | None) -> bool:
-        """Open Chroma, whose files are compared with their seal before it may load them.
+    def _vector_damage(self) -> Damage | None:
+        """What of Chroma's vector files is not as their seal says."""
+        seal = self._indexes.seal
+        return seal.damage(in_place=not self._copied) if seal else None
+
+    def _open_vectors(self, damage: Damage | None, progress: Progress | None) -> bool:
+        """Open Chroma, once it is known which of its files it must not load.
 
         Returns:
             Whether its vectors were made anew, and the exact index with them.
         """
         indexes = self._indexes
-        damage = indexes.seal.damage(in_place=not self._copied) if indexes.seal else None
         copy = self._copy() if damage else None
         rebuild = self._set_aside(damage, copy) if damage else False
         indexes.open_vectors()
@@ -211,7 +214,8 @@ class Recovery:
     def _copy(self) -> ExactIndex | None:
         """The exact index, if its vectors are those that damaged ones are to be made anew as."""
         indexes = self._indexes
-        other = self._embedder and self._embedder.fingerprint != indexes.store_json.fingerprint
+        known = indexes.store_json.fingerprint
+        other = self._embedder is not None and self._embedder.fingerprint != known
         return indexes.exact if indexes.is_open[1] and not other else None
 
     def _set_aside(self, damage: Damage, copy: ExactIndex | None) -> bool:
