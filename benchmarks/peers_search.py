@@ -27,6 +27,7 @@ import psutil
 
 from peers_common import attempted, machine, ms
 from tars_rag import HybridStore, Passage
+from tars_rag.files import size_of
 
 DIMENSION, K = 384, 5
 
@@ -283,8 +284,7 @@ def main() -> None:
                     continue
                 programs[name] = program
                 builds[name] = size, time.perf_counter() - start
-                files = [f.stat().st_size for f in place.rglob("*") if f.is_file()]
-                facts[name] = builds[name][1], sum(files) / 1e6
+                facts[name] = builds[name][1], size_of(place) / 1e6
             found: dict[str, list[float]] = {name: [] for name in programs}
             begun, share = time.perf_counter(), options.minutes * 60 / len(options.sizes)
             for number, query in enumerate(data.queries):

@@ -21,6 +21,7 @@ import psutil
 
 from common import passages, queries
 from tars_rag import HybridStore, Passage
+from tars_rag.files import size_of
 
 DIMENSION = 384
 
@@ -100,7 +101,7 @@ def main() -> None:
             watcher.join()
         p99, worst = percentile(late, 99), 1e3 * max(late)
         print(f"another thread was late by {p99:.1f} ms (p99), {worst:.1f} ms at most")
-        size = sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file()) >> 20
+        size = size_of(Path(folder)) >> 20
         start = time.perf_counter()
         with HybridStore(Path(folder) / "store", NoEmbedder()) as store:
             print(f"on disk {size} MB, opened again in {time.perf_counter() - start:.1f} s")

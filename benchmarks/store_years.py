@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 
 from tars_rag import HybridStore, Passage
+from tars_rag.files import size_of
 
 DIMENSION = 384
 LIVING = 1000
@@ -120,7 +121,7 @@ class Work:
             "memory MB": sum(one.memory_info().rss for one in everyone) / 1e6,
             "descriptors": sum(one.num_fds() for one in everyone),
             "threads": sum(one.num_threads() for one in everyone),
-            "disk MB": sum(f.stat().st_size for f in self.path.rglob("*") if f.is_file()) / 1e6,
+            "disk MB": size_of(self.path) / 1e6,
             "search ms": 1e3 * _median_seconds(self.search, 30),
             "write of 1 ms": 1e3 * _median_seconds(self._replace_one, 10),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import resource
@@ -197,6 +198,15 @@ def open_and_report(path: Path, pipe: Connection, read_only: bool) -> None:
         pipe.send((type(error).__name__, str(error)))
 
 
+def largest_file(path: Path) -> int:
+    """In bytes; what the word index removes meanwhile counts nothing."""
+    sizes = [0]
+    for file in path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return max(sizes)
+
+
 def limit_files(size: int) -> None:
     """Let no file grow beyond `size` bytes, here and in the process of Chroma."""
     for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
@@ -206,8 +216,7 @@ def limit_files(size: int) -> None:
 def write_until_full(path: Path, pipe: Connection, room: int) -> None:
     """Write with no file allowed to grow more than `room` bytes past the largest; then search."""
     with HybridStore(path, HashEmbedder()) as store:
-        largest = max(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        limit_files(largest + room)
+        limit_files(largest_file(path) + room)
         version = 1
         try:
             for version in range(1, 400):

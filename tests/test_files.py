@@ -19,6 +19,7 @@ from tars_rag.files import (
     restore_directory,
     set_aside,
     sha256_of,
+    size_of,
     write_atomically,
 )
 
@@ -153,6 +154,35 @@ def test_nothing_is_written_where_nothing_can_be(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         write_atomically(tmp_path / "missing" / "a", b"x")
     assert names(tmp_path) == []
+
+
+def test_the_size_of_a_directory_that_is_being_written(tmp_path: Path) -> None:
+    """As the word index does it: a file that was listed is gone before it is looked at."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(bytes(1000))
+    (tmp_path / "link").symlink_to(tmp_path / "model" / "weights")
+    (tmp_path / "leads nowhere").symlink_to(tmp_path / "nothing")
+    assert size_of(tmp_path) == 2000
+    assert size_of(tmp_path / "nothing") == 0
+    stop = threading.Event()
+
+    def write() -> None:
+        while not stop.is_set():
+            for name in range(50):
+                (tmp_path / f"{name}").write_bytes(bytes(3))
+            for name in range(50):
+                (tmp_path / f"{name}").unlink()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        sizes = {size_of(tmp_path) for _ in range(500)}
+    finally:
+        stop.set()
+        writer.join()
+    assert min(sizes) >= 2000
+    assert max(sizes) <= 2150
+    assert len(sizes) > 1
 
 
 def directory(path: Path, content: str) -> Path:

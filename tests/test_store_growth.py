@@ -11,6 +11,7 @@ import pytest
 
 from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
+from tars_rag.files import size_of
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage import index_set
 from tars_rag.retrieval.storage.check import check_store
@@ -19,10 +20,6 @@ from tars_rag.retrieval.store import HybridStore
 _VALUES: list[Any] = ["a", "b", 1, 2, 1.5, True, False, None]
 _VALUES += [["a", "b"], ["b", "c"], [1, 2], [0.5, 1.5], [True], [], {"deep": 1}]
 _OPERANDS: list[Any] = ["a", "b", 1, 2, 1.5, 0.5, True, False]
-
-
-def size_of(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
 
 
 def found(store: HybridStore, where: dict[str, Any]) -> set[str] | str:

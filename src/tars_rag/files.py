@@ -33,6 +33,19 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def size_of(directory: Path) -> int:
+    """The bytes of all files in a directory, at any depth, and of those that links lead to.
+
+    It may be one that is being written: what is removed meanwhile counts nothing.
+    """
+    size = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += Path(folder, name).stat().st_size
+    return size
+
+
 def sync(path: Path) -> None:
     """Make the content of a file, or the names in a directory, durable (fsync).
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tars_rag import __version__, advice
+from tars_rag.files import size_of
 from tars_rag.guests import GUESTS, version_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def model_cache(root: Path | None) -> dict[str, Any]:
     known: dict[str, Any] = {"path": str(root), "exists": root.is_dir()}
     there = next((folder for folder in (root, *root.parents) if folder.is_dir()), Path("/"))
     try:
-        known["bytes"] = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
+        known["bytes"] = size_of(root)
         known["free_bytes"] = shutil.disk_usage(there).free
     except OSError as error:
         known["problem"] = str(error)

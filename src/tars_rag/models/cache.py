@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tars_rag.errors import ModelError
-from tars_rag.files import replace_directory, restore_directory, set_aside
+from tars_rag.files import replace_directory, restore_directory, set_aside, size_of
 from tars_rag.models import archives, fetch, hub
 from tars_rag.models.catalog import CATALOG, find_spec, get_spec
 from tars_rag.models.local import (
@@ -230,11 +230,7 @@ class ModelCache:
         for spec in CATALOG:
             directory = self.directory(spec)
             present = directory.is_dir()
-            size = (
-                sum(f.stat().st_size for f in directory.rglob("*") if f.is_file())
-                if present
-                else spec.bytes
-            )
+            size = size_of(directory) if present else spec.bytes
             source = (read_record(directory) or {}).get("source") if present else None
             rows.append(
                 Listing(

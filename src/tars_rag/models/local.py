@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tars_rag.errors import ModelError
-from tars_rag.files import sha256_of
+from tars_rag.files import sha256_of, size_of
 from tars_rag.models.catalog import fetch_again, find_spec
 from tars_rag.models.modules import read_chain
 from tars_rag.models.spec import ModelFile, ModelSpec
@@ -65,7 +65,7 @@ class LocalModel:
     @property
     def bytes(self) -> int:
         """What it takes on disk."""
-        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+        return size_of(self.directory)
 
     @property
     def weights_digest(self) -> str:

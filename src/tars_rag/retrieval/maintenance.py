@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from tars_rag.errors import StoreLockedError
+from tars_rag.files import size_of
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.storage.backup import Backup, back_up, write_backup
@@ -113,13 +114,9 @@ def compact(path: str | Path, progress: Progress | None = None) -> int:
     """
     place = store_path(path)
     with contextlib.closing(StoreDirectory(place, None)) as directory:
-        before = _size(place)
+        before = size_of(place)
         compact_open(directory, progress)
-    return before - _size(place)
-
-
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return before - size_of(place)
 
 
 def backup(path: str | Path, file: str | Path, progress: Progress | None = None) -> Backup:
