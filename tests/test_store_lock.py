@@ -23,7 +23,7 @@ from tars_rag.retrieval.indexes.chroma import process as embedded
 from tars_rag.retrieval.indexes.chroma import requests
 from tars_rag.retrieval.storage import lock as lock_module
 from tars_rag.retrieval.storage.check import check_store
-from tars_rag.retrieval.storage.holder import Holder
+from tars_rag.retrieval.storage.holder import Holder, processes_with
 from tars_rag.retrieval.storage.layout import LOCK
 from tars_rag.retrieval.storage.lock import HeldError, StoreLock
 from tars_rag.retrieval.store import HybridStore
@@ -310,3 +310,30 @@ def test_a_directory_that_is_moved_during_a_flush_keeps_what_was_acknowledged(
     with HybridStore(path.with_name("moved"), HashEmbedder()) as store:
         assert {p.id for p in store.get()} >= {"a", "b"}
     assert check_store(path.with_name("moved")).ok
+
+
+_BUSY = """
+import os, sys
+others = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)]
+held = os.open(sys.argv[1], os.O_RDWR)  # comes after those in the list
+print("open", flush=True)
+while True:
+    for descriptor in others:
+        os.close(descriptor)
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in range(40)]
+"""
+
+
+def test_who_has_a_file_open_is_found_though_it_opens_and_closes_others(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    busy = started(sys.executable, "-c", _BUSY, str(tmp_path / "lock"))
+    assert busy.stdout is not None
+    try:
+        assert busy.stdout.readline().strip() == "open"
+        with (tmp_path / "lock").open() as lock:
+            assert all(processes_with(lock.fileno()) == [busy.pid] for _ in range(30))
+    finally:
+        busy.kill()
+        busy.wait()
+    with (tmp_path / "lock").open() as lock:
+        assert processes_with(lock.fileno()) == []

@@ -127,15 +127,17 @@ def _padded(content: object) -> bytes:
 def processes_with(descriptor: int) -> list[int]:
     """Pids, besides ours, that have the file of a descriptor open, as far as we may see."""
     status = os.fstat(descriptor)
-    found = []
-    for entry in _PROC.glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            for link in (entry / "fd").iterdir():
-                other = link.stat()
-                if (other.st_dev, other.st_ino) == (status.st_dev, status.st_ino):
-                    found.append(int(entry.name))
-                    break
-    return [pid for pid in found if pid != os.getpid()]
+    pids = [int(entry.name) for entry in _PROC.glob("[0-9]*")]
+    return [pid for pid in pids if pid != os.getpid() and _has_open(pid, status)]
+
+
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):  # the process is gone, or is another user's
+        for link in (_PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                if os.path.samestat(link.stat(), file):
+                    return True
+    return False
 
 
 def _here() -> tuple[str, int]:
