@@ -5,8 +5,9 @@
 One model of random weights in the shape, files and quantisation of ms-marco-MiniLM-L-12-v2 (times
 mean something, scores do not): FlashRank's INT8 file for FlashRank and its wrappers, the FP32
 weights of the same for sentence-transformers' CrossEncoder. Everything takes turns; ratios are
-medians over rounds. Then the cost of this package's own wrappers, and the peak memory of 200
-passages of 512 tokens, each in a process of its own. Needs benchmarks/peers_requirements.txt.
+medians over rounds. Then the peak memory of 200 passages of 512 tokens, each in a process of its
+own. What this package's own wrappers cost is measured by wrappers.py. Needs
+benchmarks/peers_requirements.txt.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from common import notes
 from peers_common import RERANKER, built, machine, ms, random_reranker, ratio, turns
-from tars_rag import Embedder, Reranker
+from tars_rag import Reranker
 
 QUERY = "what lifts a wing at low speed?"
 Rank = Callable[[Sequence[str]], object]
@@ -132,51 +133,6 @@ def grid(cache: Path, counts: list[int], words: list[str], seconds: float) -> No
         print(f"| {count} x {kind} words | {' | '.join(told)} |", flush=True)
 
 
-def wrappers(cache: Path, seconds: float) -> None:
-    """This package's classes of both frameworks over its core, at 64 passages."""
-    from langchain_core.documents import Document
-    from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
-
-    from tars_rag.langchain import TarsEmbeddings
-    from tars_rag.langchain import TarsRerank as LangChainRerank
-    from tars_rag.llama_index import TarsEmbedding
-    from tars_rag.llama_index import TarsRerank as LlamaIndexRerank
-
-    texts = texts_of("100", 64)
-    embedder = Embedder(device="cpu", engine="onnxruntime")
-    reranker = Reranker(RERANKER, cache_dir=cache, engine="onnxruntime")
-    arguments = {"model": RERANKER, "cache_dir": str(cache), "engine": "onnxruntime"}
-    chain = LangChainRerank(top_n=64, **arguments)
-    index = LlamaIndexRerank(top_n=64, **arguments)
-    documents = [Document(page_content=text) for text in texts]
-    nodes = [NodeWithScore(node=TextNode(text=text), score=0.0) for text in texts]
-    lc = TarsEmbeddings(device="cpu", engine="onnxruntime")
-    li = TarsEmbedding(device="cpu", engine="onnxruntime", embed_batch_size=64)
-    pairs = {
-        "TarsRerank (LangChain)": (
-            partial(reranker.score, QUERY, texts),
-            partial(chain.compress_documents, documents, QUERY),
-        ),
-        "TarsRerank (LlamaIndex)": (
-            partial(reranker.score, QUERY, texts),
-            partial(index.postprocess_nodes, nodes, QueryBundle(QUERY)),
-        ),
-        "TarsEmbeddings (LangChain)": (
-            partial(embedder.embed, texts),
-            partial(lc.embed_documents, texts),
-        ),
-        "TarsEmbedding (LlamaIndex)": (
-            partial(embedder.embed, texts),
-            partial(li.get_text_embedding_batch, texts),
-        ),
-    }
-    print("\n| class, 64 passages | core ms | wrapped ms | cost |\n|---|---|---|---|")
-    for name, (core, wrapped) in pairs.items():
-        times = turns({"core": core, "wrapped": wrapped}, seconds / len(pairs), most_rounds=25)
-        cost = ratio(times["wrapped"], times["core"]) - 1
-        print(f"| {name} | {ms(times['core']):.1f} | {ms(times['wrapped']):.1f} | {cost:+.1%} |")
-
-
 def memory(cache: Path) -> None:
     """Peak memory of 200 passages of 512 tokens, over what an open model takes."""
     print("\n| 200 passages of 512 tokens | peak over the open model, MB |\n|---|---|")
@@ -221,8 +177,7 @@ def main() -> None:
     print(machine("openvino", "onnxruntime", "flashrank", "sentence-transformers", "torch"))
     with tempfile.TemporaryDirectory() as folder:
         cache = options.cache or random_reranker(Path(folder))
-        grid(cache, options.counts, options.words, options.minutes * 60 * 0.7)
-        wrappers(cache, options.minutes * 60 * 0.15)
+        grid(cache, options.counts, options.words, options.minutes * 60 * 0.85)
         if not options.no_memory:
             memory(cache)
 
