@@ -39,7 +39,8 @@ def attempted(name: str, call: Callable[[], Result]) -> Result | None:
         return None
 
 
-_SETTLED = 0.03  # seconds
+SETTLED = 0.03
+"""Seconds after which the threads of a program no longer look for work."""
 
 
 def turns(
@@ -62,7 +63,7 @@ def turns(
         names = list(calls)
         for name in names[done % len(names) :] + names[: done % len(names)]:
             call = calls[name]
-            time.sleep(_SETTLED)
+            time.sleep(SETTLED)
             start = time.perf_counter()
             call()
             found[name].append(time.perf_counter() - start)

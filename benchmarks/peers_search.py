@@ -5,9 +5,10 @@
 
 The same passages (made-up words by Zipf's law), the same clustered unit vectors of 384 numbers and
 the same queries for all; every program embeds a query by looking its vector up. Medians of
-queries, each asked once of all in turn; recall@5 of the vector side is against brute force. What
-is too slow to build at a size is left out there (--most-build, seconds, judged by the size
-before). Needs benchmarks/peers_requirements.txt.
+queries, each asked once of all in turn, another one first in each turn, and each after a pause in
+which the threads of the one before come to rest; recall@5 of the vector side is against brute
+force. What is too slow to build at a size is left out there (--most-build, seconds, judged by the
+size before). Needs benchmarks/peers_requirements.txt.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from peers_common import attempted, machine, ms
+from peers_common import SETTLED, attempted, machine, ms
 from tars_rag import HybridStore, Passage
 from tars_rag.files import size_of
 
@@ -250,6 +251,12 @@ PROGRAMS: dict[str, Callable[[Data, Path], Program]] = {
 }
 
 
+def rotated(programs: dict[str, Program], turn: int) -> list[tuple[str, Program]]:
+    """The programs, each turn another one first."""
+    first = turn % len(programs)
+    return [*programs.items()][first:] + [*programs.items()][:first]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000, 100_000])
@@ -290,7 +297,8 @@ def main() -> None:
             for number, query in enumerate(data.queries):
                 if number >= 10 and time.perf_counter() - begun > share:
                     break
-                for name, (hybrid, _) in programs.items():
+                for name, (hybrid, _) in rotated(programs, number):
+                    time.sleep(SETTLED)
                     start = time.perf_counter()
                     hybrid(query)
                     if number >= 3:  # the first ones warm everything up
