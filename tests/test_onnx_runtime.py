@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tars_rag.errors import DeviceError, InvalidInputError, ModelError
 from tars_rag.models.bert_graph import build_graph
+from tars_rag.models.graphs import quantise
 from tars_rag.models.random_model import SMALL
 from tars_rag.models.weights import random_weights
 from tars_rag.runtimes import cores, onnx, streams
@@ -122,6 +125,34 @@ def test_many_threads_get_their_own_rows(graph: bytes) -> None:
         together = list(pool.map(lambda feed: runtime.run([feed])[0], feeds))
     for one, other in zip(alone, together, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_sums_and_norms_stay_apart(
+    tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime is slower at what it makes of the two; others' files run as they run them."""
+    import onnx as onnx_package
+    import onnxruntime
+
+    small = quantise(onnx_package.load_from_string(graph), per_channel=True)
+    open_session = onnxruntime.InferenceSession
+    optimised = tmp_path / "optimised.onnx"
+
+    def keeping(source: bytes, options: Any, **arguments: Any) -> Any:
+        options.optimized_model_filepath = str(optimised)
+        return open_session(source, options, **arguments)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", keeping)
+    rows, norms = [], []
+    for as_others in (False, True):
+        runtime = OnnxRuntime(small, threads=1, as_others=as_others)
+        rows.append(runtime.run([a_feed(3, 7)])[0])
+        kinds = Counter(node.op_type for node in onnx_package.load(optimised).graph.node)
+        norms.append((kinds["LayerNormalization"], kinds["SkipLayerNormalization"]))
+    plain, fused = norms
+    assert plain == (1 + 2 * SMALL.layers, 0)
+    assert fused[1] > 0, "the fusion has another name now, or is gone"
+    assert (rows[0] * rows[1]).sum(1).min() > 0.999
 
 
 @pytest.mark.parametrize("count", range(12))

@@ -67,7 +67,8 @@ def flashrank_scores(oracle: Ranker, query: str, texts: list[str]) -> np.ndarray
 
 
 def test_one_at_a_time_the_scores_are_flashranks(reranker: Reranker, oracle: Ranker) -> None:
-    for text in TEXTS:
+    # Rounded differently in a fused operator, about one text in four has other last digits.
+    for text in [*TEXTS, *("the drag of a wing at mach 2 " * n for n in range(1, 20))]:
         np.testing.assert_array_equal(
             reranker.score(QUERY, [text]), flashrank_scores(oracle, QUERY, [text])
         )

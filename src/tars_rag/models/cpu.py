@@ -49,7 +49,7 @@ def open_cpu(
         if openvino:
             ours = OpenVinoRuntime(ready, threads=placement.threads, arithmetic="f32")
             return ours, 1.0, "ready"
-        return OnnxRuntime(ready, threads=placement.threads), 1.0, "ready"
+        return OnnxRuntime(ready, threads=placement.threads, as_others=True), 1.0, "ready"
     graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
     if not openvino:
         runtime = OnnxRuntime(graph.source, threads=placement.threads)
