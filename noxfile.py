@@ -177,6 +177,14 @@ def ray(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="venv")
+def lance(session: nox.Session) -> None:
+    """Stores in LanceDB: beside embedded ones, written by several processes, killed, on S3."""
+    install(session, extra="test,lance")
+    session.install("moto[server]>=5.1")
+    session.run("pytest", "-m", "lance", "--force-enable-socket", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
 def docs(session: nox.Session) -> None:
     """The pages as a site in build/site, strictly: a link that leads nowhere is an error."""
     session.install("uv")

@@ -1,8 +1,12 @@
-"""Addresses of servers and of their stores; nothing is imported here, so that asking is cheap."""
+"""Addresses of stores that are no directory, by their form: a server's, and tables of LanceDB.
+
+Nothing is imported here, so that asking is cheap.
+"""
 
 from __future__ import annotations
 
 import os
+import posixpath
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -21,16 +25,72 @@ def is_url(path: object) -> bool:
     Raises:
         ConfigError: It was, before it became a `Path`, which drops a slash.
     """
-    if isinstance(path, Path) and unfolded(path) != str(path):
-        msg = f"A server's store is named by a string, not a Path: {unfolded(path)!r}"
-        raise ConfigError(msg)
+    _check_string(path)
     return isinstance(path, str) and path.startswith(("http://", "https://"))
 
 
+def is_lance(path: object) -> bool:
+    """Whether a store's path is the address of a table of LanceDB.
+
+    Raises:
+        ConfigError: It was, before it became a `Path`, which drops a slash.
+    """
+    _check_string(path)
+    return isinstance(path, str) and path.startswith(("lance://", "lance+"))
+
+
+def is_address(path: object) -> bool:
+    """Whether a store's path is an address, of whichever kind, and no directory.
+
+    Raises:
+        ConfigError: It was, before it became a `Path`, which drops a slash.
+    """
+    return is_url(path) or is_lance(path)
+
+
+def lance_address(address: str) -> str:
+    """The address of a table of LanceDB in one spelling.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    scheme, _, rest = address.partition("://")
+    if scheme == "lance" and rest.startswith("/") and rest.strip("/"):
+        return f"lance:///{posixpath.normpath(rest).lstrip('/')}"
+    bucket, _, name = rest.strip("/").partition("/")
+    if scheme == "lance+s3" and bucket and name:
+        return f"lance+s3://{bucket}/{name}"
+    msg = (
+        f"{address!r} is no address of a store in LanceDB. Use lance:///DIRECTORY (a whole path, "
+        "hence three slashes) or lance+s3://BUCKET/NAME"
+    )
+    raise ConfigError(msg)
+
+
+def lance_uri(address: str) -> str:
+    """What LanceDB itself calls the place of an address: a directory, or ``s3://bucket/name``.
+
+    Raises:
+        ConfigError: It is no such address.
+    """
+    usual = lance_address(address)
+    return (
+        usual.removeprefix("lance://") if usual.startswith("lance://") else usual[len("lance+") :]
+    )
+
+
 def unfolded(path: Path) -> str:
-    """The path as text; an address that was read as a path has its second slash again."""
+    """The path as text; an address that was read as a path has its slashes again."""
     scheme, *rest = path.parts or ("",)
-    return f"{scheme}//{'/'.join(rest)}" if scheme in ("http:", "https:") else str(path)
+    if scheme not in ("http:", "https:", "lance:") and not scheme.startswith("lance+"):
+        return str(path)
+    return f"{scheme}//{'/' if scheme == 'lance:' else ''}{'/'.join(rest)}"
+
+
+def _check_string(path: object) -> None:
+    if isinstance(path, Path) and unfolded(path) != str(path):
+        msg = f"A store's address is a string, not a Path: {unfolded(path)!r}"
+        raise ConfigError(msg)
 
 
 def server_key(given: str | None) -> str | None:

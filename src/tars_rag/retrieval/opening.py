@@ -1,11 +1,11 @@
-"""Where a store is, by what it was asked for: a directory, or a server that has it."""
+"""Where a store is, by what it was asked for: a directory, a server that has it, or LanceDB."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.address import is_url
+from tars_rag.retrieval.address import is_lance, is_url
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.sharing import peer
@@ -34,6 +34,8 @@ def opened(
 
         remote = RemoteAccess(str(path), embedder, api_key=api_key, read_only=read_only)
         return remote, embedder or remote.embedder()
+    if is_lance(path):
+        return _lance(str(path), embedder, read_only, chroma_url, language, api_key)
     if embedder is None:
         msg = "A store in a directory needs its embedder: HybridStore(path, Embedder())"
         raise InvalidInputError(msg)
@@ -50,3 +52,28 @@ def opened(
         share=share,
     )
     return access, embedder
+
+
+def _lance(
+    address: str,
+    embedder: TextEmbedder | None,
+    read_only: bool,
+    chroma_url: str | None,
+    language: str | None,
+    api_key: str | None,
+) -> tuple[StoreAccess, TextEmbedder]:
+    """A store in a table of LanceDB, which is imported only here, and its embedder."""
+    for name, value, whose in (
+        ("chroma_url", chroma_url, "for a store in a directory"),
+        ("api_key", api_key, "for a store of a server; keys of S3 are in the AWS_* variables"),
+    ):
+        if value is not None:
+            msg = f"{name} is {whose}, and {address!r} is in LanceDB."
+            raise InvalidInputError(msg)
+    if embedder is None:
+        msg = f"A store in LanceDB needs its embedder: HybridStore({address!r}, Embedder())"
+        raise InvalidInputError(msg)
+    from tars_rag.retrieval.lance.access import LanceAccess  # with LanceDB, which takes long
+
+    code = None if language is None else check_language(language)
+    return LanceAccess(address, embedder, read_only=read_only, language=code), embedder

@@ -22,7 +22,7 @@ _ORDER: Mapping[str, _Compare] = {
     "$lt": operator.lt,
     "$lte": operator.le,
 }
-_POSITIVE = {"$ne": "$eq", "$nin": "$in", "$not_contains": "$contains"}
+NEGATED = {"$ne": "$eq", "$nin": "$in", "$not_contains": "$contains"}
 
 
 def predicate(condition: Condition) -> Predicate:
@@ -33,7 +33,7 @@ def predicate(condition: Condition) -> Predicate:
             return lambda metadata: all(part(metadata) for part in parts)
         return lambda metadata: any(part(metadata) for part in parts)
     key, positive = encode(condition.key), _positive(condition)
-    if condition.operator in _POSITIVE:
+    if condition.operator in NEGATED:
         return lambda metadata: not positive(metadata.get(key))
     return lambda metadata: positive(metadata.get(key))
 
@@ -45,7 +45,7 @@ def whole(number: float) -> int:
 
 def _positive(test: Test) -> Callable[[Any], bool]:
     """The test on a value, or on a list or None; of a negated one the opposite."""
-    word = _POSITIVE.get(test.operator, test.operator)
+    word = NEGATED.get(test.operator, test.operator)
     operands = test.operand if isinstance(test.operand, tuple) else (test.operand,)
     if word == "$contains":
         wanted = (kind_of(operands[0]), _encoded(operands[0]))
@@ -64,11 +64,11 @@ def _positive(test: Test) -> Callable[[Any], bool]:
             return compare(value, as_int if isinstance(value, int) else as_float)
 
         return ordered
-    among = {(kind, value) for operand in operands for kind, value in _equals(operand)}
+    among = {(kind, value) for operand in operands for kind, value in equals(operand)}
     return lambda value: not isinstance(value, list) and (kind_of(value), value) in among
 
 
-def _equals(operand: Scalar) -> list[tuple[str | None, Scalar]]:
+def equals(operand: Scalar) -> list[tuple[str | None, Scalar]]:
     """What is held equals the operand: a number is compared as the kind that is held."""
     if isinstance(operand, str | bool):
         return [(kind_of(operand), _encoded(operand))]

@@ -18,14 +18,14 @@ from tars_rag.files import sync, widen, writing_problem
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
-from tars_rag.retrieval.indexes.words.bm25 import K1, NOTHING, Beside, Term, Terms, idf
+from tars_rag.retrieval.indexes.words.asked import MOST_TERMS, counting, reach
+from tars_rag.retrieval.indexes.words.bm25 import NOTHING, Beside, Term, Terms, idf
 from tars_rag.retrieval.indexes.words.files import committed
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.indexes.words.snapshot import Snapshot
 from tars_rag.retrieval.passage import Passage, Ranking
 
 _HEAP_BYTES = 32_000_000
-_MAX_TERMS = 1024
 _MOST_COUNTED = 10_000
 
 
@@ -118,18 +118,8 @@ class LexicalIndex:
         return self._snapshot.scores(self._weighted(query, beside), ids)
 
     def reach(self, query: str, beside: Beside = NOTHING) -> float:
-        """What BM25 of `query` could come to at most; 0 where the query has no word.
-
-        The sum over its terms of idf x (k1 + 1), which a passage comes near that holds each of
-        them often. A term that no passage holds weighs as much as one that a single passage
-        holds. So a passage's share of it, score / reach, says how much of the query it matched, in
-        any query and in a store of any size.
-        """
-        total = self.documents + beside.documents
-        return sum(
-            found.weight * (K1 + 1) * idf(total, max(found.held, 1))
-            for found in self.terms(query, beside)
-        )
+        """What BM25 of `query` could come to at most (see `asked.reach`)."""
+        return reach(self.terms(query, beside), self.documents + beside.documents)
 
     @property
     def documents(self) -> int:
@@ -260,16 +250,9 @@ class LexicalIndex:
         if last_snapshot is snapshot and last_beside is beside and last_text == text:
             return found  # a search asks for the same terms up to three times
         terms = self._analyser.query_terms(text)
-        here = {term: snapshot.holding(term) for term in islice(terms, _MAX_TERMS)}
+        here = {term: snapshot.holding(term) for term in islice(terms, MOST_TERMS)}
         held = {term: count + beside.held(term) for term, count in here.items()}
-        replaced = {
-            gone for term, how in terms.items() if held.get(term) for gone in how.instead_of
-        }
-        found = [
-            Term(term, how.weight, held[term], here[term])
-            for term, how in terms.items()
-            if term in held and term not in replaced and (held[term] or not how.optional)
-        ]
+        found = counting(terms, held, here)
         self._last_terms = snapshot, beside, text, found
         return found
 

@@ -1,0 +1,1 @@
+"""Stores in a table of LanceDB, which many machines share (docs/lance.md)."""

@@ -1,0 +1,321 @@
+"""A store in a table of LanceDB, as a `HybridStore` asks for it."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.errors import ConfigError, StoreError, TarsRagError
+from tars_rag.retrieval.address import lance_address
+from tars_rag.retrieval.indexes.chroma.filters import Where, parse
+from tars_rag.retrieval.indexes.codec import pack_content
+from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE
+from tars_rag.retrieval.lance import library, table, upkeep
+from tars_rag.retrieval.lance.facts import quoted, with_ids
+from tars_rag.retrieval.lance.moment import Moment
+from tars_rag.retrieval.lance.table import PASSAGES, PROBE, About
+from tars_rag.retrieval.lance.words import MomentWords
+from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
+from tars_rag.retrieval.searching import Request, Sides, search
+from tars_rag.retrieval.storage.backup import Backup
+from tars_rag.retrieval.storage.store_json import StoreJson
+from tars_rag.retrieval.timing import Stopwatch
+
+_A = TypeVar("_A")
+
+_TRIES: Final = 30
+_FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0  # seconds between them
+
+
+class LanceAccess:
+    """A store that many machines share (see `StoreAccess`).
+
+    Args:
+        address: ``lance:///directory`` or ``lance+s3://bucket/name``.
+        embedder: Must have the fingerprint of the store.
+        read_only: Nothing may be written, nor made.
+        language: Of a new store; None: English. Of one that is there it must be its own.
+
+    Raises:
+        ConfigError: The address is none, LanceDB is not installed, or the store has another
+            language.
+        FingerprintError: Its vectors were made by another embedder.
+        StoreError: It cannot be reached or made; or there is none, and it is `read_only`.
+    """
+
+    directory = None
+
+    def __init__(
+        self,
+        address: str,
+        embedder: TextEmbedder,
+        *,
+        read_only: bool = False,
+        language: str | None = None,
+    ) -> None:
+        self.path = lance_address(address)
+        self._embedder, self._read_only, self._language = embedder, read_only, language
+        self._closed = False
+        self._mutex = threading.Lock()
+        self._about: About | None = None
+        self._latest: Any = None
+        self._writer: Any = None
+        self._moment: tuple[Moment, MomentWords] | None = None
+        self._upkeep = upkeep.Upkeep(lambda: self._connection.open_table(PASSAGES))
+        library.library()
+        library.check_place(self.path, read_only=read_only)
+        self._connection = library.connected(self.path)
+        with library.asking(self.path, "opened"):
+            if not self._find() and read_only:
+                raise StoreError(library.no_store(self.path))
+            dimension = getattr(embedder, "dimension", None)
+            if self._about is None and isinstance(dimension, int):
+                self._make(dimension)
+
+    @property
+    def store_json(self) -> StoreJson:
+        """See `StoreAccess`."""
+        held = self._about
+        if held is None and not self._closed:
+            with library.asking(self.path, "read"):
+                self._find()
+            held = self._about
+        if held is None:
+            model = getattr(self._embedder, "model", None)
+            language = self._language or DEFAULT_LANGUAGE
+            return StoreJson(self._embedder.fingerprint, "", model=model, language=language)
+        return StoreJson(
+            held.fingerprint,
+            "",
+            dimension=held.dimension,
+            created=held.created,
+            ready=True,
+            model=held.model,
+            language=held.language,
+        )
+
+    def probe(self) -> NDArray[np.float32] | None:
+        """See `StoreAccess`."""
+        self._check_open()
+        with library.asking(self.path, "read"):
+            if not table.exists(self._connection, PROBE):
+                return None
+            held = self._connection.open_table(PROBE).search().limit(1).to_arrow()["vector"]
+        return np.asarray(held[0].as_py(), np.float32)
+
+    def record_probe(self, probe: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `StoreAccess`. It is a table of its own: making one is a step that one wins."""
+        self.check_writable()
+        with library.asking(self.path, "written"):
+            self._ready(len(probe))
+            rows = library.arrow().table({"vector": [[float(value) for value in probe]]})
+            table.make(self._connection, PROBE, data=rows)
+        held = self.probe()
+        return probe if held is None else held
+
+    def check_writable(self) -> None:
+        """See `StoreAccess`."""
+        self._check_open()
+        if self._read_only:
+            msg = f"The store {self.path} cannot be written: it is open read-only."
+            raise StoreError(msg)
+
+    def changed(self, batch: Sequence[Passage]) -> list[Passage]:
+        """See `StoreAccess`."""
+        with library.asking(self.path, "read"):
+            now = self._now()
+            held = {} if now is None else now[0].digests([passage.id for passage in batch])
+        return [p for p in batch if held.get(p.id) != table.digest(pack_content(p))]
+
+    def upsert(self, batch: Sequence[Passage], vectors: NDArray[np.float32]) -> None:
+        """See `StoreAccess`. One batch is one version of the table."""
+        self.check_writable()
+        with library.asking(self.path, "written"):
+            writer = self._ready(vectors.shape[1])
+            rows = table.rows(batch, vectors, self.store_json.language, writer.schema)
+
+            def write(writer: Any) -> None:
+                merge = writer.merge_insert("id")
+                merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+
+            self._written(write)
+
+    def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
+        """See `StoreAccess`."""
+        return self._asked(where, lambda moment: list(moment.matching(ids, where)), [])
+
+    def delete(self, batch: Sequence[str], where: Where | None) -> int:
+        """See `StoreAccess`."""
+        self.check_writable()
+        with library.asking(self.path, "written"):
+            if not self._find():
+                return 0
+            condition = with_ids(batch)
+            if where is not None:
+                # What was judged by the filter is deleted, and nothing that replaced it meanwhile.
+                found = self._asked(where, lambda m: m.digests(m.matching(batch, where)), {})
+                if not found:
+                    return 0
+                digests = ", ".join(map(quoted, found.values()))
+                condition = f"{with_ids(list(found))} AND digest IN ({digests})"
+            return self._written(lambda writer: int(writer.delete(condition).num_deleted_rows))
+
+    def get(
+        self, ids: Sequence[str] | None, where: Where | None, limit: int | None
+    ) -> dict[str, Passage]:
+        """See `StoreAccess`."""
+        return self._asked(where, lambda moment: moment.get(ids, where, limit), {})
+
+    def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """See `StoreAccess`."""
+        return self._asked(None, lambda moment: moment.vectors(ids), {})
+
+    def search(
+        self, request: Request, vector: NDArray[np.float32] | None, watch: Stopwatch
+    ) -> list[ScoredPassage]:
+        """See `StoreAccess`. The whole search is of one version of the table."""
+        if request.where is not None:
+            parse(request.where)
+        self._check_open()
+        with library.asking(self.path, "searched"):
+            with watch.step("version") as notes:
+                now = self._now()
+                notes.append("none" if now is None else str(now[0].version))
+            if now is None:
+                return []
+            moment, words = now
+            return search(Sides(moment, moment, words), request, vector, watch)
+
+    def count(self) -> int:
+        """See `StoreAccess`."""
+        return self._asked(None, lambda moment: moment.count(), 0)
+
+    def flush(self) -> None:
+        """See `StoreAccess`. Whatever was acknowledged is in the table."""
+        self._check_open()
+
+    def compact(self, progress: Progress | None) -> None:
+        """See `StoreAccess`. Also brings the indexes up to date."""
+        self.check_writable()
+        with library.asking(self.path, "compacted"):
+            if self._find():
+                self._written(upkeep.optimise)
+        if progress is not None:
+            total = self.count()
+            progress(total, total)
+
+    def backup(self, path: Path, progress: Progress | None) -> Backup:
+        """See `StoreAccess`."""
+        msg = (
+            f"The store {self.path} has no backup file. Export it: tars-rag store export "
+            f"{self.path} FILE.parquet; or copy its directory or bucket, whose files never change."
+        )
+        raise StoreError(msg)
+
+    def close(self, *, flush: bool = True) -> None:
+        """See `StoreAccess`. Waits for what keeps the store quick, with `flush`."""
+        if flush and not self._closed:
+            self._upkeep.close()
+        self._closed = True
+        self._moment = self._latest = self._writer = None
+
+    # -- the table ----------------------------------------------------------------------------
+
+    def _find(self) -> bool:
+        """Whether there is a table; the first time it is there it is looked at."""
+        with self._mutex:
+            if self._about is not None:
+                return True
+            if not table.exists(self._connection, PASSAGES):
+                return False
+            latest = self._connection.open_table(PASSAGES)
+            held = table.about(latest, self.path)
+            table.check_fingerprint(held, self._embedder, self.path)
+            if self._language not in (None, held.language):
+                msg = (
+                    f"The store {self.path} is read in {held.language!r}, not {self._language!r}. "
+                    "Leave the language out, or make another store."
+                )
+                raise ConfigError(msg)
+            self._latest, self._about = latest, held
+            if not self._read_only:
+                self._writer = self._connection.open_table(PASSAGES)
+                table.index(self._writer)
+            return True
+
+    def _make(self, dimension: int) -> None:
+        model = getattr(self._embedder, "model", None)
+        language = self._language or DEFAULT_LANGUAGE
+        said = About(self._embedder.fingerprint, model, language, dimension)
+        table.create(self._connection, self.path, said)
+        self._find()
+
+    def _ready(self, dimension: int) -> Any:
+        """The table to write to, made if there is none."""
+        if not self._find():
+            self._make(dimension)
+        return self._writer
+
+    def _now(self) -> tuple[Moment, MomentWords] | None:
+        """The newest version, whoever has written it; None: there is no table yet."""
+        self._check_open()
+        if not self._find():
+            return None
+        with self._mutex:
+            self._check_open()
+            self._latest.checkout_latest()
+            version = int(self._latest.version)
+            if self._moment is None or self._moment[0].version != version:
+                assert self._about is not None
+                moment = Moment(self._connection.open_table(PASSAGES, version=version), version)
+                self._moment = moment, MomentWords(moment, self.path, self._about.language)
+            return self._moment
+
+    def _asked(self, where: Where | None, question: Callable[[Moment], _A], nothing: _A) -> _A:
+        if where is not None and where != {}:
+            parse(where)  # also refused where there is nothing
+        with library.asking(self.path, "read"):
+            now = self._now()
+            return nothing if now is None else question(now[0])
+
+    def _written(self, write: Callable[[Any], _A]) -> _A:
+        """Write, again and again where others were faster.
+
+        Raises:
+            StoreError: Each time another one was.
+        """
+        wait = _FIRST_WAIT
+        for left in reversed(range(_TRIES)):
+            writer = self._connection.open_table(PASSAGES)
+            try:
+                done = write(writer)
+            except TarsRagError:
+                raise
+            except (RuntimeError, ValueError, OSError) as error:
+                if not library.is_conflict(error):
+                    raise
+                if not left:
+                    msg = (
+                        f"The store {self.path} is written by so many at once that {_TRIES} tries "
+                        f"to add this batch failed ({error}). Repeat the call; larger batches from "
+                        "fewer writers come through more easily."
+                    )
+                    raise StoreError(msg) from error
+                time.sleep(random.uniform(0.5, 1) * wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
+            else:
+                self._upkeep.written()
+                return done
+        raise AssertionError
+
+    def _check_open(self) -> None:
+        if self._closed:
+            msg = f"The store {self.path} is closed. Open it again."
+            raise StoreError(msg)

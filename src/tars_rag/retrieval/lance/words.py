@@ -1,0 +1,162 @@
+"""BM25 of one version of a store: LanceDB finds the candidates, the formula scores them.
+
+LanceDB's own scores are of the statistics of its index, and so change when that is brought up to
+date. What is returned is the formula of all other stores (`words.bm25`), with how many passages
+there are, hold a term, and how long they are on average, as this version has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from tars_rag.retrieval.indexes.codec import decode_all
+from tars_rag.retrieval.indexes.words.analysers import analyser
+from tars_rag.retrieval.indexes.words.asked import MOST_TERMS, counting, reach
+from tars_rag.retrieval.indexes.words.bm25 import Term, Terms, score
+from tars_rag.retrieval.lance.facts import quoted
+from tars_rag.retrieval.lance.library import library
+from tars_rag.retrieval.lance.moment import Allowed, Moment
+from tars_rag.retrieval.passage import Passage, Ranking, ranked
+
+_MORE: Final = 100  # candidates beyond what is asked for: LanceDB's scores differ a little
+_FEW: Final = 512  # passages that are all scored, where a filter leaves no more
+_ONE_BY_ONE: Final = 4  # terms that are counted without threads
+_THREADS: Final = 8
+_MOST_COUNTED: Final = 20_000
+
+
+class MomentWords:
+    """The words of one version, asked by any number of threads.
+
+    Args:
+        moment: The version.
+        address: Of the store.
+        language: Whose words they are.
+    """
+
+    def __init__(self, moment: Moment, address: str, language: str) -> None:
+        self._moment = moment
+        self._analyser = analyser(language)
+        self._held: dict[str, int] = {}
+        self._counted: dict[str, Terms] = {}
+        self._asked: tuple[str, list[Term]] = ("", [])
+        self.path = Path(address)
+
+    def search(self, query: str, limit: int) -> Ranking:
+        """The best passages by BM25; equal scores in the order of the ids."""
+        return self._best(query, limit, None)
+
+    def scores(self, query: str, ids: Sequence[str]) -> dict[str, float]:
+        """BM25 of some; those that share no term with the query are left out.
+
+        Of the many that pass a filter, the best alone: as many as a search returns, and more.
+        """
+        if isinstance(ids, Allowed) and len(ids) > _FEW:
+            return dict(self._best(query, _FEW, ids))
+        terms = self.terms(query)
+        return self._scored(terms, self.counted(ids)) if terms else {}
+
+    def reach(self, query: str) -> float:
+        """What BM25 could come to at most."""
+        return reach(self.terms(query), self._moment.count())
+
+    def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
+        """The passages themselves."""
+        return self._moment.passages(ids)
+
+    @cached_property
+    def mean(self) -> float:
+        """How many terms a passage has on average; one column of small numbers is read for it."""
+        count = self._moment.count()
+        if not count:
+            return 0.0
+        lengths = self._moment.read(["length"], None)["length"].to_numpy()
+        return float(np.sum(lengths, dtype=np.int64)) / count
+
+    def terms(self, query: str) -> list[Term]:
+        """The terms of a query, what each weighs, and how many passages hold it."""
+        text, known = self._asked
+        if text == query:
+            return known  # a search asks for the same terms up to three times
+        terms = self._analyser.query_terms(query)
+        held = self._holding(list(islice(terms, MOST_TERMS)))
+        found = counting(terms, held, held)
+        self._asked = query, found
+        return found
+
+    def counted(self, ids: Sequence[str]) -> dict[str, Terms]:
+        """The terms of passages, by id."""
+        known = self._counted
+        for part in self._moment.of([key for key in ids if key not in known], ("terms",)):
+            known.update(_terms_of(part))
+        found = {key: known[key] for key in ids if key in known}
+        if len(known) > _MOST_COUNTED:
+            self._counted = {}
+        return found
+
+    def _holding(self, terms: Sequence[str]) -> dict[str, int]:
+        """How many passages hold each of the terms."""
+        unknown = [term for term in terms if term not in self._held]
+        if not self._moment.count():
+            return dict.fromkeys(terms, 0)
+        if len(unknown) <= _ONE_BY_ONE:
+            self._held.update((term, self._count(term)) for term in unknown)
+        else:
+            with ThreadPoolExecutor(_THREADS) as pool:
+                self._held.update(zip(unknown, pool.map(self._count, unknown), strict=True))
+        return {term: self._held[term] for term in terms}
+
+    def _count(self, term: str) -> int:
+        return int(self._moment.table.count_rows(f"array_has(words, {quoted(term)})"))
+
+    def _best(self, query: str, limit: int, allowed: Allowed | None) -> Ranking:
+        terms = [term for term in self.terms(query) if term.held]
+        limit = min(limit, self._moment.count())
+        if not terms or limit < 1:
+            return []
+        passes = None if allowed is None or allowed.exact else set(allowed)
+        fetch = 2 * limit + _MORE
+        while True:
+            found = self._candidates(terms, fetch, allowed)
+            counted = _terms_of(found)
+            self._counted.update(counted)
+            if passes is not None:
+                counted = {key: one for key, one in counted.items() if key in passes}
+            best = ranked(self._scored(terms, counted))[:limit]
+            if len(found) < fetch or len(best) == limit:
+                return best
+            fetch *= 4
+
+    def _candidates(self, terms: Sequence[Term], fetch: int, allowed: Allowed | None) -> Any:
+        asked = library().query
+        query: Any
+        if all(term.weight == 1 for term in terms):
+            query = asked.MatchQuery(" ".join(term.term for term in terms), "terms")
+        else:
+            parts = [asked.MatchQuery(one.term, "terms", boost=one.weight) for one in terms]
+            query = asked.BooleanQuery([(asked.Occur.SHOULD, part) for part in parts])
+        found = self._moment.table.search(query, query_type="fts")
+        if allowed is not None:
+            found = found.where(allowed.sql, prefilter=True)
+        return found.select(["id", "terms", "_score"]).limit(fetch).to_arrow()
+
+    def _scored(self, terms: Sequence[Term], counted: Mapping[str, Terms]) -> dict[str, float]:
+        documents, mean = self._moment.count(), self.mean
+        scores = {
+            key: score(terms, documents, counts, length, mean)
+            for key, (counts, length) in counted.items()
+        }
+        return {key: found for key, found in scores.items() if found > 0}
+
+
+def _terms_of(found: Any) -> dict[str, Terms]:
+    texts = found["terms"].to_pylist()
+    keys = decode_all(found["id"].to_pylist())
+    return {key: Terms.of(text.split()) for key, text in zip(keys, texts, strict=True)}
