@@ -160,7 +160,9 @@ class LanceAccess:
             condition = with_ids(batch)
             if where is not None:
                 # What was judged by the filter is deleted, and nothing that replaced it meanwhile.
-                found = self._asked(where, lambda m: m.digests(m.matching(batch, where)), {})
+                found: dict[str, str] = self._asked(
+                    where, lambda moment: moment.digests(moment.matching(batch, where)), {}
+                )
                 if not found:
                     return 0
                 digests = ", ".join(map(quoted, found.values()))

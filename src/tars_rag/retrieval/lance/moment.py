@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -17,12 +17,15 @@ from tars_rag.retrieval.indexes.codec import decode, decode_all, unpack_content
 from tars_rag.retrieval.lance.facts import pushed, with_ids
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
+CANDIDATE: Final = ("id", "vector", "terms")
+"""What is read of whatever may be among the best."""
 _AT_ONCE: Final = 1000  # ids that one condition names
 _FEW: Final = 512  # passages that a filter leaves are named by their ids
 _MORE: Final = 100  # are fetched beyond what is asked for: single precision chose them
 _MOST_TIES: Final = 4096
 _ALIKE: Final = 1e-5  # cosines that single precision may have in another order
 _MOST_FILTERS: Final = 64
+_MOST_SEEN: Final = 4096
 _MOST_IDS: Final = 200_000
 
 
@@ -49,6 +52,7 @@ class Moment:
 
     def __init__(self, table: Any, version: int) -> None:
         self.table, self.version = table, version
+        self._seen: dict[str, tuple[NDArray[np.float32], str]] = {}
         self._passing: dict[str, Allowed] = {}
         self._settled: set[str] = set()
 
@@ -73,6 +77,27 @@ class Moment:
         """The columns, with ``id`` among them, of those of the ids that are there, in parts."""
         for start in range(0, len(ids), _AT_ONCE):
             yield self.read(["id", *columns], with_ids(ids[start : start + _AT_ONCE]))
+
+    def candidates(self, ids: Sequence[str]) -> dict[str, tuple[NDArray[np.float32], str]]:
+        """The vectors [dim] and terms of those of the ids that are there.
+
+        Both sides of a search want them of the same passages, and each reads them for the other.
+        """
+        known = self._seen
+        found = {key: known[key] for key in ids if key in known}
+        for part in self.of([key for key in ids if key not in found], ("vector", "terms")):
+            found.update(self.seen(part))
+        return found
+
+    def seen(self, rows: Any) -> dict[str, tuple[NDArray[np.float32], str]]:
+        """The same of rows that were read, with ``id``, ``vector`` and ``terms``; remembered."""
+        made = zip(_matrix(rows), rows["terms"].to_pylist(), strict=True)
+        found = dict(zip(_ids(rows), made, strict=True))
+        if len(self._seen) + len(found) > _MOST_SEEN:
+            self._seen = {}
+        if len(found) <= _MOST_SEEN:
+            self._seen.update(found)
+        return found
 
     # -- filters ------------------------------------------------------------------------------
 
@@ -160,11 +185,11 @@ class Moment:
         fetch = k + _MORE
         while True:
             query = self.table.search(unit.astype(np.float32), vector_column_name="vector")
-            query = query.distance_type("cosine").select(["id", "vector", "_distance"])
+            query = query.distance_type("cosine").select([*CANDIDATE, "_distance"])
             if allowed is not None:
                 query = query.where(allowed.sql, prefilter=True)
             found = query.limit(fetch).to_arrow()
-            scores = _cosines(unit, found)
+            scores = _cosines(unit, self.seen(found))
             last = min(scores.values(), default=0.0)
             if passes is not None:
                 scores = {key: cosine for key, cosine in scores.items() if key in passes}
@@ -178,11 +203,7 @@ class Moment:
 
     def scores(self, vector: NDArray[np.floating], ids: Sequence[str]) -> dict[str, float]:
         """The cosines of some, in double precision."""
-        unit = _unit(vector)
-        found: dict[str, float] = {}
-        for part in self.of(ids, ("vector",)):
-            found.update(_cosines(unit, part))
-        return found
+        return _cosines(_unit(vector), self.candidates(ids))
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id; unknown ids left out."""
@@ -240,9 +261,11 @@ def _unit(vector: NDArray[np.floating]) -> NDArray[np.float64]:
     return unit
 
 
-def _cosines(unit: NDArray[np.float64], found: Any) -> dict[str, float]:
-    if not len(found):
+def _cosines(
+    unit: NDArray[np.float64], found: Mapping[str, tuple[NDArray[np.float32], str]]
+) -> dict[str, float]:
+    if not found:
         return {}
-    rows = _matrix(found).astype(np.float64)
+    rows = np.stack([vector for vector, _ in found.values()]).astype(np.float64)
     cosines = (rows @ unit) / np.linalg.norm(rows, axis=1)
-    return dict(zip(_ids(found), cosines.tolist(), strict=True))
+    return dict(zip(found, cosines.tolist(), strict=True))

@@ -16,20 +16,19 @@ from typing import Any, Final
 
 import numpy as np
 
-from tars_rag.retrieval.indexes.codec import decode_all
 from tars_rag.retrieval.indexes.words.analysers import analyser
 from tars_rag.retrieval.indexes.words.asked import MOST_TERMS, counting, reach
 from tars_rag.retrieval.indexes.words.bm25 import Term, Terms, score
-from tars_rag.retrieval.lance.facts import quoted
 from tars_rag.retrieval.lance.library import library
-from tars_rag.retrieval.lance.moment import Allowed, Moment
+from tars_rag.retrieval.lance.moment import CANDIDATE, Allowed, Moment
+from tars_rag.retrieval.lance.table import word
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
 _MORE: Final = 100  # candidates beyond what is asked for: LanceDB's scores differ a little
 _FEW: Final = 512  # passages that are all scored, where a filter leaves no more
-_ONE_BY_ONE: Final = 4  # terms that are counted without threads
+_ONE_PASS: Final = 2000  # passages, of which few are in an index yet
+_COLUMNS: Final = 64
 _THREADS: Final = 8
-_MOST_COUNTED: Final = 20_000
 
 
 class MomentWords:
@@ -45,7 +44,6 @@ class MomentWords:
         self._moment = moment
         self._analyser = analyser(language)
         self._held: dict[str, int] = {}
-        self._counted: dict[str, Terms] = {}
         self._asked: tuple[str, list[Term]] = ("", [])
         self.path = Path(address)
 
@@ -61,7 +59,7 @@ class MomentWords:
         if isinstance(ids, Allowed) and len(ids) > _FEW:
             return dict(self._best(query, _FEW, ids))
         terms = self.terms(query)
-        return self._scored(terms, self.counted(ids)) if terms else {}
+        return self._scored(terms, self._moment.candidates(ids)) if terms else {}
 
     def reach(self, query: str) -> float:
         """What BM25 could come to at most."""
@@ -91,30 +89,30 @@ class MomentWords:
         self._asked = query, found
         return found
 
-    def counted(self, ids: Sequence[str]) -> dict[str, Terms]:
-        """The terms of passages, by id."""
-        known = self._counted
-        for part in self._moment.of([key for key in ids if key not in known], ("terms",)):
-            known.update(_terms_of(part))
-        found = {key: known[key] for key in ids if key in known}
-        if len(known) > _MOST_COUNTED:
-            self._counted = {}
-        return found
-
     def _holding(self, terms: Sequence[str]) -> dict[str, int]:
         """How many passages hold each of the terms."""
         unknown = [term for term in terms if term not in self._held]
         if not self._moment.count():
             return dict.fromkeys(terms, 0)
-        if len(unknown) <= _ONE_BY_ONE:
-            self._held.update((term, self._count(term)) for term in unknown)
-        else:
-            with ThreadPoolExecutor(_THREADS) as pool:
+        if self._moment.count() <= _ONE_PASS:
+            for start in range(0, len(unknown), _COLUMNS):
+                self._held.update(self._counts(unknown[start : start + _COLUMNS]))
+        elif unknown:
+            with ThreadPoolExecutor(min(len(unknown), _THREADS)) as pool:
                 self._held.update(zip(unknown, pool.map(self._count, unknown), strict=True))
         return {term: self._held[term] for term in terms}
 
+    def _counts(self, terms: Sequence[str]) -> dict[str, int]:
+        """The same in one pass over the table, which is short."""
+        columns = {f"t{n}": _holds(term) for n, term in enumerate(terms)}
+        found = self._moment.table.search().select(columns).to_arrow()
+        return {
+            term: int(np.sum(found[f"t{n}"].to_numpy(), dtype=np.int64))
+            for n, term in enumerate(terms)
+        }
+
     def _count(self, term: str) -> int:
-        return int(self._moment.table.count_rows(f"array_has(words, {quoted(term)})"))
+        return int(self._moment.table.count_rows(_holds(term)))
 
     def _best(self, query: str, limit: int, allowed: Allowed | None) -> Ranking:
         terms = [term for term in self.terms(query) if term.held]
@@ -125,11 +123,10 @@ class MomentWords:
         fetch = 2 * limit + _MORE
         while True:
             found = self._candidates(terms, fetch, allowed)
-            counted = _terms_of(found)
-            self._counted.update(counted)
+            scores = self._scored(terms, self._moment.seen(found))
             if passes is not None:
-                counted = {key: one for key, one in counted.items() if key in passes}
-            best = ranked(self._scored(terms, counted))[:limit]
+                scores = {key: bm25 for key, bm25 in scores.items() if key in passes}
+            best = ranked(scores)[:limit]
             if len(found) < fetch or len(best) == limit:
                 return best
             fetch *= 4
@@ -145,18 +142,18 @@ class MomentWords:
         found = self._moment.table.search(query, query_type="fts")
         if allowed is not None:
             found = found.where(allowed.sql, prefilter=True)
-        return found.select(["id", "terms", "_score"]).limit(fetch).to_arrow()
+        return found.select([*CANDIDATE, "_score"]).limit(fetch).to_arrow()
 
-    def _scored(self, terms: Sequence[Term], counted: Mapping[str, Terms]) -> dict[str, float]:
+    def _scored(
+        self, terms: Sequence[Term], found: Mapping[str, tuple[Any, str]]
+    ) -> dict[str, float]:
         documents, mean = self._moment.count(), self.mean
-        scores = {
-            key: score(terms, documents, counts, length, mean)
-            for key, (counts, length) in counted.items()
-        }
-        return {key: found for key, found in scores.items() if found > 0}
+        scores = {}
+        for key, (_, text) in found.items():
+            counts, length = Terms.of(text.split())
+            scores[key] = score(terms, documents, counts, length, mean)
+        return {key: bm25 for key, bm25 in scores.items() if bm25 > 0}
 
 
-def _terms_of(found: Any) -> dict[str, Terms]:
-    texts = found["terms"].to_pylist()
-    keys = decode_all(found["id"].to_pylist())
-    return {key: Terms.of(text.split()) for key, text in zip(keys, texts, strict=True)}
+def _holds(term: str) -> str:
+    return f"array_has(words, {word(term)})"
