@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval import writing
+from tars_rag.retrieval.address import is_lance
 from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.opening import opened
@@ -40,7 +41,8 @@ class HybridStore:
 
     Args:
         path: The store's directory; made, if missing, once everything in it is complete. Or
-            ``http://host:port/name`` of a `tars-rag serve` that has it.
+            ``http://host:port/name`` of a `tars-rag serve` that has it; or ``lance:///directory``
+            or ``lance+s3://bucket/name``, which many machines share (docs/lance.md).
         embedder: Anything with `embed(texts) -> float32 [n, dim]` and `fingerprint`. None: the
             server's, of a store that a server has.
         read_only: Calls write nothing; nor does opening it, unless that takes over from a holder
@@ -84,7 +86,7 @@ class HybridStore:
 
     @property
     def path(self) -> Path | str:
-        """The store's directory, absolute; of a server's store its address."""
+        """The store's directory, absolute; its address, where it is no directory."""
         return self._access.path
 
     @property
@@ -92,9 +94,16 @@ class HybridStore:
         """The store's directory.
 
         Raises:
-            InvalidInputError: A server has it.
+            InvalidInputError: A server has it, or LanceDB.
         """
         path = self.path
+        if is_lance(path):
+            msg = (
+                f"The store {path} has no directory of its own for a record of indexed files. Make "
+                f"the passages and vectors first, then load them: tars-rag embed FILES v.parquet; "
+                f"tars-rag index --from-parquet v.parquet --store {path}"
+            )
+            raise InvalidInputError(msg)
         if isinstance(path, str):
             msg = (
                 f"The store {path} is on another machine, and files are indexed where it is: "

@@ -26,6 +26,8 @@ from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
 _MORE: Final = 100  # candidates beyond what is asked for: LanceDB's scores differ a little
 _FEW: Final = 512  # passages that are all scored, where a filter leaves no more
+_ALIKE: Final = 1.1  # by which LanceDB's scores and the formula's may be in another order
+_MOST_TIES: Final = 4096
 _ONE_PASS: Final = 2000  # passages, of which few are in an index yet
 _COLUMNS: Final = 64
 _THREADS: Final = 8
@@ -123,11 +125,16 @@ class MomentWords:
         fetch = 2 * limit + _MORE
         while True:
             found = self._candidates(terms, fetch, allowed)
-            scores = self._scored(terms, self._moment.seen(found))
+            seen = self._moment.seen(found)
+            rough = dict(zip(seen, found["_score"].to_pylist(), strict=True))
             if passes is not None:
-                scores = {key: bm25 for key, bm25 in scores.items() if key in passes}
-            best = ranked(scores)[:limit]
-            if len(found) < fetch or len(best) == limit:
+                seen = {key: one for key, one in seen.items() if key in passes}
+            best = ranked(self._scored(terms, seen))[:limit]
+            if len(found) < fetch:
+                return best
+            lowest = min(rough.values())
+            clear = len(best) == limit and min(rough[key] for key, _ in best) > lowest * _ALIKE
+            if clear or fetch > limit + _MOST_TIES:
                 return best
             fetch *= 4
 

@@ -1,0 +1,80 @@
+"""A store in LanceDB in a bucket: moto's S3 server, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import lance_child as child
+import numpy as np
+import pytest
+from conftest import HashEmbedder
+from test_lance_processes import settled, together
+from test_lance_store import FILTERS, QUERIES, passage, same
+
+from tars_rag import HybridStore, Passage
+from tars_rag.errors import StoreError
+
+pytestmark = pytest.mark.lance
+pytest.importorskip("lancedb")
+moto = pytest.importorskip("moto.server")
+SECONDS = 4.0
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a bucket, which the usual variables lead to; children have them, too."""
+    import boto3
+
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    for name, value in {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "one",
+        "AWS_SECRET_ACCESS_KEY": "two",
+        "AWS_REGION": "eu-central-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    place = {"LocationConstraint": "eu-central-1"}
+    client = boto3.client("s3", endpoint_url=url, region_name="eu-central-1")
+    client.create_bucket(Bucket="notes-bucket", CreateBucketConfiguration=place)
+    yield "lance+s3://notes-bucket"
+    server.stop()
+
+
+def test_a_bucket_holds_what_a_directory_holds(bucket: str, tmp_path: object) -> None:
+    rng = np.random.default_rng(5)
+    made = [passage(number, rng) for number in range(60)]
+    with (
+        HybridStore(f"{bucket}/deep/notes", HashEmbedder()) as ours,
+        HybridStore(f"{tmp_path}/own", HashEmbedder()) as theirs,
+    ):
+        for store in (ours, theirs):
+            store.upsert(made)
+        ours.compact()
+        for where in (None, *FILTERS[:8]):
+            same(ours, theirs, QUERIES[0], 7, "hybrid", where)
+        assert ours.delete(["id 1'\"é\n"]) == 1
+    with HybridStore(f"{bucket}/deep/notes/", HashEmbedder(), read_only=True) as again:
+        assert again.count() == 59
+        assert again.path == f"{bucket}/deep/notes"
+
+
+def test_several_write_to_a_bucket(bucket: str) -> None:
+    address = f"{bucket}/notes"
+    with HybridStore(address, HashEmbedder()):
+        pass
+    one, two, searches = together(
+        address,
+        (child.write, ("a", SECONDS)),
+        (child.write, ("b", SECONDS)),
+        (child.read, (SECONDS,)),
+    )
+    assert min(one[0], two[0], searches) > 1
+    settled(address, one[1] | two[1])
+
+
+def test_a_bucket_that_is_not_there(bucket: str) -> None:
+    with pytest.raises(StoreError, match="Check bucket, network and the variables AWS_ACCESS"):
+        HybridStore(f"{bucket}-not/notes", HashEmbedder()).upsert([Passage("a", "x")])
