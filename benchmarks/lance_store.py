@@ -2,9 +2,10 @@
 
     python benchmarks/lance_store.py --passages 1000 10000 50000 [--beside] [--uri lance+s3://...]
 
-Vectors are random, of unit length; texts are 80 words drawn by Zipf's law from 30,000, so that every
-query of four words meets frequent and rare ones. Nothing is embedded. The store is closed and opened
-again between writing and searching; each figure is the median of so many calls, its minimum beside it.
+Vectors are random, of unit length; texts are 80 words drawn by Zipf's law from 30,000, so that
+every query of four words meets frequent and rare ones. Nothing is embedded. The store is closed and
+opened again between writing and searching; each figure is the median of so many calls, its minimum
+beside it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ SYLLABLES = [consonant + vowel for consonant in "bdfglmpr" for vowel in "aiou"]
 
 
 class Random:
-    """Makes vectors of nothing: searches are given theirs."""
+    """Embeds nothing: searches and writes are given their vectors."""
 
     fingerprint, dimension = "random:384", DIMENSION
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        return unit(np.random.default_rng(len(texts)), len(texts))
+        """Never called."""
+        raise NotImplementedError
 
 
 def unit(rng: np.random.Generator, count: int) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from tars_rag.adapters.foreign import ForeignEmbedder, check_probe
 from tars_rag.adapters.handle import Handle
 from tars_rag.adapters.threads import Lane
 from tars_rag.errors import InvalidInputError, shown
-from tars_rag.retrieval.address import is_url, server_key, store_url
+from tars_rag.retrieval.address import is_lance, is_url, lance_address, server_key, store_url
 from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import store_path
@@ -70,7 +70,7 @@ class SharedStore:
         self._read_only, self._chroma_url = read_only, chroma_url
         self._language = None if language is None else check_language(language)
         self._sharing = sharing
-        self._api_key = server_key(api_key) if isinstance(self.path, str) else api_key
+        self._api_key = server_key(api_key) if is_url(self.path) else api_key
 
     @property
     def is_temporary(self) -> bool:
@@ -180,7 +180,7 @@ class NamedEmbedder:
 
 
 def resolved(path: object) -> Path | str:
-    """The directory that a path means, the same for each way to write it; or a server's store.
+    """The directory that a path means, the same for each way to write it; or an address.
 
     Raises:
         InvalidInputError: It is empty, no path, or names the home of an unknown user.
@@ -188,6 +188,8 @@ def resolved(path: object) -> Path | str:
     """
     if is_url(path):
         return store_url(str(path))
+    if is_lance(path):
+        return lance_address(str(path))
     if not isinstance(path, str | os.PathLike):
         msg = f"The store's path is {shown(path)}: give the name of a directory."
         raise InvalidInputError(msg)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tars_rag import advice
-from tars_rag.cli import reading, resources
+from tars_rag.cli import lance_stores, reading, resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
 from tars_rag.errors import InvalidInputError, TarsRagError
 
@@ -79,6 +79,8 @@ def index(
         _check_alone(context)
         _load(from_parquet, store, language, json)
         return
+    if resources.lance_of(store) is not None:
+        resources.require_store(store, lance_stores.FILES)
     if not paths:
         msg = "Give files or directories to index, or --from-parquet FILE."
         raise typer.BadParameter(msg, param_hint="PATH...")
@@ -164,10 +166,11 @@ def _check_alone(context: typer.Context) -> None:
 def _load(file: Path, store: Path, language: str | None, json: bool) -> None:
     from tars_rag.ingest.vector_files import load_parquet
 
+    place = resources.lance_of(store) or store
     with progress_bar("count") as progress:
-        done = load_parquet(file, store, language=language, progress=partial(progress, file.name))
+        done = load_parquet(file, place, language=language, progress=partial(progress, file.name))
     if json:
-        print_json({"path": str(store), **asdict(done)})
+        print_json({"path": str(place), **asdict(done)})
         return
     made_with = done.model or done.fingerprint
     show(f"{done.passages} passages loaded, made with {made_with}; {done.total} in the store")

@@ -11,7 +11,14 @@ import typer
 
 from tars_rag.cli import resources
 from tars_rag.errors import ConfigError
-from tars_rag.retrieval.address import is_url, split_store, unfolded
+from tars_rag.retrieval.address import (
+    is_address,
+    is_lance,
+    is_url,
+    lance_address,
+    split_store,
+    unfolded,
+)
 
 if TYPE_CHECKING:
     from tars_rag.retrieval.remote.models import RemoteReranker
@@ -29,7 +36,7 @@ PlaceOption = Annotated[
         "--store",
         metavar="DIR|URL",
         help="The store's directory, or http://host:port/NAME of a server, whose key is in "
-        "TARS_API_KEY (default: TARS_STORE).",
+        "TARS_API_KEY, or lance:///DIR (default: TARS_STORE).",
         show_default=False,
         default_factory=_usual_place,
     ),
@@ -58,9 +65,9 @@ def told_by(
     Raises:
         TarsRagError: What opening or the search raised.
     """
-    if not is_url(place):
-        path = Path(place)
-        given: dict[str, Any] = {"device": device, "precision": precision}
+    path = Path(place)
+    given: dict[str, Any] = {"device": device, "precision": precision}
+    if not is_address(place):
         answer = resources.ask_holder(path, settings, rerank, search, **given)
         if answer is not None:
             return answer
@@ -105,6 +112,14 @@ def require_place(place: str, **only_here: object) -> str:
         StoreError: There is no store in the directory.
         ConfigError: An option does not go with a server's store.
     """
+    if is_lance(place):
+        if only_here.get("path"):
+            msg = (
+                f"--path goes by the record of indexed files, which {place} has not. Use --where "
+                """'{"source": "FILE"}'."""
+            )
+            raise ConfigError(msg)
+        return lance_address(place)
     if not is_url(place):
         return str(resources.require_store(Path(place)))
     given = [f"--{name}" for name, value in only_here.items() if value not in (None, [], "fp32")]

@@ -15,7 +15,7 @@ from tars_rag.cli.console import print_json, say, show
 from tars_rag.cli.passages import show_passages
 from tars_rag.cli.place import PlaceOption, require_place, told_by
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.address import is_url
+from tars_rag.retrieval.address import is_address
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -151,7 +151,7 @@ def _beside(
     from tars_rag.ingest.sources import copies_of, root_of
 
     found = [hit.passage for hit in passages]
-    if is_url(store):  # the record is where the files are
+    if is_address(store):  # the record is where the files are
         return None, copies_of(None, found)
     path = Path(store)
     try:

@@ -11,7 +11,7 @@ import typer
 
 from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
-from tars_rag.retrieval.address import is_url
+from tars_rag.retrieval.address import is_lance, is_url, lance_address, unfolded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,6 +134,12 @@ def read_settings_for(store: Path | str, **given: Any) -> Settings:
     settings = read_settings(**given)
     if is_url(store):
         return settings
+    address = lance_of(store)
+    if address is not None:
+        from tars_rag.retrieval.lance.access import told
+        from tars_rag.retrieval.storage.layout import settings_of
+
+        return settings_of(told(address), settings)
     from tars_rag.retrieval.storage.layout import settings_for
 
     return settings_for(_without_tilde(Path(store)), settings)
@@ -260,9 +266,13 @@ def open_store(
 
     A new one is made in `language`, or else in RAG_LANGUAGE's.
     """
-    from tars_rag.retrieval.storage.layout import language_for
+    from tars_rag.retrieval.opening import language_for
     from tars_rag.retrieval.store import HybridStore
 
+    address = lance_of(path)
+    if address is not None:
+        wanted = language or language_for(address, read_settings())
+        return HybridStore(address, embedder, read_only=read_only, language=wanted)
     with progress_bar("count") as progress:
         return HybridStore(
             path,
@@ -282,6 +292,14 @@ def look_into(path: Path, *, read_only: bool = True) -> HybridStore:
     from tars_rag.retrieval.storage.store_json import read_store_json
     from tars_rag.retrieval.store import HybridStore
 
+    address = lance_of(path)
+    if address is not None:
+        from tars_rag.retrieval.lance import access, library
+
+        its = access.told(address)
+        if its is None:
+            raise StoreError(library.no_store(address))
+        return HybridStore(address, access.Named(its.fingerprint), read_only=read_only)
     path = require_store(path)
     told = read_store_json(path)
     if told is None:
@@ -301,6 +319,12 @@ class _NoEmbedder:
         raise StoreError(msg)
 
 
+def lance_of(path: Path | str) -> str | None:
+    """The address of a store in LanceDB, also where it was read as a path; None: it is none."""
+    text = unfolded(path) if isinstance(path, Path) else path
+    return lance_address(text) if is_lance(text) else None
+
+
 def is_store(path: Path) -> bool:
     """Whether there is a store at `path`, intact or not."""
     from tars_rag.retrieval.storage.store_json import NAME
@@ -308,14 +332,26 @@ def is_store(path: Path) -> bool:
     return (_without_tilde(path) / NAME).exists()
 
 
-def require_store(path: Path) -> Path:
+def require_store(path: Path, instead: str = "") -> Path:
     """Return `path`, with ``~`` replaced, if there is a store.
 
+    Args:
+        path: As it was given.
+        instead: What to do where the store is in LanceDB.
+
     Raises:
-        StoreError: There is none.
+        StoreError: There is none, or it is in LanceDB.
     """
     from tars_rag.retrieval.commands import index_command
 
+    address = lance_of(path)
+    if address is not None:
+        msg = f"{address} is in LanceDB, and this command is for a store in a directory. " + (
+            instead.format(store=address)
+            or "What there is for it: tars-rag query, store info, "
+            "check, compact, export and rm, and index --from-parquet."
+        )
+        raise StoreError(msg)
     path = _without_tilde(path)
     if not path.is_dir() or not any(path.iterdir()):
         msg = f"There is no store at {path}. Make one: {index_command(path)}"

@@ -18,7 +18,7 @@ from tars_rag.cli import resources
 from tars_rag.cli.console import say
 from tars_rag.cli.place import require_place, served_reranker
 from tars_rag.errors import ConfigError, TarsRagError
-from tars_rag.retrieval.address import is_url, split_store, unfolded
+from tars_rag.retrieval.address import is_lance, is_url, split_store, unfolded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -187,6 +187,12 @@ def _service(
     places = _places(stores)
     for place in filter(is_url, places.values()):
         msg = f"{place} is served already. Give the directories of stores: --store NAME=DIR"
+        raise ConfigError(msg)
+    for place in filter(is_lance, places.values()):
+        msg = (
+            f"{place} is in LanceDB, and a server has directories. Every process that reaches it "
+            "opens it by itself: HybridStore(...) or tars-rag query --store."
+        )
         raise ConfigError(msg)
     named = {name: Path(place) for name, place in places.items()}
     for path in named.values():

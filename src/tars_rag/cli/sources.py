@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from tars_rag.cli import resources
+from tars_rag.cli import lance_stores, resources
 from tars_rag.cli.console import print_json, show
 
 
@@ -19,7 +19,12 @@ def info(
     from tars_rag.ingest.sources import root_of, size_on_disk, sources_of
     from tars_rag.retrieval.storage.store_json import read_store_json
 
-    with resources.look_into(resources.which_store(directory, store)) as opened:
+    which = resources.which_store(directory, store)
+    address = resources.lance_of(which)
+    if address is not None:
+        lance_stores.info(address, json)
+        return
+    with resources.look_into(which) as opened:
         passages, path = opened.count(), opened.local_path
         told = read_store_json(path)
     sources = sources_of(path)
@@ -86,6 +91,10 @@ def rm(
     from tars_rag.ingest.sources import remove
 
     named, [source] = resources.store_and_words(words, "SOURCE", store)
+    address = resources.lance_of(named)
+    if address is not None:
+        lance_stores.remove(address, source, json)
+        return
     with resources.look_into(named, read_only=False) as opened:
         sources, passages = remove(opened, source)
     _told("removed", sources, passages, json)
@@ -106,6 +115,8 @@ def mv(
     from tars_rag.ingest.sources import move
 
     named, [old, new] = resources.store_and_words(words, "OLD NEW", store)
+    if resources.lance_of(named) is not None:
+        resources.require_store(named)
     with resources.look_into(named, read_only=False) as opened:
         sources, passages = move(opened, old, new)
     _told("moved", sources, passages, json)

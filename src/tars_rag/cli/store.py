@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from tars_rag.cli import resources, sources
+from tars_rag.cli import lance_stores, resources, sources
 from tars_rag.cli.console import print_json, progress_bar, show
 from tars_rag.errors import InvalidInputError
 
@@ -43,7 +43,12 @@ def check(
     from tars_rag.ingest.sources import copies_in, near_copies_in
     from tars_rag.retrieval.storage.check import check_store
 
-    path = resources.require_store(resources.which_store(directory, store))
+    which = resources.which_store(directory, store)
+    address = resources.lance_of(which)
+    if address is not None:
+        lance_stores.check(address, repair, json)
+        return
+    path = resources.require_store(which)
     with progress_bar("count") as progress:
         report = check_store(path, repair, partial(progress, "compare"))
     report.notes += [f"the same content: {', '.join(same)}" for same in copies_in(path)[:20]]
@@ -84,7 +89,8 @@ def reembed(
     """
     from tars_rag.retrieval.maintenance import reembed as embed_anew
 
-    path = resources.require_store(resources.which_store(directory, store))
+    which = resources.which_store(directory, store)
+    path = resources.require_store(which, lance_stores.REEMBED)
     settings = resources.read_settings(embed_model=model, cpu_engine=engine)
     with (
         resources.open_embedder(settings, device=device, precision=precision) as embedder,
@@ -114,7 +120,8 @@ def relex(
     from tars_rag.retrieval.maintenance import relex as read_anew
 
     code = check_language(language)
-    path = resources.require_store(resources.which_store(directory, store))
+    which = resources.which_store(directory, store)
+    path = resources.require_store(which, lance_stores.RELEX)
     with progress_bar("count") as progress:
         count = read_anew(path, code, partial(progress, "read"))
     if json:
@@ -135,7 +142,12 @@ def compact(
     """
     from tars_rag.retrieval.maintenance import compact as make_smaller
 
-    path = resources.require_store(resources.which_store(directory, store))
+    which = resources.which_store(directory, store)
+    address = resources.lance_of(which)
+    if address is not None:
+        lance_stores.compact(address, json)
+        return
+    path = resources.require_store(which)
     with progress_bar("count") as progress:
         freed = make_smaller(path, partial(progress, "copy"))
     if json:
@@ -164,7 +176,7 @@ def backup(
     from tars_rag.retrieval.maintenance import backup as back_up
 
     named, [file] = resources.store_and_words(words, "FILE", store)
-    directory = resources.require_store(named)
+    directory = resources.require_store(named, lance_stores.BACKUP)
     with progress_bar("count") as progress:
         done = back_up(directory, Path(file), partial(progress, "back up"))
     if json:
@@ -193,6 +205,8 @@ def restore(
     from tars_rag.retrieval.maintenance import restore as restore_store
 
     path = resources.which_store(directory, store)
+    if resources.lance_of(path) is not None:
+        resources.require_store(path, "Restore into a directory, export that, and load the file.")
     with progress_bar("count") as progress:
         count = restore_store(file, path, partial(progress, "restore"))
     if json:
@@ -220,7 +234,7 @@ def export(
     from tars_rag.ingest.vector_files import export_parquet
 
     named, [file] = resources.store_and_words(words, "FILE", store)
-    path = resources.require_store(named)
+    path = resources.lance_of(named) or resources.require_store(named)
     with progress_bar("count") as progress:
         count = export_parquet(path, file, partial(progress, "export"))
     if json:

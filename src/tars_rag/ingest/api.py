@@ -15,6 +15,7 @@ from tars_rag.ingest.root import Root
 from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
+from tars_rag.retrieval.address import is_lance
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import language_for, settings_for, store_path
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
@@ -88,6 +89,13 @@ def index(
     files = _paths(paths)
     seen_from = None if root is None else Root.at(_paths(root)[0])
     with contextlib.ExitStack() as opened:
+        if is_lance(store):
+            msg = (
+                f"{store} is in LanceDB, which has no place for a record of indexed files. Make "
+                f"passages and vectors, then load them: tars-rag embed FILES v.parquet; tars-rag "
+                f"index --from-parquet v.parquet --store {store}"
+            )
+            raise InvalidInputError(msg)
         if isinstance(store, str | os.PathLike):
             directory = store_path(Path(store))
             settings = settings_for(directory, Settings.from_env())

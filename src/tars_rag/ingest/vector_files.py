@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -18,6 +19,7 @@ from tars_rag.errors import FingerprintError, InvalidInputError, StoreError, Sto
 from tars_rag.files import replacing
 from tars_rag.ingest.parquet import About, ParquetReader, ParquetWriter, check_target
 from tars_rag.progress import Progress
+from tars_rag.retrieval.address import is_lance, lance_address
 from tars_rag.retrieval.commands import check_command
 from tars_rag.retrieval.indexes.checks import check_passages, check_vectors
 from tars_rag.retrieval.indexes.codec import same_content, unpack_content
@@ -25,7 +27,7 @@ from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import read_probe_file, store_path
 from tars_rag.retrieval.storage.snapshot import StoreSnapshot, snapshot_beside
-from tars_rag.retrieval.storage.store_json import named, read_store_json
+from tars_rag.retrieval.storage.store_json import StoreJson, named, read_store_json
 from tars_rag.retrieval.store import HybridStore
 
 _ROWS = 4096
@@ -41,7 +43,7 @@ def export_parquet(
     appears when it is whole; one that was there is replaced then.
 
     Args:
-        store: Its directory.
+        store: Its directory, or its address in LanceDB.
         file: The Parquet file: see `ingest.parquet` for its columns.
         progress: Called with (done, total) passages.
 
@@ -53,7 +55,10 @@ def export_parquet(
         InvalidInputError: `file` lies in the store, or is there and is no Parquet file.
         StoreError: There is no store, or the file cannot be written.
     """
-    place, target = store_path(Path(store)), store_path(Path(file))
+    target = store_path(Path(file))
+    if is_lance(store):
+        return _export_lance(str(store), target, progress)
+    place = store_path(Path(store))
     if target.is_relative_to(place):
         msg = f"{target} lies in the store that is exported. Give a file elsewhere."
         raise InvalidInputError(msg)
@@ -63,14 +68,48 @@ def export_parquet(
     held = its.probe or read_probe_file(place)
     probe = None if held is None else tuple(held)
     about = About(its.fingerprint, its.model or "", its.language, probe)
-    done, total = 0, moment.words.count
+    batches = _batches(moment)
+    return _write_file(target, about, its.dimension, batches, moment.words.count, progress)
+
+
+def _export_lance(address: str, target: Path, progress: Progress | None) -> int:
+    """The same for a store in LanceDB, of one version of its table."""
+    from tars_rag.retrieval.lance.access import LanceAccess, Named, told
+    from tars_rag.retrieval.lance.library import no_store
+
+    its = told(address)
+    if its is None:
+        raise StoreError(no_store(address))
+    check_target(target)
+    with contextlib.closing(LanceAccess(address, Named(its.fingerprint), read_only=True)) as opened:
+        held = opened.probe()
+        probe = None if held is None else tuple(map(float, held))
+        about = About(its.fingerprint, its.model or "", its.language, probe)
+        total = opened.count()
+        return _write_file(target, about, its.dimension, opened.whole(), total, progress)
+
+
+def _batches(moment: StoreSnapshot) -> Iterator[tuple[list[Passage], NDArray[np.float32]]]:
+    rows = moment.rows()
+    while batch := list(islice(rows, _ROWS)):
+        vectors = np.stack([np.frombuffer(row, "<f4") for _, _, row in batch])
+        yield [unpack_content(key, content) for key, content, _ in batch], vectors
+
+
+def _write_file(
+    target: Path,
+    about: About,
+    dimension: int | None,
+    batches: Iterator[tuple[list[Passage], NDArray[np.float32]]],
+    total: int,
+    progress: Progress | None,
+) -> int:
+    done = 0
     try:
-        with replacing(target) as part, ParquetWriter(part, about, its.dimension) as writer:
-            rows = moment.rows()
-            while batch := list(islice(rows, _ROWS)):
-                vectors = np.stack([np.frombuffer(row, "<f4") for _, _, row in batch])
-                writer.write([unpack_content(key, content) for key, content, _ in batch], vectors)
-                done += len(batch)
+        with replacing(target) as part, ParquetWriter(part, about, dimension) as writer:
+            for passages, vectors in batches:
+                writer.write(passages, vectors)
+                done += len(passages)
                 if progress is not None:
                     progress(done, max(done, total))
     except OSError as error:
@@ -143,7 +182,7 @@ def load_parquet(
 
     Args:
         file: As in `import_parquet`.
-        store: A store's directory; made if there is none.
+        store: A store's directory, or its address in LanceDB; made if there is none.
         language: Of a new store; None: the file's.
         progress: As in `import_parquet`.
 
@@ -154,9 +193,9 @@ def load_parquet(
         StoreError: As in `import_parquet`; or the store has to be repaired first, or is open in
             this process: `import_parquet` takes it as it is.
     """
-    path = store_path(Path(store))
+    path = lance_address(str(store)) if is_lance(store) else store_path(Path(store))
     with ParquetReader(store_path(Path(file))) as source:
-        about, held = source.about, read_store_json(path)
+        about, held = source.about, _held(path)
         if held is not None and not held.ready:
             held = None  # its making was cut short, and begins anew
         if held is not None:
@@ -169,17 +208,25 @@ def load_parquet(
             return Loaded(done, opened.count(), about.fingerprint, about.model)
 
 
+def _held(path: Path | str) -> StoreJson | None:
+    if isinstance(path, Path):
+        return read_store_json(path)
+    from tars_rag.retrieval.lance.access import told
+
+    return told(path)
+
+
 class _MadeElsewhere:
     """Stands for the embedder that made a file's vectors, and embeds nothing."""
 
-    def __init__(self, about: About, path: Path) -> None:
+    def __init__(self, about: About, path: Path | str) -> None:
         self.fingerprint, self.model = about.fingerprint, about.model or None
         self._path = path
 
     def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
         msg = (
             f"The store {self._path} needs vectors made anew, and loading a file opens no model. "
-            f"Repair it first: {check_command(self._path)}"
+            f"Repair it first: {check_command(Path(self._path))}"
         )
         raise StoreError(msg)
 

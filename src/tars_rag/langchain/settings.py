@@ -16,7 +16,7 @@ from tars_rag.langchain.rerank import TarsRerank
 from tars_rag.langchain.searching import NO_RERANKER
 from tars_rag.retrieval.address import is_url, split_store
 from tars_rag.retrieval.neighbours import require_window
-from tars_rag.retrieval.storage.layout import language_for
+from tars_rag.retrieval.opening import language_for
 from tars_rag.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,20 @@ from tars_rag.retrieval.indexes.words.languages import check_language
 from tars_rag.retrieval.passage import Progress, TextEmbedder
 from tars_rag.retrieval.sharing import peer
 from tars_rag.retrieval.sharing.access import StoreAccess
+from tars_rag.retrieval.storage import layout
 from tars_rag.retrieval.storage.layout import store_path
+from tars_rag.settings import Settings
+
+
+def language_for(path: str | Path | None, settings: Settings) -> str | None:
+    """What RAG_LANGUAGE says for a store that is about to be made (see `layout.language_for`)."""
+    if not is_lance(path):
+        return layout.language_for(path, settings)
+    if settings.rag_language is None:
+        return None
+    from tars_rag.retrieval.lance.access import told
+
+    return layout.language_for(None, settings) if told(str(path)) is None else None
 
 
 def opened(

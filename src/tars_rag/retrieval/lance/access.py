@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -32,6 +32,52 @@ _A = TypeVar("_A")
 
 _TRIES: Final = 30
 _FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0  # seconds between them
+
+
+class Named:
+    """Stands for the embedder of a store, and embeds nothing."""
+
+    def __init__(self, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Say that it cannot be.
+
+        Raises:
+            StoreError: Always.
+        """
+        msg = "The store was opened without its embedder: give vectors, or open it with that."
+        raise StoreError(msg)
+
+
+def told(address: str) -> StoreJson | None:
+    """What a store says of itself; None: there is none. Nothing is made.
+
+    Raises:
+        ConfigError: The address is none, or LanceDB is not installed.
+        StoreError: It cannot be reached.
+    """
+    usual = lance_address(address)
+    library.library()
+    if library.is_missing(usual):
+        return None
+    connection = library.connected(usual)
+    with library.asking(usual, "read"):
+        if not table.exists(connection, PASSAGES):
+            return None
+        return _as_store_json(table.about(connection.open_table(PASSAGES), usual))
+
+
+def _as_store_json(held: About) -> StoreJson:
+    return StoreJson(
+        held.fingerprint,
+        "",
+        dimension=held.dimension,
+        created=held.created,
+        ready=True,
+        model=held.model,
+        language=held.language,
+    )
 
 
 class LanceAccess:
@@ -91,15 +137,7 @@ class LanceAccess:
             model = getattr(self._embedder, "model", None)
             language = self._language or DEFAULT_LANGUAGE
             return StoreJson(self._embedder.fingerprint, "", model=model, language=language)
-        return StoreJson(
-            held.fingerprint,
-            "",
-            dimension=held.dimension,
-            created=held.created,
-            ready=True,
-            model=held.model,
-            language=held.language,
-        )
+        return _as_store_json(held)
 
     def probe(self) -> NDArray[np.float32] | None:
         """See `StoreAccess`."""
@@ -130,7 +168,7 @@ class LanceAccess:
     def changed(self, batch: Sequence[Passage]) -> list[Passage]:
         """See `StoreAccess`."""
         with library.asking(self.path, "read"):
-            now = self._now()
+            now = self.now()
             held = {} if now is None else now[0].digests([passage.id for passage in batch])
         return [p for p in batch if held.get(p.id) != table.digest(pack_content(p))]
 
@@ -188,12 +226,19 @@ class LanceAccess:
         self._check_open()
         with library.asking(self.path, "searched"):
             with watch.step("version") as notes:
-                now = self._now()
+                now = self.now()
                 notes.append("none" if now is None else str(now[0].version))
             if now is None:
                 return []
             moment, words = now
             return search(Sides(moment, moment, words), request, vector, watch)
+
+    def whole(self) -> Iterator[tuple[list[Passage], NDArray[np.float32]]]:
+        """All passages and their vectors [n, dim], of one version, in parts."""
+        with library.asking(self.path, "read"):
+            now = self.now()
+            if now is not None:
+                yield from now[0].whole()
 
     def count(self) -> int:
         """See `StoreAccess`."""
@@ -265,7 +310,7 @@ class LanceAccess:
             self._make(dimension)
         return self._writer
 
-    def _now(self) -> tuple[Moment, MomentWords] | None:
+    def now(self) -> tuple[Moment, MomentWords] | None:
         """The newest version, whoever has written it; None: there is no table yet."""
         self._check_open()
         if not self._find():
@@ -284,7 +329,7 @@ class LanceAccess:
         if where is not None and where != {}:
             parse(where)  # also refused where there is nothing
         with library.asking(self.path, "read"):
-            now = self._now()
+            now = self.now()
             return nothing if now is None else question(now[0])
 
     def _written(self, write: Callable[[Any], _A]) -> _A:

@@ -24,6 +24,7 @@ def library() -> Any:
     Raises:
         ConfigError: It is not installed.
     """
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its warnings are of what is tried again
     try:
         import lancedb
         import lancedb.index
@@ -115,8 +116,14 @@ def check_place(address: str, *, read_only: bool) -> None:
             f"give another directory after lance://"
         )
         raise StoreError(msg)
-    if read_only and not path.is_dir():
+    if read_only and is_missing(address):
         raise StoreError(no_store(address))
+
+
+def is_missing(address: str) -> bool:
+    """Whether there is no such directory, which LanceDB would make."""
+    uri = lance_uri(address)
+    return not uri.startswith("s3://") and not Path(uri).is_dir()
 
 
 def no_store(address: str) -> str:

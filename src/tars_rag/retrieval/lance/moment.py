@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -227,6 +227,13 @@ class Moment:
                 return {}
             return dict(_passages(self.read(["id", "content"], None, limit)))
         return self.passages(self.matching(ids, where)[:limit])
+
+    def whole(self) -> Iterator[tuple[list[Passage], NDArray[np.float32]]]:
+        """All passages and their vectors [n, dim], in parts."""
+        ids = self._all()
+        for start in range(0, len(ids), _AT_ONCE):
+            for part in self.of(ids[start : start + _AT_ONCE], ("content", "vector")):
+                yield [passage for _, passage in _passages(part)], _matrix(part)
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
         """By id what stands for the content of passages."""

@@ -95,7 +95,13 @@ def settings_for(path: str | Path, settings: Settings) -> Settings:
     """
     if "embed_model" in settings.model_fields_set:
         return settings
-    told = read_store_json(store_path(path))
+    return settings_of(read_store_json(store_path(path)), settings)
+
+
+def settings_of(told: StoreJson | None, settings: Settings) -> Settings:
+    """The same, of what a store says of itself; None: nothing, as it is yet to be made."""
+    if "embed_model" in settings.model_fields_set:
+        return settings
     if told is None or not told.model or not _OURS_MADE.match(told.fingerprint):
         return settings
     if told.model.startswith(("/", ".", "~")) and not Path(told.model).is_dir():
