@@ -15,6 +15,7 @@ from tars_rag import advice
 from tars_rag.cli import lance_stores, reading, resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
 from tars_rag.errors import InvalidInputError, TarsRagError
+from tars_rag.retrieval.address import lance_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ def index(
         _check_alone(context)
         _load(from_parquet, store, language, json)
         return
-    if resources.lance_of(store) is not None:
+    if lance_of(store) is not None:
         resources.require_store(store, lance_stores.FILES)
     if not paths:
         msg = "Give files or directories to index, or --from-parquet FILE."
@@ -166,7 +167,7 @@ def _check_alone(context: typer.Context) -> None:
 def _load(file: Path, store: Path, language: str | None, json: bool) -> None:
     from tars_rag.ingest.vector_files import load_parquet
 
-    place = resources.lance_of(store) or store
+    place = lance_of(store) or store
     with progress_bar("count") as progress:
         done = load_parquet(file, place, language=language, progress=partial(progress, file.name))
     if json:

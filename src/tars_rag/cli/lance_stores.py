@@ -32,7 +32,7 @@ FILES = (
 
 def info(address: str, json: bool) -> None:
     """Say what a store is."""
-    from tars_rag.retrieval.lance.access import told
+    from tars_rag.retrieval.lance.told import told
 
     with resources.look_into(Path(address)) as opened:
         passages, its = opened.count(), told(address)

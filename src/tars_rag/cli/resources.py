@@ -11,13 +11,10 @@ import typer
 
 from tars_rag.cli.console import progress_bar, say_again, say_once
 from tars_rag.errors import ConfigError, InvalidInputError, ModelError, StoreError
-from tars_rag.retrieval.address import is_lance, is_url, lance_address, unfolded
+from tars_rag.retrieval.address import is_url, lance_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import numpy as np
-    from numpy.typing import NDArray
+    from collections.abc import Mapping
 
     from tars_rag.models.embedder import Embedder
     from tars_rag.models.reranker import Reranker
@@ -136,7 +133,7 @@ def read_settings_for(store: Path | str, **given: Any) -> Settings:
         return settings
     address = lance_of(store)
     if address is not None:
-        from tars_rag.retrieval.lance.access import told
+        from tars_rag.retrieval.lance.told import told
         from tars_rag.retrieval.storage.layout import settings_of
 
         return settings_of(told(address), settings)
@@ -289,40 +286,23 @@ def look_into(path: Path, *, read_only: bool = True) -> HybridStore:
     Raises:
         StoreError: There is no store.
     """
+    from tars_rag.retrieval.lance import told
+    from tars_rag.retrieval.lance.library import no_store
     from tars_rag.retrieval.storage.store_json import read_store_json
     from tars_rag.retrieval.store import HybridStore
 
     address = lance_of(path)
     if address is not None:
-        from tars_rag.retrieval.lance import access, library
-
-        its = access.told(address)
+        its = told.told(address)
         if its is None:
-            raise StoreError(library.no_store(address))
-        return HybridStore(address, access.Named(its.fingerprint), read_only=read_only)
+            raise StoreError(no_store(address))
+        return HybridStore(address, told.Named(its.fingerprint), read_only=read_only)
     path = require_store(path)
-    told = read_store_json(path)
-    if told is None:
+    held = read_store_json(path)
+    if held is None:
         msg = f"{path} is not a store. Give the directory of one."
         raise StoreError(msg)
-    return HybridStore(path, _NoEmbedder(told.fingerprint), read_only=read_only)
-
-
-class _NoEmbedder:
-    """Stands for the embedder of a store, and embeds nothing."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        msg = "This command embeds nothing."
-        raise StoreError(msg)
-
-
-def lance_of(path: Path | str) -> str | None:
-    """The address of a store in LanceDB, also where it was read as a path; None: it is none."""
-    text = unfolded(path) if isinstance(path, Path) else path
-    return lance_address(text) if is_lance(text) else None
+    return HybridStore(path, told.Named(held.fingerprint), read_only=read_only)
 
 
 def is_store(path: Path) -> bool:

@@ -8,6 +8,7 @@ import typer
 
 from tars_rag.cli import lance_stores, resources
 from tars_rag.cli.console import print_json, show
+from tars_rag.retrieval.address import lance_of
 
 
 def info(
@@ -20,7 +21,7 @@ def info(
     from tars_rag.retrieval.storage.store_json import read_store_json
 
     which = resources.which_store(directory, store)
-    address = resources.lance_of(which)
+    address = lance_of(which)
     if address is not None:
         lance_stores.info(address, json)
         return
@@ -91,7 +92,7 @@ def rm(
     from tars_rag.ingest.sources import remove
 
     named, [source] = resources.store_and_words(words, "SOURCE", store)
-    address = resources.lance_of(named)
+    address = lance_of(named)
     if address is not None:
         lance_stores.remove(address, source, json)
         return
@@ -115,7 +116,7 @@ def mv(
     from tars_rag.ingest.sources import move
 
     named, [old, new] = resources.store_and_words(words, "OLD NEW", store)
-    if resources.lance_of(named) is not None:
+    if lance_of(named) is not None:
         resources.require_store(named)
     with resources.look_into(named, read_only=False) as opened:
         sources, passages = move(opened, old, new)

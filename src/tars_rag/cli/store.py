@@ -12,6 +12,7 @@ import typer
 from tars_rag.cli import lance_stores, resources, sources
 from tars_rag.cli.console import print_json, progress_bar, show
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.address import lance_of
 
 app = typer.Typer(
     name="store",
@@ -44,7 +45,7 @@ def check(
     from tars_rag.retrieval.storage.check import check_store
 
     which = resources.which_store(directory, store)
-    address = resources.lance_of(which)
+    address = lance_of(which)
     if address is not None:
         lance_stores.check(address, repair, json)
         return
@@ -143,7 +144,7 @@ def compact(
     from tars_rag.retrieval.maintenance import compact as make_smaller
 
     which = resources.which_store(directory, store)
-    address = resources.lance_of(which)
+    address = lance_of(which)
     if address is not None:
         lance_stores.compact(address, json)
         return
@@ -205,7 +206,7 @@ def restore(
     from tars_rag.retrieval.maintenance import restore as restore_store
 
     path = resources.which_store(directory, store)
-    if resources.lance_of(path) is not None:
+    if lance_of(path) is not None:
         resources.require_store(path, "Restore into a directory, export that, and load the file.")
     with progress_bar("count") as progress:
         count = restore_store(file, path, partial(progress, "restore"))
@@ -234,7 +235,7 @@ def export(
     from tars_rag.ingest.vector_files import export_parquet
 
     named, [file] = resources.store_and_words(words, "FILE", store)
-    path = resources.lance_of(named) or resources.require_store(named)
+    path = lance_of(named) or resources.require_store(named)
     with progress_bar("count") as progress:
         count = export_parquet(path, file, partial(progress, "export"))
     if json:

@@ -74,8 +74,9 @@ def export_parquet(
 
 def _export_lance(address: str, target: Path, progress: Progress | None) -> int:
     """The same for a store in LanceDB, of one version of its table."""
-    from tars_rag.retrieval.lance.access import LanceAccess, Named, told
+    from tars_rag.retrieval.lance.access import LanceAccess
     from tars_rag.retrieval.lance.library import no_store
+    from tars_rag.retrieval.lance.told import Named, told
 
     its = told(address)
     if its is None:
@@ -211,7 +212,7 @@ def load_parquet(
 def _held(path: Path | str) -> StoreJson | None:
     if isinstance(path, Path):
         return read_store_json(path)
-    from tars_rag.retrieval.lance.access import told
+    from tars_rag.retrieval.lance.told import told
 
     return told(path)
 

@@ -41,8 +41,8 @@ from tars_rag.llama_index.nodes import (
 from tars_rag.retrieval.address import is_url, split_store
 from tars_rag.retrieval.indexes.checks import check_vectors
 from tars_rag.retrieval.neighbours import windows
-from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.opening import language_for
+from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.settings import Settings
 

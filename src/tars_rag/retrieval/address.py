@@ -67,6 +67,16 @@ def lance_address(address: str) -> str:
     raise ConfigError(msg)
 
 
+def lance_of(path: Path | str) -> str | None:
+    """The address of a store in LanceDB, also where it was read as a path; None: it is none.
+
+    Raises:
+        ConfigError: It begins like one, and is none.
+    """
+    text = unfolded(path) if isinstance(path, Path) else path
+    return lance_address(text) if is_lance(text) else None
+
+
 def lance_uri(address: str) -> str:
     """What LanceDB itself calls the place of an address: a directory, or ``s3://bucket/name``.
 

@@ -21,7 +21,7 @@ def language_for(path: str | Path | None, settings: Settings) -> str | None:
         return layout.language_for(path, settings)
     if settings.rag_language is None:
         return None
-    from tars_rag.retrieval.lance.access import told
+    from tars_rag.retrieval.lance.told import told
 
     return layout.language_for(None, settings) if told(str(path)) is None else None
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tars_rag.errors import ConfigError, StoreError, TarsRagError
+from tars_rag.errors import ConfigError, StoreError
 from tars_rag.retrieval.address import lance_address
 from tars_rag.retrieval.indexes.chroma.filters import Where, parse
 from tars_rag.retrieval.indexes.codec import pack_content
@@ -21,7 +19,9 @@ from tars_rag.retrieval.lance import library, table, upkeep
 from tars_rag.retrieval.lance.facts import quoted, with_ids
 from tars_rag.retrieval.lance.moment import Moment
 from tars_rag.retrieval.lance.table import PASSAGES, PROBE, About
+from tars_rag.retrieval.lance.told import as_store_json
 from tars_rag.retrieval.lance.words import MomentWords
+from tars_rag.retrieval.lance.writing import again
 from tars_rag.retrieval.passage import Passage, Progress, ScoredPassage, TextEmbedder
 from tars_rag.retrieval.searching import Request, Sides, search
 from tars_rag.retrieval.storage.backup import Backup
@@ -29,55 +29,6 @@ from tars_rag.retrieval.storage.store_json import StoreJson
 from tars_rag.retrieval.timing import Stopwatch
 
 _A = TypeVar("_A")
-
-_TRIES: Final = 30
-_FIRST_WAIT, _LONGEST_WAIT = 0.02, 1.0  # seconds between them
-
-
-class Named:
-    """Stands for the embedder of a store, and embeds nothing."""
-
-    def __init__(self, fingerprint: str) -> None:
-        self.fingerprint = fingerprint
-
-    def embed(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Say that it cannot be.
-
-        Raises:
-            StoreError: Always.
-        """
-        msg = "The store was opened without its embedder: give vectors, or open it with that."
-        raise StoreError(msg)
-
-
-def told(address: str) -> StoreJson | None:
-    """What a store says of itself; None: there is none. Nothing is made.
-
-    Raises:
-        ConfigError: The address is none, or LanceDB is not installed.
-        StoreError: It cannot be reached.
-    """
-    usual = lance_address(address)
-    library.library()
-    if library.is_missing(usual):
-        return None
-    connection = library.connected(usual)
-    with library.asking(usual, "read"):
-        if not table.exists(connection, PASSAGES):
-            return None
-        return _as_store_json(table.about(connection.open_table(PASSAGES), usual))
-
-
-def _as_store_json(held: About) -> StoreJson:
-    return StoreJson(
-        held.fingerprint,
-        "",
-        dimension=held.dimension,
-        created=held.created,
-        ready=True,
-        model=held.model,
-        language=held.language,
-    )
 
 
 class LanceAccess:
@@ -137,7 +88,7 @@ class LanceAccess:
             model = getattr(self._embedder, "model", None)
             language = self._language or DEFAULT_LANGUAGE
             return StoreJson(self._embedder.fingerprint, "", model=model, language=language)
-        return _as_store_json(held)
+        return as_store_json(held)
 
     def probe(self) -> NDArray[np.float32] | None:
         """See `StoreAccess`."""
@@ -333,34 +284,9 @@ class LanceAccess:
             return nothing if now is None else question(now[0])
 
     def _written(self, write: Callable[[Any], _A]) -> _A:
-        """Write, again and again where others were faster.
-
-        Raises:
-            StoreError: Each time another one was.
-        """
-        wait = _FIRST_WAIT
-        for left in reversed(range(_TRIES)):
-            writer = self._connection.open_table(PASSAGES)
-            try:
-                done = write(writer)
-            except TarsRagError:
-                raise
-            except (RuntimeError, ValueError, OSError) as error:
-                if not library.is_conflict(error):
-                    raise
-                if not left:
-                    msg = (
-                        f"The store {self.path} is written by so many at once that {_TRIES} tries "
-                        f"to add this batch failed ({error}). Repeat the call; larger batches from "
-                        "fewer writers come through more easily."
-                    )
-                    raise StoreError(msg) from error
-                time.sleep(random.uniform(0.5, 1) * wait)
-                wait = min(2 * wait, _LONGEST_WAIT)
-            else:
-                self._upkeep.written()
-                return done
-        raise AssertionError
+        done = again(self._connection, self.path, write)
+        self._upkeep.written()
+        return done
 
     def _check_open(self) -> None:
         if self._closed:

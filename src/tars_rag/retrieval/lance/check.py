@@ -12,7 +12,8 @@ from tars_rag.errors import StoreError
 from tars_rag.retrieval.indexes.codec import decode, unpack_content
 from tars_rag.retrieval.indexes.words.analysers import analyser
 from tars_rag.retrieval.lance import library, table
-from tars_rag.retrieval.lance.access import LanceAccess, Named, told
+from tars_rag.retrieval.lance.access import LanceAccess
+from tars_rag.retrieval.lance.told import Named, told
 from tars_rag.retrieval.passage import Progress
 
 _AT_ONCE: Final = 1000

@@ -79,8 +79,7 @@ def asking(address: str, done: str) -> Iterator[None]:
 
 def problem(address: str, done: str, error: BaseException) -> str:
     """The message about an error of LanceDB."""
-    told = " ".join(str(error).split())
-    told = told if len(told) <= _MOST_TOLD else f"{told[:_MOST_TOLD]} ..."
+    told = short(error)
     place = lance_uri(address)
     step = (
         "Check bucket, network and the variables AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, "
@@ -92,6 +91,12 @@ def problem(address: str, done: str, error: BaseException) -> str:
         f"The store {address} cannot be {done}: {told}. {step}, then repeat the call; nothing that "
         "was acknowledged is lost."
     )
+
+
+def short(error: BaseException) -> str:
+    """An error of LanceDB, some of which are pages long."""
+    told = " ".join(str(error).split())
+    return told if len(told) <= _MOST_TOLD else f"{told[:_MOST_TOLD]} ..."
 
 
 def is_conflict(error: BaseException) -> bool:
