@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tars_rag.errors import (
     InvalidInputError,
     StoreError,
 )
+from tars_rag.retrieval.lance import upkeep, writing
 from tars_rag.retrieval.timing import Stopwatch
 
 pytestmark = pytest.mark.lance
@@ -321,6 +323,59 @@ def test_errors_say_what_to_do(address: str, tmp_path: Path) -> None:
         pytest.raises(StoreError, match=r"cannot be read: .*repeat the call"),
     ):
         reader.get()
+
+
+def test_a_reader_outlives_the_removal_of_its_version(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "OLD", timedelta(0))
+    with HybridStore(address, HashEmbedder()) as store:
+        store.upsert([Passage("a", "pump")])
+        with HybridStore(address, HashEmbedder(), read_only=True) as reader:
+            assert reader.search("pump")[0].id == "a"
+            for number in range(5):
+                store.upsert([Passage(f"b{number}", "pump boats")])
+                store.compact()
+            assert reader.count() == 6
+            assert len(reader.search("boats", 9, "lexical")) == 5
+            assert len(reader.get()) == 6
+
+
+def test_a_writer_that_is_never_first_says_so(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import lancedb
+
+    tries = []
+
+    def conflict(*_: object) -> None:
+        tries.append(1)
+        raise RuntimeError("lance error: Retryable commit conflict for version 7")
+
+    monkeypatch.setattr(writing, "_LONGEST_WAIT", 0.0)
+    with HybridStore(address, HashEmbedder()) as store:
+        store.upsert([Passage("a", "pump")])
+        with monkeypatch.context() as patched:
+            patched.setattr(lancedb.merge.LanceMergeInsertBuilder, "execute", conflict)
+            with pytest.raises(StoreError, match=r"so many at once that 30 tries.*Repeat the call"):
+                store.upsert([Passage("b", "pump")])
+        assert (len(tries), store.count()) == (30, 1)
+
+
+def test_indexes_are_brought_up_to_date_by_the_writes(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upkeep, "_MOST_ROWS", 100)
+    with HybridStore(address, HashEmbedder()) as store:
+        store.upsert([Passage(f"p{n}", f"pump {n}") for n in range(300)])
+    import lancedb
+
+    held = lancedb.connect(address.removeprefix("lance://")).open_table("passages")
+    assert held.index_stats("terms_idx").num_unindexed_rows == 0
+    with HybridStore(address, HashEmbedder()) as store:
+        store.upsert([Passage("new", "kettle"), Passage("p7", "kettle")])
+        assert [hit.id for hit in store.search("kettle", 5, "lexical")] == ["new", "p7"]
+        assert "p7" not in [hit.id for hit in store.search("7", 5, "lexical")]
 
 
 def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def asking(address: str, done: str) -> Iterator[None]:
         yield
     except TarsRagError:
         raise
-    except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise StoreError(problem(address, done, error)) from error
 
 
