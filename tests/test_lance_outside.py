@@ -59,7 +59,6 @@ def test_the_command_line(
     monkeypatch.setenv("TARS_STORE", address)
     assert "piano" in run("query", "piano").stdout
     assert answer("show", "p1", "--store", address, "--window", "0")[0]["text"] == TEXTS[1]
-    assert "p1" in run("ask", "cat and dog").stdout
     facts = answer("store", "info", address)
     assert (facts["passages"], facts["path"], facts["language"]) == (4, address, "en")
     assert "exact" in run("store", "info").stdout

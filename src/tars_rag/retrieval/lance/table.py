@@ -97,11 +97,11 @@ def exists(connection: Any, name: str) -> bool:
 def configs() -> dict[str, Any]:
     """The indexes, by the column that each is of.
 
-    None is of the facts: scanning them takes no longer than what is done with what they find.
+    None is of the facts, nor of the ids: scanning them takes no longer than what is done with what
+    they find, and a write that looks an id up must not depend on an index that is being made anew.
     """
     its = library().index
     return {
-        "id": its.BTree(),
         "words": its.LabelList(),
         # The terms are analysed already: they are split where they have a space, and kept.
         "terms": its.FTS(
