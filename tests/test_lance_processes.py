@@ -47,12 +47,20 @@ def together(address: str, *what: tuple[Callable[..., None], tuple[Any, ...]]) -
     return answers
 
 
-def settled(address: str, last: dict[str, int]) -> None:
-    """The store holds the last versions of these, and finds each by its word."""
+def settled(address: str, last: dict[str, int], folder: Path) -> None:
+    """The store holds the last versions of these, and finds and scores them as a copy does."""
     with HybridStore(address, HashEmbedder()) as store:
         held = {one.id: child.check(one) for one in store.get()}
         assert {key: held[key] for key in last} == last
         assert store.count() == len(held)
+        # Its index has all of them, and none twice, or what it has not is scanned.
+        found = store.search("common", 2 * len(held), "lexical")
+        assert sorted(hit.id for hit in found) == sorted(held)
+        each = {round(hit.lexical_share or 0, 6) for hit in found}
+        with HybridStore(f"lance://{folder}/copy", HashEmbedder()) as copy:
+            copy.upsert(store.get())
+            again = copy.search("common", 2 * len(held), "lexical")
+            assert each == {round(hit.lexical_share or 0, 6) for hit in again}
         for key, version in list(last.items())[::5]:
             assert store.search(child.word(key, version), 1, "lexical")[0].id == key
         store.compact()
@@ -72,7 +80,7 @@ def test_two_write_and_two_read(tmp_path: Path) -> None:
     )
     assert min(searches) > 2
     assert min(one[0], two[0]) > 2
-    settled(address, one[1] | two[1])
+    settled(address, one[1] | two[1], tmp_path)
 
 
 def test_who_makes_the_store_at_once_has_the_same(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.stop()
 
 
-def test_a_bucket_holds_what_a_directory_holds(bucket: str, tmp_path: object) -> None:
+def test_a_bucket_holds_what_a_directory_holds(bucket: str, tmp_path: Path) -> None:
     rng = np.random.default_rng(5)
     made = [passage(number, rng) for number in range(60)]
     with (
@@ -63,7 +64,7 @@ def test_a_bucket_holds_what_a_directory_holds(bucket: str, tmp_path: object) ->
         assert again.path == f"{bucket}/deep/notes"
 
 
-def test_several_write_to_a_bucket(bucket: str) -> None:
+def test_several_write_to_a_bucket(bucket: str, tmp_path: Path) -> None:
     address = f"{bucket}/notes"
     with HybridStore(address, HashEmbedder()):
         pass
@@ -74,7 +75,7 @@ def test_several_write_to_a_bucket(bucket: str) -> None:
         (child.read, (SECONDS,)),
     )
     assert min(one[0], two[0], searches) >= 1
-    settled(address, one[1] | two[1])
+    settled(address, one[1] | two[1], tmp_path)
 
 
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
