@@ -38,12 +38,17 @@ def here(session: nox.Session, tool: str, *arguments: str, **env: str) -> None:
     session.run(str(BIN / tool), *arguments, env=env, external=True)
 
 
-def measured(session: nox.Session, *arguments: str, **env: str) -> None:
-    """Run pytest and, if `--cover` is among the arguments, measure it and all its children."""
+def measured(
+    session: nox.Session, *arguments: str, tool: str = str(BIN / "pytest"), **env: str
+) -> None:
+    """Run pytest and, if `--cover` is among the arguments, measure it and all its children.
+
+    `tool` is that of nox's own environment, or of the session's.
+    """
     posargs = [word for word in session.posargs if word != "--cover"]
     cover = {name: str(Path(value).resolve()) for name, value in COVERAGE.items()}
     env |= cover if len(posargs) < len(session.posargs) else {}
-    tried(session, str(BIN / "pytest"), *arguments, *posargs, env=env)
+    tried(session, tool, *arguments, *posargs, env=env)
 
 
 def tried(session: nox.Session, *pytest: str, env: dict[str, str] | None = None) -> None:
@@ -181,7 +186,7 @@ def lance(session: nox.Session) -> None:
     """Stores in LanceDB: beside embedded ones, written by several processes, killed, on S3."""
     install(session, extra="test,lance")
     session.install("moto[server]>=5.1")
-    session.run("pytest", "-m", "lance", "--force-enable-socket", *session.posargs)
+    measured(session, "-n", "2", "-m", "lance", "--force-enable-socket", tool="pytest")
 
 
 @nox.session(venv_backend="venv")
