@@ -86,9 +86,17 @@ def test_a_check_finds_what_was_changed(address: str) -> None:
     table = lancedb.connect(address.removeprefix("lance://")).open_table("passages")
     table.update(where="id = 'p1'", values={"content": b'{"text":"other","metadata":{}}'})
     table.update(where="id = 'p2'", values={"terms": "other"})
+    table.add(table.search().where("id = 'p3'").select(table.schema.names).to_arrow())
     report = answer("store", "check", address, code=1)
-    assert len(report["problems"]) == 2
-    assert any("'p1'" in one for one in report["problems"])
+    assert len(report["problems"]) == 3
+    assert [one for one in report["problems"] if "'p1'" in one]
+    assert [one for one in report["problems"] if "'p3' is there more than once. Delete it" in one]
+    with HybridStore(address, HashEmbedder()) as store:
+        for strategy in ("hybrid", "naive", "lexical"):
+            assert [hit.id for hit in store.search("fan hums", 9, strategy)].count("p3") == 1
+        assert store.delete(["p1", "p2", "p3"]) == 4
+        store.upsert(passages())
+    assert answer("store", "check", address)["ok"]
 
 
 def test_a_file_moves_between_both_kinds_of_store(address: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from tars_rag.retrieval.passage import Progress
 
 _AT_ONCE: Final = 1000
 _TOLD: Final = 20
+_AGAIN: Final = "Delete it (HybridStore.delete), and write it again."
 
 
 @dataclass
@@ -72,8 +74,9 @@ def check(address: str, progress: Progress | None = None) -> LanceReport:
         else:
             report.unindexed = int(stats.num_unindexed_rows)
         ids = moment.matching(None, None)
-        if len(set(ids)) < len(ids):
-            report.problems.append(f"{len(ids) - len(set(ids))} ids are there more than once.")
+        twice = sorted(key for key, times in Counter(ids).items() if times > 1)
+        report.problems += [f"{key!r} is there more than once. {_AGAIN}" for key in twice]
+        ids = list(dict.fromkeys(ids))
         done = 0
         columns = ("content", "digest", "terms", "vector")
         for start in range(0, len(ids), _AT_ONCE):
@@ -82,8 +85,10 @@ def check(address: str, progress: Progress | None = None) -> LanceReport:
                 done += len(part)
             if progress is not None:
                 progress(done, max(done, len(ids)))
-        if done != len(ids):
-            report.problems.append(f"{len(ids)} ids are listed, and {done} are found by id.")
+        if done != report.passages:
+            report.problems.append(
+                f"{report.passages} passages are counted, and {done} are found by id."
+            )
     more = len(report.problems) - _TOLD
     if more > 0:
         report.problems[_TOLD:] = [f"and {more} more"]
@@ -98,10 +103,10 @@ def _wrong(part: Any, language: str) -> list[str]:
     for key, content, digest, terms, norm in zip(*columns, norms, strict=True):
         name = repr(decode(key))
         if table.digest(content) != digest:
-            problems.append(f"{name}: text and metadata are not what was written.")
+            problems.append(f"{name}: text and metadata are not what was written. {_AGAIN}")
             continue
         if analysed.passage_terms(unpack_content(key, content).indexed) != terms:
-            problems.append(f"{name}: its words are not those of its text.")
+            problems.append(f"{name}: its words are not those of its text. {_AGAIN}")
         if not 0 < norm < np.inf:
-            problems.append(f"{name}: its vector cannot be compared.")
+            problems.append(f"{name}: its vector cannot be compared. {_AGAIN}")
     return problems

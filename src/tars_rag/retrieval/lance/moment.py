@@ -92,7 +92,7 @@ class Moment:
     def seen(self, rows: Any) -> dict[str, tuple[NDArray[np.float32], str]]:
         """The same of rows that were read, with ``id``, ``vector`` and ``terms``; remembered."""
         made = zip(_matrix(rows), rows["terms"].to_pylist(), strict=True)
-        found = dict(zip(_ids(rows), made, strict=True))
+        found = dict(zip(ids_of(rows), made, strict=True))
         if len(self._seen) + len(found) > _MOST_SEEN:
             self._seen = {}
         if len(found) <= _MOST_SEEN:
@@ -106,7 +106,7 @@ class Moment:
         passing = None if where is None or where == {} else self.passing(where)
         if ids is None:
             return self._all() if passing is None else passing
-        there = [key for part in self.of(ids, ()) for key in _ids(part)]
+        there = [key for part in self.of(ids, ()) for key in ids_of(part)]
         if passing is None:
             return there
         allowed = set(passing)
@@ -125,11 +125,11 @@ class Moment:
             return known
         plan = pushed(condition)
         if plan.exact:
-            ids = _ids(self.read(["id"], plan.sql))
+            ids = ids_of(self.read(["id"], plan.sql))
         else:
             passes = predicate(condition)
             found = self.read(["id", "metadata"], plan.sql)
-            pairs = zip(_ids(found), found["metadata"].to_pylist(), strict=True)
+            pairs = zip(ids_of(found), found["metadata"].to_pylist(), strict=True)
             ids = [key for key, text in pairs if passes(json.loads(text))]
         allowed = Allowed(ids, plan.sql, exact=plan.exact)
         if len(self._passing) < _MOST_FILTERS and len(ids) <= _MOST_IDS:
@@ -156,14 +156,14 @@ class Moment:
         """Some ids for which a condition holds."""
         plan = pushed(condition)
         if plan.exact:
-            return _ids(self.read(["id"], plan.sql, limit))
+            return ids_of(self.read(["id"], plan.sql, limit))
         passes = predicate(condition)
         found = self.read(["id", "metadata"], plan.sql)
-        pairs = zip(_ids(found), found["metadata"].to_pylist(), strict=True)
+        pairs = zip(ids_of(found), found["metadata"].to_pylist(), strict=True)
         return [key for key, text in pairs if passes(json.loads(text))][:limit]
 
     def _all(self) -> list[str]:
-        return _ids(self.read(["id"], None))
+        return ids_of(self.read(["id"], None))
 
     # -- vectors ------------------------------------------------------------------------------
 
@@ -209,7 +209,7 @@ class Moment:
         """Stored vectors [dim] by id; unknown ids left out."""
         found: dict[str, NDArray[np.float32]] = {}
         for part in self.of(ids, ("vector",)):
-            found.update(zip(_ids(part), _matrix(part).copy(), strict=True))
+            found.update(zip(ids_of(part), _matrix(part).copy(), strict=True))
         return found
 
     # -- passages -----------------------------------------------------------------------------
@@ -240,11 +240,12 @@ class Moment:
         return {
             key: digest
             for part in self.of(ids, ("digest",))
-            for key, digest in zip(_ids(part), part["digest"].to_pylist(), strict=True)
+            for key, digest in zip(ids_of(part), part["digest"].to_pylist(), strict=True)
         }
 
 
-def _ids(found: Any) -> list[str]:
+def ids_of(found: Any) -> list[str]:
+    """The ids of rows that were read."""
     return decode_all(found["id"].to_pylist())
 
 

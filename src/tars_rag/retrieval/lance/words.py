@@ -20,7 +20,7 @@ from tars_rag.retrieval.indexes.words.analysers import analyser
 from tars_rag.retrieval.indexes.words.asked import MOST_TERMS, counting, reach
 from tars_rag.retrieval.indexes.words.bm25 import Term, Terms, score
 from tars_rag.retrieval.lance.library import library
-from tars_rag.retrieval.lance.moment import CANDIDATE, Allowed, Moment
+from tars_rag.retrieval.lance.moment import CANDIDATE, Allowed, Moment, ids_of
 from tars_rag.retrieval.lance.table import word
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
@@ -126,7 +126,7 @@ class MomentWords:
         while True:
             found = self._candidates(terms, fetch, allowed)
             seen = self._moment.seen(found)
-            rough = dict(zip(seen, found["_score"].to_pylist(), strict=True))
+            rough = dict(zip(ids_of(found), found["_score"].to_pylist(), strict=True))
             if passes is not None:
                 seen = {key: one for key, one in seen.items() if key in passes}
             best = ranked(self._scored(terms, seen))[:limit]
