@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from langchain_core.documents import Document
+from langchain_core.vectorstores import VectorStore
+from langchain_tests.integration_tests import VectorStoreIntegrationTests
 from typer.testing import CliRunner
 
 from conftest import HashEmbedder
@@ -15,6 +19,7 @@ from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.ingest.api import index
 from tars_rag.ingest.vector_files import export_parquet, load_parquet
+from tars_rag.langchain import TarsEmbeddings, TarsVectorStore
 
 pytest_plugins = ["tiny_models"]
 pytestmark = pytest.mark.lance
@@ -124,10 +129,6 @@ def test_a_file_moves_between_both_kinds_of_store(address: str, tmp_path: Path) 
 
 
 def test_langchain(address: str, embedder_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from langchain_core.documents import Document
-
-    from tars_rag.langchain import TarsEmbeddings, TarsVectorStore
-
     monkeypatch.setenv("RAG_LANGUAGE", "de")
     embedding = TarsEmbeddings(model=embedder_dir)
     store = TarsVectorStore.from_env(address, embedding)
@@ -140,6 +141,15 @@ def test_langchain(address: str, embedder_dir: str, monkeypatch: pytest.MonkeyPa
     again = TarsVectorStore.from_env(f"{address}/", embedding)
     assert [one.page_content for one in again.get_by_ids(["p2"])] == [TEXTS[2]]
     again.close()
+
+
+class TestLangChainsOwn(VectorStoreIntegrationTests):
+    """LangChain's suite for vector stores, over a table."""
+
+    @pytest.fixture
+    def vectorstore(self, address: str) -> Iterator[VectorStore]:
+        with TarsVectorStore(self.get_embeddings(), address) as store:
+            yield store
 
 
 def test_llama_index(address: str, embedder_dir: str) -> None:
