@@ -14,6 +14,7 @@ from tars_rag.retrieval.indexes.chroma import filter_plan
 from tars_rag.retrieval.indexes.chroma.filters import Condition, Where, parse
 from tars_rag.retrieval.indexes.chroma.predicates import predicate
 from tars_rag.retrieval.indexes.codec import decode, decode_all, unpack_content
+from tars_rag.retrieval.indexes.exact.codes import Query
 from tars_rag.retrieval.lance.facts import pushed, with_ids
 from tars_rag.retrieval.passage import Passage, Ranking, ranked
 
@@ -180,16 +181,17 @@ class Moment:
             return []
         if allowed is not None and (len(allowed) <= _FEW or len(allowed) <= k):
             return ranked(self.scores(vector, allowed))[:k]
-        unit = _unit(vector)
+        asked = np.asarray(vector)
+        exact = Query(asked, asked.size)
         passes = None if allowed is None or allowed.exact else set(allowed)
         fetch = k + _MORE
         while True:
-            query = self.table.search(unit.astype(np.float32), vector_column_name="vector")
+            query = self.table.search(exact.unit.astype(np.float32), vector_column_name="vector")
             query = query.distance_type("cosine").select([*CANDIDATE, "_distance"])
             if allowed is not None:
                 query = query.where(allowed.sql, prefilter=True)
             found = query.limit(fetch).to_arrow()
-            scores = _cosines(unit, self.seen(found))
+            scores = _cosines(exact, self.seen(found))
             last = min(scores.values(), default=0.0)
             if passes is not None:
                 scores = {key: cosine for key, cosine in scores.items() if key in passes}
@@ -203,7 +205,8 @@ class Moment:
 
     def scores(self, vector: NDArray[np.floating], ids: Sequence[str]) -> dict[str, float]:
         """The cosines of some, in double precision."""
-        return _cosines(_unit(vector), self.candidates(ids))
+        asked = np.asarray(vector)
+        return _cosines(Query(asked, asked.size), self.candidates(ids))
 
     def vectors(self, ids: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Stored vectors [dim] by id; unknown ids left out."""
@@ -262,18 +265,11 @@ def _matrix(found: Any) -> NDArray[np.float32]:
     return rows
 
 
-def _unit(vector: NDArray[np.floating]) -> NDArray[np.float64]:
-    exact = np.asarray(vector, np.float64)
-    exact = exact / np.abs(exact).max()
-    unit: NDArray[np.float64] = exact / np.linalg.norm(exact)
-    return unit
-
-
 def _cosines(
-    unit: NDArray[np.float64], found: Mapping[str, tuple[NDArray[np.float32], str]]
+    query: Query, found: Mapping[str, tuple[NDArray[np.float32], str]]
 ) -> dict[str, float]:
+    """As a directory has them, to the last bit: equal vectors have equal ones."""
     if not found:
         return {}
-    rows = np.stack([vector for vector, _ in found.values()]).astype(np.float64)
-    cosines = (rows @ unit) / np.linalg.norm(rows, axis=1)
-    return dict(zip(found, cosines.tolist(), strict=True))
+    rows = np.stack([vector for vector, _ in found.values()])
+    return dict(zip(found, query.cosines(rows).tolist(), strict=True))
