@@ -11,6 +11,7 @@ import typer
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, progress_bar, show
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.commands import load_commands
 
 REEMBED = (
     "To embed its passages with another model: tars-rag store export {store} old.parquet; tars-rag "
@@ -24,10 +25,7 @@ RELEX = (
 BACKUP = (
     "To keep a copy: tars-rag store export {store} FILE.parquet; or copy its directory or bucket."
 )
-FILES = (
-    "To index files: tars-rag embed FILES v.parquet; tars-rag index --from-parquet v.parquet "
-    "--store {store}"
-)
+FILES = f"To index files: {load_commands('{store}')}"
 
 
 def info(address: str, json: bool) -> None:

@@ -16,6 +16,7 @@ from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.address import is_lance
+from tars_rag.retrieval.commands import load_commands
 from tars_rag.retrieval.passage import TextEmbedder
 from tars_rag.retrieval.storage.layout import language_for, settings_for, store_path
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
@@ -92,8 +93,7 @@ def index(
         if is_lance(store):
             msg = (
                 f"{store} is in LanceDB, which has no place for a record of indexed files. Make "
-                f"passages and vectors, then load them: tars-rag embed FILES v.parquet; tars-rag "
-                f"index --from-parquet v.parquet --store {store}"
+                f"passages and vectors, then load them: {load_commands(str(store))}"
             )
             raise InvalidInputError(msg)
         if isinstance(store, str | os.PathLike):

@@ -19,6 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval import writing
 from tars_rag.retrieval.address import is_lance
+from tars_rag.retrieval.commands import load_commands
 from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.opening import opened
@@ -100,8 +101,7 @@ class HybridStore:
         if is_lance(path):
             msg = (
                 f"The store {path} has no directory of its own for a record of indexed files. Make "
-                f"the passages and vectors first, then load them: tars-rag embed FILES v.parquet; "
-                f"tars-rag index --from-parquet v.parquet --store {path}"
+                f"the passages and vectors first, then load them: {load_commands(str(path))}"
             )
             raise InvalidInputError(msg)
         if isinstance(path, str):

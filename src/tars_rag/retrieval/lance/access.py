@@ -63,7 +63,6 @@ class LanceAccess:
         self._mutex = threading.Lock()
         self._about: About | None = None
         self._latest: Any = None
-        self._writer: Any = None
         self._moment: tuple[Moment, MomentWords] | None = None
         self._upkeep = upkeep.Upkeep(lambda: self._connection.open_table(PASSAGES))
         library.library()
@@ -127,8 +126,8 @@ class LanceAccess:
         """See `StoreAccess`. One batch is one version of the table."""
         self.check_writable()
         with library.asking(self.path, "written"):
-            writer = self._ready(vectors.shape[1])
-            rows = table.rows(batch, vectors, self.store_json.language, writer.schema)
+            self._ready(vectors.shape[1])
+            rows = table.rows(batch, vectors, self.store_json.language, self._latest.schema)
 
             def write(writer: Any) -> None:
                 merge = writer.merge_insert("id")
@@ -222,7 +221,7 @@ class LanceAccess:
         if flush and not self._closed:
             self._upkeep.close()
         self._closed = True
-        self._moment = self._latest = self._writer = None
+        self._moment = self._latest = None
 
     # -- the table ----------------------------------------------------------------------------
 
@@ -244,8 +243,7 @@ class LanceAccess:
                 raise ConfigError(msg)
             self._latest, self._about = latest, held
             if not self._read_only:
-                self._writer = self._connection.open_table(PASSAGES)
-                table.index(self._writer)
+                table.index(self._connection.open_table(PASSAGES))
             return True
 
     def _make(self, dimension: int) -> None:
@@ -255,11 +253,10 @@ class LanceAccess:
         table.create(self._connection, self.path, said)
         self._find()
 
-    def _ready(self, dimension: int) -> Any:
-        """The table to write to, made if there is none."""
+    def _ready(self, dimension: int) -> None:
+        """Make the table if there is none."""
         if not self._find():
             self._make(dimension)
-        return self._writer
 
     def now(self) -> tuple[Moment, MomentWords] | None:
         """The newest version, whoever has written it; None: there is no table yet."""
