@@ -3,8 +3,8 @@
     python benchmarks/peers_search.py [--sizes 1000 10000 100000] [--minutes 5] [--queries 50]
                                       [--programs NAME ...]
 
-The same passages (made-up words by Zipf's law), the same clustered unit vectors of 384 numbers and
-the same queries for all; every program embeds a query by looking its vector up. Medians of
+The same passages (made-up words of letters by Zipf's law), the same clustered unit vectors of 384
+numbers and the same queries for all; every program embeds a query by looking its vector up. Medians of
 queries, each asked once of all in turn, another one first in each turn, and each after a pause in
 which the threads of the one before come to rest; recall@5 of the vector side is against brute
 force. What is too slow to build at a size is left out there (--most-build, seconds, judged by the
@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -33,12 +34,23 @@ from tars_rag.files import size_of
 DIMENSION, K = 384, 5
 
 
+def made_up(number: int) -> str:
+    """A word of letters that no other number has; not a word of English, and without an ending."""
+    consonants, vowels = "bdfgkmpvxz", "aou"
+    word = ""
+    for _ in range(3):
+        number, syllable = divmod(number, len(consonants) * len(vowels))
+        word += consonants[syllable // len(vowels)] + vowels[syllable % len(vowels)]
+    return word + "k"
+
+
 class Data:
     """Passages, their vectors, and queries, from one seed."""
 
     def __init__(self, count: int, queries: int) -> None:
         draw = np.random.default_rng(0)
-        words = [f"w{n}" for n in range(20_000)]
+        words = [made_up(n) for n in range(20_000)]
+        self.numbers = {word: n for n, word in enumerate(words)}
         picked = np.minimum(draw.zipf(1.3, (count, 40)), len(words)) - 1
         self.texts = [" ".join(words[n] for n in row) for row in picked]
         centres = draw.standard_normal((max(8, count // 250), DIMENSION), np.float32)
@@ -161,12 +173,13 @@ def query_fusion(data: Data, folder: Path) -> Program:
     return both.retrieve, lambda query: [n.node.node_id for n in near.retrieve(query)]
 
 
-def lancedb(data: Data, folder: Path, index: str | None) -> Program:
+def lancedb(data: Data, folder: Path, index: str | None, refine: int | None = None) -> Program:
+    """With an index and its default settings, or with candidates that are compared in full."""
     import lancedb as lance
     import pyarrow as pa
     from lancedb.rerankers import RRFReranker
 
-    table = lance.connect(folder / f"lance-{index}").create_table(
+    table = lance.connect(folder / "lance").create_table(
         "bench",
         pa.table(
             {
@@ -181,12 +194,15 @@ def lancedb(data: Data, folder: Path, index: str | None) -> Program:
     table.create_fts_index("text")
     fuse = RRFReranker()
 
+    def refined(search: Any) -> Any:
+        return search.refine_factor(refine) if refine else search
+
     def hybrid(query: str) -> object:
         search = table.search(query_type="hybrid").vector(data.of[query]).text(query)
-        return search.distance_type("cosine").rerank(fuse).limit(K).to_list()
+        return refined(search.distance_type("cosine")).rerank(fuse).limit(K).to_list()
 
     def nearest(query: str) -> list[str]:
-        found = table.search(data.of[query]).distance_type("cosine").limit(K).to_list()
+        found = refined(table.search(data.of[query]).distance_type("cosine")).limit(K).to_list()
         return [row["id"] for row in found]
 
     return hybrid, nearest
@@ -204,7 +220,7 @@ def qdrant(data: Data, folder: Path) -> Program:
     def weights(text: str) -> models.SparseVector:
         counts: dict[int, float] = {}
         for word in text.split():
-            number = int(word[1:]) if word[0] == "w" else 30_000
+            number = data.numbers.get(word, len(data.numbers))
             counts[number] = counts.get(number, 0.0) + 1.0
         values = [c * 2.2 / (c + 1.2) for c in counts.values()]  # all texts are of one length
         return models.SparseVector(indices=list(counts), values=values)
@@ -245,6 +261,9 @@ PROGRAMS: dict[str, Callable[[Data, Path], Program]] = {
     "tars-rag": tars,
     "LanceDB, flat": partial(lancedb, index=None),
     "LanceDB, IVF_HNSW_SQ": partial(lancedb, index="IVF_HNSW_SQ"),
+    "LanceDB, IVF_HNSW_SQ, refined": partial(lancedb, index="IVF_HNSW_SQ", refine=2),
+    "LanceDB, IVF_HNSW_FLAT, refined": partial(lancedb, index="IVF_HNSW_FLAT", refine=2),
+    "LanceDB, IVF_RQ": partial(lancedb, index="IVF_RQ"),
     "Qdrant, local": qdrant,
     "EnsembleRetriever(BM25Retriever, Chroma)": ensemble,
     "QueryFusionRetriever(BM25Retriever, Chroma)": query_fusion,
