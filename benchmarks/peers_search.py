@@ -4,9 +4,9 @@
                                       [--programs NAME ...]
 
 The same passages (made-up words of letters by Zipf's law), the same clustered unit vectors of 384
-numbers and the same queries for all; every program embeds a query by looking its vector up. Medians of
-queries, each asked once of all in turn, another one first in each turn, and each after a pause in
-which the threads of the one before come to rest; recall@5 of the vector side is against brute
+numbers and the same queries for all; every program embeds a query by looking its vector up. Medians
+of queries, each asked once of all in turn, another one first in each turn, and each after a pause
+in which the threads of the one before come to rest; recall@5 of the vector side is against brute
 force. What is too slow to build at a size is left out there (--most-build, seconds, judged by the
 size before). Needs benchmarks/peers_requirements.txt.
 """

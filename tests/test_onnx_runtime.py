@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +21,7 @@ from tars_rag.runtimes import cores, onnx, streams
 from tars_rag.runtimes.base import Runtime
 from tars_rag.runtimes.cores import big_cores
 from tars_rag.runtimes.onnx import OnnxRuntime, affinities
+from tars_rag.runtimes.streams import Streams
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +94,46 @@ def test_a_session_runs_on_the_big_cores(
     )
     runtime = OnnxRuntime(graph, sysfs=sysfs)
     assert runtime.threads == 2
-    assert entries == [("session.intra_op_thread_affinities", "1,2")]
+    spin = ("session.intra_op.spin_duration_us", "200")
+    assert entries == [spin, ("session.intra_op_thread_affinities", "1,2")]
     assert runtime.run([a_feed()])[0].shape == (2, SMALL.hidden)
     entries.clear()
     assert OnnxRuntime(graph, threads=1, sysfs=sysfs).threads == 1
-    assert OnnxRuntime(graph, threads=4, sysfs=sysfs).threads == 4, "the user's word counts"
     assert not entries
+    assert OnnxRuntime(graph, threads=4, sysfs=sysfs).threads == 4, "the user's word counts"
+    assert entries == [spin]
+    entries.clear()
+    assert OnnxRuntime(graph, threads=4, as_others=True, sysfs=sysfs).threads == 4
+    assert not entries
+
+
+def test_threads_let_go_of_their_cores_soon_after_a_run(graph: bytes) -> None:
+    """By themselves they turn in circles for some 55 ms."""
+    pytest.importorskip("onnxruntime", "1.32")
+    runtime = OnnxRuntime(graph, threads=2)
+
+    def spent_waiting() -> float:
+        runtime.run([a_feed()])
+        begun = time.process_time()
+        time.sleep(0.1)
+        return time.process_time() - begun
+
+    assert min(spent_waiting() for _ in range(5)) < 0.02
+
+
+def test_a_short_run_that_is_left_over_goes_along() -> None:
+    def feed(tokens: int) -> dict[str, Any]:
+        return {"input_ids": np.zeros((1, tokens), np.int64)}
+
+    def run(feed: Any) -> Any:
+        return feed["input_ids"].astype(np.float32)
+
+    streams = Streams(2, lambda: run)
+    assert streams.split([feed(200)]) == 0
+    assert streams.split([feed(200)] * 3) == 2
+    feeds = [feed(200), feed(180), feed(30)]
+    assert streams.split(feeds) == 3
+    assert [row.shape[1] for row in streams.run(feeds)] == [200, 180, 30]
 
 
 def test_it_is_a_runtime(graph: bytes) -> None:

@@ -18,6 +18,10 @@ _SLOW: Final = ("SkipLayerNormFusion",)
 """Fusions that are left out. ONNX Runtime 1.32 computes a sum and a layer norm in two operators in
 less than half of the time of its fused one, 1.18 and 1.22 in the same time."""
 
+_SPIN_MICROSECONDS: Final = 200
+"""How long a thread that has nothing to do keeps its core. By itself it is some 55 milliseconds
+after every run, in which a search or the next model has a core less; a run has no longer gaps."""
+
 
 class OnnxRuntime:
     """One ONNX graph on the CPU. Any number of threads may run it at once.
@@ -26,8 +30,8 @@ class OnnxRuntime:
         model: A file, or the bytes of a model.
         threads: Threads per run. None: one for each core, of the big ones alone on a big.LITTLE
             processor, where the extra threads are also kept on those cores.
-        as_others: Fused as ONNX Runtime does by itself: answers are to the bit those that other
-            programs get from the same file. It is slower.
+        as_others: Opened as ONNX Runtime does by itself: answers are to the bit those that other
+            programs get from the same file. It is slower, and its threads keep their cores longer.
         sysfs: Where the kernel describes the processor.
 
     Raises:
@@ -52,11 +56,11 @@ class OnnxRuntime:
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
         kept = cores if len(cores) < len(allowed) and self.threads <= len(cores) else None
-        left_out = () if as_others else _SLOW
-        self._session: Any = _session(model, self.threads, kept, left_out)
+        opened = partial(_session, model, as_others=as_others)
+        self._session: Any = opened(self.threads, kept)
         self._streams = Streams(
             self.threads if worth_it(model) else 1,
-            lambda: partial(self._run, _session(model, 1, None, left_out)),
+            lambda: partial(self._run, opened(1, None)),
             kept,
         )
         self._input_names = tuple(i.name for i in self._session.get_inputs())
@@ -77,7 +81,7 @@ class OnnxRuntime:
         if session is None:
             msg = "This model is closed. Make a new one to go on."
             raise DeviceError(msg)
-        many = self._streams.split(len(feeds))
+        many = self._streams.split(feeds)
         return self._streams.run(feeds[:many]) + [self._run(session, f) for f in feeds[many:]]
 
     def close(self) -> None:
@@ -99,17 +103,18 @@ class OnnxRuntime:
 
 
 def _session(
-    model: Path | bytes, threads: int, cores: Sequence[int] | None, left_out: Sequence[str]
+    model: Path | bytes, threads: int, cores: Sequence[int] | None, *, as_others: bool
 ) -> Any:
-    """A session of the library whose runs have so many threads, all but the first on `cores`.
-
-    Fusions of the names in `left_out` are not done.
-    """
+    """A session of the library whose runs have so many threads, all but the first on `cores`."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # its warnings about fusions are of no use to a user
     options.intra_op_num_threads = threads
+    if threads > 1 and not as_others:
+        options.add_session_config_entry(
+            "session.intra_op.spin_duration_us", str(_SPIN_MICROSECONDS)
+        )
     if cores is not None and threads > 1:
         options.add_session_config_entry(
             "session.intra_op_thread_affinities", affinities(cores, threads)
@@ -117,7 +122,10 @@ def _session(
     source = model if isinstance(model, bytes) else str(model)
     try:
         return onnxruntime.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=[*left_out]
+            source,
+            options,
+            providers=["CPUExecutionProvider"],
+            disabled_optimizers=[] if as_others else [*_SLOW],
         )
     except Exception as error:  # the library's own exceptions have no common public base
         name = "The graph" if isinstance(model, bytes) else str(model)

@@ -121,7 +121,7 @@ class OpenVinoRuntime:
     def run(self, feeds: Sequence[Feeds], *, urgent: bool = False) -> list[FloatArray]:
         """See `tars_rag.runtimes.base.Runtime.run`; `urgent` changes nothing here."""
         with self._requests.one() as request:
-            many = self._streams.split(len(feeds))
+            many = self._streams.split(feeds)
             rest = [self._run(request.infer, request, feed) for feed in feeds[many:]]
             return self._streams.run(feeds[:many]) + rest
 

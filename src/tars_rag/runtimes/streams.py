@@ -18,6 +18,9 @@ Run = Callable[[Feeds], FloatArray]
 # Bytes of a graph that is not held twice in memory: the time is not worth half of a small board's.
 _LARGEST: Final = 200 << 20
 
+_SHORT: Final = 100
+"""Tokens of a run that several threads end little sooner than one."""
+
 
 def worth_it(model: Path | bytes) -> bool:
     """Whether a graph is small enough to be opened twice."""
@@ -43,11 +46,16 @@ class Streams:
         self._opening = threading.Lock()
         self._single: Run | None = None
 
-    def split(self, feeds: int) -> int:
-        """How many of so many feeds are to run here, the longest first: as many for each thread."""
-        if self._count < 2 or feeds < self._count or not self.prepare():
+    def split(self, feeds: Sequence[Feeds]) -> int:
+        """How many of the feeds are to run here, the longest first.
+
+        As many for each thread, and what is left if it is short.
+        """
+        if self._count < 2 or len(feeds) < self._count or not self.prepare():
             return 0
-        return feeds // self._count * self._count
+        even = len(feeds) // self._count * self._count
+        left = [next(iter(feed.values())).size for feed in feeds[even:]]
+        return len(feeds) if max(left, default=0) <= _SHORT else even
 
     def prepare(self) -> bool:
         """Open the graph now, if that is of use; whether it is open."""
