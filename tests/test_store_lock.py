@@ -293,6 +293,51 @@ def test_a_directory_that_was_moved_is_left_alone(
     assert check_store(moved).ok
 
 
+@pytest.mark.parametrize(
+    ("by", "instead"),
+    [
+        ("a flush", "nothing"),
+        ("a flush", "a store"),
+        ("a large write", "nothing"),
+        ("a read", "nothing"),
+        ("a write to the log", "nothing"),
+    ],
+)
+def test_no_full_disk_is_told_where_the_directory_was_moved(
+    path: Path, by: str, instead: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a write nor a read of Chroma's says why it failed: the disk is looked at for that."""
+    taken, moved = path.with_name("taken"), path.with_name("moved")
+    with HybridStore(taken, HashEmbedder()) as other:
+        other.upsert([passage("n", 1)])
+
+    def comes_too_late(*_: object) -> None:
+        path.rename(moved)
+        if instead == "a store":
+            taken.rename(path)
+        raise OSError("I/O error") if by == "a write to the log" else StoreError("no such database")
+
+    with HybridStore(path, HashEmbedder()) as store:
+        store.upsert([passage("b", 1)])
+        calls = {
+            "a flush": store.flush,
+            "a large write": lambda: store.upsert([passage(f"p{n}", 1) for n in range(70)]),
+            "a read": lambda: store.get(where={"version": 1}),
+            "a write to the log": lambda: store.upsert([passage("c", 1)]),
+        }
+        with monkeypatch.context() as patched:
+            if by == "a write to the log":
+                patched.setattr(os, "fdatasync", comes_too_late)
+            else:
+                name = "get" if by == "a read" else "write"
+                patched.setattr(store._directory._indexes.vectors, name, comes_too_late)
+            with pytest.raises(StoreError, match="was renamed, removed or replaced"):
+                calls[by]()
+    with HybridStore(moved, HashEmbedder()) as store:
+        assert {p.id for p in store.get()} >= {"a", "b"}
+    assert check_store(moved).ok
+
+
 def test_a_directory_that_is_moved_during_a_flush_keeps_what_was_acknowledged(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

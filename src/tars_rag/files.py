@@ -207,6 +207,8 @@ def writing_problem(directory: Path, room: int) -> str | None:
             stream.flush()
             os.fsync(stream.fileno())
     except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return f"{directory} was renamed or removed"
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         return f"the disk is full ({error.strerror})" if full else str(error.strerror)
     return None

@@ -124,6 +124,7 @@ class StoreDirectory:
                     WriteAheadLog(path / LOG, store_json.fingerprint),
                     self._into_indexes,
                     partial(tidy, self),
+                    self._lock.check_in_place,
                     dimension=self._indexes.store_json.dimension,
                     read_only=read_only,
                     salvage=salvage,
@@ -274,11 +275,10 @@ class StoreDirectory:
 
     def _in_place(self) -> bool:
         """Whether the path still leads to this store."""
-        try:
+        with contextlib.suppress(StoreError):
             self._lock.check_in_place()
-        except StoreError:
-            return False
-        return True
+            return True
+        return False
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:

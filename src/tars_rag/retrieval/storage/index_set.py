@@ -73,7 +73,7 @@ class IndexSet:
         self.read_only = read_only
         self.journal = Journal(path / JOURNAL)
         self.seal = None if url else Seal(path / SEAL, path / CHROMA)
-        self.disk = FullDisk(path)
+        self.disk = FullDisk(path, lock.check_in_place)
         self._lock = lock
         self._seen: object = None
         self._weighed: object = None

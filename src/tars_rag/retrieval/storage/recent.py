@@ -60,6 +60,7 @@ class RecentWrites:
         log: Of the store, not yet read.
         into_indexes: Calls what it is given with the indexes, while nobody else uses them.
         tidy: Called after a flush in the background.
+        check_in_place: Raises an error that says so if the store's directory was moved.
         dimension: Of the store's vectors.
         read_only: Nothing may be written.
         salvage: Take what can be read of a damaged log, instead of refusing it.
@@ -73,6 +74,7 @@ class RecentWrites:
         log: WriteAheadLog,
         into_indexes: Callable[[Callable[[IndexSet], None]], None],
         tidy: Callable[[], None],
+        check_in_place: Callable[[], None],
         *,
         dimension: int | None,
         read_only: bool,
@@ -83,6 +85,7 @@ class RecentWrites:
         self._damaged = False
         self._log = log
         self._into_indexes, self._tidy = into_indexes, tidy
+        self._check_in_place = check_in_place
         self._flushing = threading.RLock()
         self._turns, self._used = threading.Condition(), False
         self._mutex = threading.Lock()
@@ -136,6 +139,7 @@ class RecentWrites:
             if mine:
                 self._append()
         if ticket.error is not None:
+            self._check_in_place()  # whoever looks for room in another directory blames the disk
             cause = writing_problem(self._log.path.parent, _LEAST_ROOM) or ticket.error
             msg = (
                 f"Writing to the store {self._log.path.parent} failed: {cause}. Nothing "

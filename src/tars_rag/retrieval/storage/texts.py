@@ -105,12 +105,16 @@ class WordTexts:
 class FullDisk:
     """Whether a store's disk has no room to mend it, and when that is to be tried again.
 
+    In a directory that was moved every write fails: whether it is still there is asked first.
+
     Args:
         path: The store's directory.
+        check_in_place: Raises an error that says so if that is not the store's any more.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, check_in_place: Callable[[], None]) -> None:
         self._path = path
+        self._check_in_place = check_in_place
         self._again = 0.0
         self._wait = _RETRY_S
 
@@ -140,8 +144,12 @@ class FullDisk:
             raise StoreError(msg)
 
     def is_to_blame(self) -> bool:
-        """Whether an error that was just raised can be the disk's; then mending waits."""
-        problem = writing_problem(self._path, _ROOM)
+        """Whether an error that was just raised can be the disk's; then mending waits.
+
+        Raises:
+            StoreError: It comes of the directory's having been moved.
+        """
+        problem = self._problem()
         if problem is None:
             return False
         _log.warning("%s: %s: it is read as it is, and mended later", self._path, problem)
@@ -173,17 +181,21 @@ class FullDisk:
             self._check_room()
             yield
         except StoreError as error:
-            problem = writing_problem(self._path, _ROOM) if type(error) is StoreError else None
+            problem = self._problem() if type(error) is StoreError else None
             if problem is None:
                 raise
             give_up()
             msg = (
                 f"Writing to the store {self._path} failed: {problem}. Nothing that was "
-                "acknowledged is lost, and it can be read. Make room, then repeat what failed: "
-                f"df {self._path} ({error})"
+                "acknowledged is lost, and it can be read. Check space and permissions (df "
+                f"{self._path}, ls -ld {self._path}), then repeat what failed. ({error})"
             )
             raise StoreError(msg) from error
         self._again, self._wait = 0.0, _RETRY_S
+
+    def _problem(self) -> str | None:
+        self._check_in_place()
+        return writing_problem(self._path, _ROOM)
 
 
 class ReadableTexts:
