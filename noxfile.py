@@ -51,6 +51,18 @@ def measured(
     tried(session, tool, *arguments, *posargs, env=env)
 
 
+def naming(session: nox.Session, *markers: str) -> list[str]:
+    """The test files that name a marker, unless others are asked for.
+
+    To import all of them takes a process half a minute of a core, some ten times in CI.
+    """
+    if any(Path(word.partition("::")[0]).exists() for word in session.posargs):
+        return []
+    named = re.compile(rf"mark\.({'|'.join(markers)})\b")
+    files = sorted(Path("tests").glob("test_*.py"))
+    return [str(file) for file in files if named.search(file.read_text("utf-8"))]
+
+
 def tried(session: nox.Session, *pytest: str, env: dict[str, str] | None = None) -> None:
     """Run pytest; in CI what failed is run once more, alone. Both runs stay in the log.
 
@@ -71,7 +83,8 @@ def install(session: nox.Session, *resolution: str, extra: str = "test") -> None
     """Install the source and what an extra needs into the session's environment, by uv."""
     session.install("uv")  # pip has no lowest versions, and takes a minute longer
     python = str(Path(session.virtualenv.location) / "bin" / "python")
-    session.run("uv", "pip", "install", "-q", "--python", python, *resolution, "-e", f".[{extra}]")
+    what = (*resolution, "-e", f".[{extra}]")
+    session.run_install("uv", "pip", "install", "-q", "--python", python, *what)
 
 
 @nox.session(python=False)
@@ -131,28 +144,40 @@ def slow(session: nox.Session) -> None:
 @nox.session(python=False)
 def weights(session: nox.Session) -> None:
     """Tests that need the published weights (`tars-rag models pull`) and ../shared."""
-    measured(session, "-n", "2", "-m", "weights or data", "--force-enable-socket")
+    files = naming(session, "weights", "data")
+    measured(session, "-n", "2", "-m", "weights or data", "--force-enable-socket", *files)
 
 
 @nox.session(python=False)
 def crash(session: nox.Session) -> None:
     """Kills, power cuts, long runs; needs strace. The environment sets other counts and seconds."""
-    counts = {"TARS_RAG_KILLS": "25", "TARS_RAG_SECONDS": "15", "TARS_RAG_SOAK": "25"}
+    counts = {
+        "TARS_RAG_KILLS": "10",
+        "TARS_RAG_CUTS": "10",
+        "TARS_RAG_SHARE_KILLS": "3",
+        "TARS_RAG_COPIES": "5",
+        "TARS_RAG_BACKUPS": "3",
+        "TARS_RAG_DISK_SIZES": "2",
+        "TARS_RAG_SECONDS": "8",
+        "TARS_RAG_PROXY_SECONDS": "10",
+        "TARS_RAG_SOAK": "25",
+    }
     counts |= {name: os.environ[name] for name in counts if name in os.environ}
-    measured(session, "-n", "2", "-m", "crash", **counts)
+    measured(session, "-n", "2", "-m", "crash", *naming(session, "crash"), **counts)
 
 
 @nox.session(python=False)
 def emulator(session: nox.Session) -> None:
     """The real aarch64 wheel; needs qemu-user-static, mmdebstrap, gcc-aarch64-linux-gnu."""
     alone = ("-o", "cache_dir=.pytest_cache/emulator")  # CI runs it beside `convert`
-    measured(session, "-m", "emulator", "--force-enable-socket", *alone)
+    files = naming(session, "emulator")
+    measured(session, "-m", "emulator", "--force-enable-socket", *alone, *files)
 
 
 @nox.session(python=False)
 def convert(session: nox.Session) -> None:
     """Bundles made by the real toolkit, in the environment that `tars-rag convert` makes."""
-    measured(session, "-m", "convert", "--force-enable-socket")
+    measured(session, "-m", "convert", "--force-enable-socket", *naming(session, "convert"))
 
 
 @nox.session(venv_backend="venv")
@@ -186,7 +211,8 @@ def lance(session: nox.Session) -> None:
     """Stores in LanceDB: beside embedded ones, written by several processes, killed, on S3."""
     install(session, extra="test,lance")
     session.install("moto[server]>=5.1")
-    measured(session, "-n", "2", "-m", "lance", "--force-enable-socket", tool="pytest")
+    files = naming(session, "lance")
+    measured(session, "-n", "2", "-m", "lance", "--force-enable-socket", *files, tool="pytest")
 
 
 @nox.session(venv_backend="venv")
@@ -195,7 +221,7 @@ def docs(session: nox.Session) -> None:
     session.install("uv")
     wanted = nox.project.dependency_groups(nox.project.load_toml("pyproject.toml"), "docs")
     python = str(Path(session.virtualenv.location) / "bin" / "python")
-    session.run("uv", "pip", "install", "-q", "--python", python, *wanted)
+    session.run_install("uv", "pip", "install", "-q", "--python", python, *wanted)
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 

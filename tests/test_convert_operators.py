@@ -131,6 +131,7 @@ def test_convert_and_the_manifest_tell_what_is_not_as_it_should_be(
         assert remark in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("target", "attention", "split"),
     [

@@ -54,6 +54,7 @@ def answers(graph: Any, inputs: list[dict[str, Any]]) -> np.ndarray[Any, Any]:
 # --- equalisation and rounding
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), spread=st.floats(0.0, 4.0), head=st.booleans())
 def test_equalisation_changes_no_answer(seed: int, spread: float, head: bool) -> None:
@@ -76,6 +77,7 @@ def test_equalisation_changes_no_answer(seed: int, spread: float, head: bool) ->
     np.testing.assert_allclose(equalised, plain, atol=2e-4, rtol=2e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 999), loud=st.floats(1.0, 300.0), head=st.booleans())
 def test_balancing_changes_no_answer_and_evens_the_channels(

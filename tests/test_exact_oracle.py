@@ -124,7 +124,9 @@ def queries(rng: np.random.Generator, rows: Rows) -> list[NDArray[np.floating]]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize(("n", "dim"), [(1, 1), (64, 3), (700, 31), (5000, 64)])
+@pytest.mark.parametrize(
+    ("n", "dim"), [(1, 1), (64, 3), (700, 31), pytest.param(5000, 64, marks=pytest.mark.slow)]
+)
 def test_every_kind_of_data(
     kind: Callable[[np.random.Generator, int, int], Rows], n: int, dim: int, tmp_path: Path
 ) -> None:
