@@ -155,7 +155,6 @@ def crash(session: nox.Session) -> None:
         "TARS_RAG_KILLS": "10",
         "TARS_RAG_CUTS": "10",
         "TARS_RAG_SHARE_KILLS": "3",
-        "TARS_RAG_COPIES": "5",
         "TARS_RAG_BACKUPS": "3",
         "TARS_RAG_DISK_SIZES": "2",
         "TARS_RAG_SECONDS": "8",
