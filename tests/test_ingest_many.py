@@ -25,7 +25,7 @@ from trees import Gardener, afresh, contents, mixed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
-FILES = int(os.environ.get("TARS_RAG_FILES", "60"))
+FILES = int(os.environ.get("TARS_RAG_FILES", "40"))
 KILLS = int(os.environ.get("TARS_RAG_INDEX_KILLS", "4"))
 CHANGES = int(os.environ.get("TARS_RAG_CHANGES", "60"))
 _PACE = 60 / 500  # seconds for a change
