@@ -1,10 +1,12 @@
 """How a store grows: load, open, search, memory and disk at several numbers of passages.
 
     python benchmarks/growth.py [--rows 10000 100000 1000000] [--queries 100] [--folder DIR]
+                                [--lance]
 
 Loaded from a Parquet file with its vectors (`parquet_memory.py`: random vectors of 384 numbers,
 texts of 40 words), so that embedding is left out. Loading and searching are processes of their
-own. Memory is that of the process and, apart, of the one in which it runs Chroma.
+own. Memory is that of the process and, apart, of the one in which it runs Chroma. With --lance
+the store is a table of LanceDB.
 """
 
 from __future__ import annotations
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="where there is room (5 GB for a million)")
+    parser.add_argument("--lance", action="store_true")
     parser.add_argument("--step", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
@@ -109,14 +112,15 @@ def main() -> None:
         found = load(*rest) if what == "load" else search(rest[0], int(rest[1]))
         print(json.dumps(found))
         return
-    print(machine("chromadb", "tantivy"))
+    print(machine("lancedb") if options.lance else machine("chromadb", "tantivy"))
     for rows in options.rows:
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-            file, store = Path(folder, "vectors.parquet"), Path(folder, "store")
+            file, place = Path(folder, "vectors.parquet"), Path(folder, "store")
+            store = f"lance://{place}" if options.lance else place
             write(file, rows)
             print(f"\n{rows} passages, {file.stat().st_size / 1e6:.0f} MB of Parquet", flush=True)
             print("  load:", shown(in_process("load", file, store)), flush=True)
-            print(f"  disk: {size_of(store) / 1e6:.0f} MB", flush=True)
+            print(f"  disk: {size_of(place) / 1e6:.0f} MB", flush=True)
             print("  search:", shown(in_process("search", store, options.queries)), flush=True)
 
 

@@ -178,6 +178,7 @@ def main() -> None:
         exact_one: lambda: ours("onnxruntime"),
         "tars-rag, ONNX Runtime int8": lambda: ours("onnxruntime", "int8"),
         "tars-rag, OpenVINO": lambda: ours("openvino"),
+        "tars-rag, OpenVINO int8": lambda: ours("openvino", "int8"),
         "OpenVINO itself, latency": lambda: raw_openvino(model, "LATENCY"),
         "OpenVINO itself, throughput": lambda: raw_openvino(model, "THROUGHPUT"),
         "sentence-transformers, torch fp32": lambda: sentence_transformers(model, "torch"),

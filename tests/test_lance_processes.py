@@ -67,8 +67,7 @@ def settled(address: str, last: dict[str, int], folder: Path) -> None:
         assert {one.id: child.check(one) for one in store.get()} == held
 
 
-def test_two_write_and_two_read(tmp_path: Path) -> None:
-    address = f"lance://{tmp_path}/store"
+def two_write_and_two_read(address: str, folder: Path) -> None:
     with HybridStore(address, HashEmbedder()):
         pass
     one, two, *searches = together(
@@ -78,9 +77,12 @@ def test_two_write_and_two_read(tmp_path: Path) -> None:
         (child.read, (SECONDS,)),
         (child.read, (SECONDS,)),
     )
-    assert min(searches) > 2
-    assert min(one[0], two[0]) > 2
-    settled(address, one[1] | two[1], tmp_path)
+    assert min(*searches, one[0], two[0]) >= 2
+    settled(address, one[1] | two[1], folder)
+
+
+def test_two_write_and_two_read(tmp_path: Path) -> None:
+    two_write_and_two_read(f"lance://{tmp_path}/store", tmp_path)
 
 
 def test_who_makes_the_store_at_once_has_the_same(tmp_path: Path) -> None:
@@ -116,8 +118,8 @@ def test_a_new_id_that_several_write_at_once_is_there_once(tmp_path: Path) -> No
     assert len(ids) == len(set(ids)) == 100
 
 
-def test_a_writer_that_is_killed_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    address, last = f"lance://{tmp_path}/store", 0
+def kill_writers(address: str) -> None:
+    last = 0
     rng = random.Random(KILLS)
     acknowledged: dict[str, int] = {}
     for _ in range(KILLS):
@@ -145,3 +147,7 @@ def test_a_writer_that_is_killed_loses_nothing_acknowledged(tmp_path: Path) -> N
                 assert store.search(child.word(f"{group}m0", held), 1)[0].id == f"{group}m0"
         last += 1
     assert acknowledged
+
+
+def test_a_writer_that_is_killed_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    kill_writers(f"lance://{tmp_path}/store")

@@ -9,17 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import lance_child as child
 from conftest import HashEmbedder
 from tars_rag import HybridStore, Passage
 from tars_rag.errors import StoreError
-from test_lance_processes import settled, together
+from test_lance_processes import kill_writers, two_write_and_two_read
 from test_lance_store import FILTERS, QUERIES, passage, same
 
 pytestmark = pytest.mark.lance
 pytest.importorskip("lancedb")
 moto = pytest.importorskip("moto.server")
-SECONDS = 3.0
 
 
 @pytest.fixture
@@ -64,18 +62,12 @@ def test_a_bucket_holds_what_a_directory_holds(bucket: str, tmp_path: Path) -> N
         assert again.path == f"{bucket}/deep/notes"
 
 
-def test_several_write_to_a_bucket(bucket: str, tmp_path: Path) -> None:
-    address = f"{bucket}/notes"
-    with HybridStore(address, HashEmbedder()):
-        pass
-    one, two, searches = together(
-        address,
-        (child.write, ("a", SECONDS)),
-        (child.write, ("b", SECONDS)),
-        (child.read, (SECONDS,)),
-    )
-    assert min(one[0], two[0], searches) >= 1
-    settled(address, one[1] | two[1], tmp_path)
+def test_two_write_to_a_bucket_and_two_read(bucket: str, tmp_path: Path) -> None:
+    two_write_and_two_read(f"{bucket}/notes", tmp_path)
+
+
+def test_a_writer_to_a_bucket_that_is_killed_loses_nothing_acknowledged(bucket: str) -> None:
+    kill_writers(f"{bucket}/notes")
 
 
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
