@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tars_rag import advice
-from tars_rag.cli import lance_stores, reading, resources
+from tars_rag.cli import reading, resources
 from tars_rag.cli.console import print_json, progress_bar, say, show
 from tars_rag.errors import InvalidInputError, TarsRagError
 from tars_rag.retrieval.address import lance_of
@@ -80,8 +80,6 @@ def index(
         _check_alone(context)
         _load(from_parquet, store, language, json)
         return
-    if lance_of(store) is not None:
-        resources.require_store(store, lance_stores.FILES)
     if not paths:
         msg = "Give files or directories to index, or --from-parquet FILE."
         raise typer.BadParameter(msg, param_hint="PATH...")
@@ -143,7 +141,7 @@ def _tell_of_root(store: Path) -> None:
     """Say that the directory is gone that sources are named from: they are not found below it."""
     from tars_rag.ingest.sources import root_of
 
-    root = root_of(store.expanduser()).directory
+    root = root_of(lance_of(store) or store.expanduser()).directory
     if root is not None and not root.exists():
         say(f"The store's root {root} is gone. If it was moved: --root DIR, where it is now.")
 
@@ -203,7 +201,7 @@ def _watch(paths: list[Path], run: Callable[[bool], Report]) -> None:
 def _nothing(paths: list[Path], store: Path) -> str:
     return (
         f"There is no text to index in {', '.join(map(str, paths))}, so no store was made at "
-        f"{store}. Give files with text in them, or a directory that holds some."
+        f"{lance_of(store) or store}. Give files with text in them, or a directory that holds some."
     )
 
 

@@ -10,8 +10,7 @@ import typer
 
 from tars_rag.cli import resources
 from tars_rag.cli.console import print_json, progress_bar, show
-from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.commands import load_commands
+from tars_rag.errors import InvalidInputError, StoreError
 
 REEMBED = (
     "To embed its passages with another model: tars-rag store export {store} old.parquet; tars-rag "
@@ -25,16 +24,31 @@ RELEX = (
 BACKUP = (
     "To keep a copy: tars-rag store export {store} FILE.parquet; or copy its directory or bucket."
 )
-FILES = f"To index files: {load_commands('{store}')}"
+
+
+def require(address: str) -> str:
+    """The address, if there is a store.
+
+    Raises:
+        StoreError: There is none.
+    """
+    from tars_rag.retrieval.lance.library import no_store
+    from tars_rag.retrieval.lance.told import told
+
+    if told(address) is None:
+        raise StoreError(no_store(address))
+    return address
 
 
 def info(address: str, json: bool) -> None:
     """Say what a store is."""
+    from tars_rag.ingest.sources import root_of, sources_of
     from tars_rag.retrieval.lance.told import told
 
     with resources.look_into(Path(address)) as opened:
         passages, its = opened.count(), told(address)
     assert its is not None
+    sources, root = sources_of(address), root_of(address).directory
     facts = {
         "path": address,
         "model": its.model,
@@ -42,6 +56,9 @@ def info(address: str, json: bool) -> None:
         "dimension": its.dimension,
         "language": its.language,
         "passages": passages,
+        "sources": len(sources),
+        "root": None if root is None else str(root),
+        "passages_of_sources": sum(sources.values()),
         "created": its.created,
         "vector_search": "exact",
     }
@@ -50,6 +67,7 @@ def info(address: str, json: bool) -> None:
         return
     show(f"{address}: {passages} passages, of {its.dimension} dimensions, in LanceDB")
     show(f"model {its.model or 'unknown'} ({its.fingerprint}), language {its.language}")
+    show(f"{len(sources)} files indexed, with {sum(sources.values())} passages")
     show("vectors are scanned: the nearest are exact, and their time grows with the passages")
 
 
@@ -89,16 +107,22 @@ def compact(address: str, json: bool) -> None:
 
 
 def remove(address: str, source: str, json: bool) -> None:
-    """Delete the passages whose metadata name a source."""
+    """Delete the passages of files; where none was indexed, those whose metadata name a source."""
+    from tars_rag.ingest.sources import remove as remove_files
+
     with resources.look_into(Path(address), read_only=False) as opened:
-        passages = opened.delete(where={"source": source})
-    if not passages:
+        try:
+            sources, passages = remove_files(opened, source)
+        except InvalidInputError:  # it was loaded from a file of vectors
+            passages = opened.delete(where={"source": source})
+            sources = min(passages, 1)
+    if not sources:
         msg = (
-            f"No passage of {address} has the source {source!r}. It is compared as a whole with "
-            "what the metadata say, which tars-rag query --json shows."
+            f"No file indexed into {address} is {source!r}, and no passage of it has that source. "
+            "To see the files: tars-rag store ls; the metadata: tars-rag query --json"
         )
         raise InvalidInputError(msg)
     if json:
-        print_json({"sources": 1, "passages": passages})
+        print_json({"sources": sources, "passages": passages})
         return
-    show(f"1 source removed, with {passages} passages")
+    show(f"{sources} sources removed, with {passages} passages")

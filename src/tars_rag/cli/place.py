@@ -113,12 +113,6 @@ def require_place(place: str, **only_here: object) -> str:
         ConfigError: An option does not go with a server's store.
     """
     if is_lance(place):
-        if only_here.get("path"):
-            msg = (
-                f"--path goes by the record of indexed files, which {place} has not. Use --where "
-                """'{"source": "FILE"}'."""
-            )
-            raise ConfigError(msg)
         return lance_address(place)
     if not is_url(place):
         return str(resources.require_store(Path(place)))

@@ -15,7 +15,7 @@ from tars_rag.cli.console import print_json, say, show
 from tars_rag.cli.passages import show_passages
 from tars_rag.cli.place import PlaceOption, require_place, told_by
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.address import is_address
+from tars_rag.retrieval.address import is_address, is_lance
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -135,7 +135,8 @@ def _within(
         return where
     from tars_rag.ingest.sources import matching, root_of, sources_of
 
-    sources, root = sources_of(Path(store)), root_of(Path(store))
+    place = store if is_lance(store) else Path(store)
+    sources, root = sources_of(place), root_of(place)
     named = sorted({one for path in paths for one in matching(sources, path, root)})
     inside: dict[str, Any] = {"source": {"$in": named}}
     return inside if where is None else {"$and": [where, inside]}

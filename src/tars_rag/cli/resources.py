@@ -128,15 +128,19 @@ def read_settings(**given: Any) -> Settings:
 
 def read_settings_for(store: Path | str, **given: Any) -> Settings:
     """As `read_settings`, for what is done to a store: where no model is named, its own."""
-    settings = read_settings(**given)
-    if is_url(store):
-        return settings
+    return as_made(store, read_settings(**given))
+
+
+def as_made(store: Path | str, settings: Settings) -> Settings:
+    """The settings for a store: where they name no model, its own."""
     address = lance_of(store)
     if address is not None:
         from tars_rag.retrieval.lance.told import told
         from tars_rag.retrieval.storage.layout import settings_of
 
         return settings_of(told(address), settings)
+    if is_url(store):
+        return settings
     from tars_rag.retrieval.storage.layout import settings_for
 
     return settings_for(_without_tilde(Path(store)), settings)
@@ -307,6 +311,11 @@ def look_into(path: Path, *, read_only: bool = True) -> HybridStore:
 
 def is_store(path: Path) -> bool:
     """Whether there is a store at `path`, intact or not."""
+    address = lance_of(path)
+    if address is not None:
+        from tars_rag.retrieval.lance.told import told
+
+        return told(address) is not None
     from tars_rag.retrieval.storage.store_json import NAME
 
     return (_without_tilde(path) / NAME).exists()
@@ -329,7 +338,7 @@ def require_store(path: Path, instead: str = "") -> Path:
         msg = f"{address} is in LanceDB, and this command is for a store in a directory. " + (
             instead.format(store=address)
             or "What there is for it: tars-rag query, store info, "
-            "check, compact, export and rm, and index --from-parquet."
+            "check, compact, export, ls, rm and mv, index and serve."
         )
         raise StoreError(msg)
     path = _without_tilde(path)

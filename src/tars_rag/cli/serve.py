@@ -18,7 +18,7 @@ from tars_rag.cli import resources
 from tars_rag.cli.console import say
 from tars_rag.cli.place import require_place, served_reranker
 from tars_rag.errors import ConfigError, TarsRagError
-from tars_rag.retrieval.address import is_lance, is_url, split_store, unfolded
+from tars_rag.retrieval.address import is_url, lance_of, split_store, unfolded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -179,7 +179,7 @@ def _service(
 ) -> Iterator[Service]:
     """Models and stores, opened for a server and closed after it."""
     from tars_rag.retrieval.lending import lend
-    from tars_rag.retrieval.storage.layout import language_for, settings_for
+    from tars_rag.retrieval.opening import language_for
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.server.service import Service
 
@@ -188,21 +188,15 @@ def _service(
     for place in filter(is_url, places.values()):
         msg = f"{place} is served already. Give the directories of stores: --store NAME=DIR"
         raise ConfigError(msg)
-    for place in filter(is_lance, places.values()):
-        msg = (
-            f"{place} is in LanceDB, and a server has directories. Every process that reaches it "
-            "opens it by itself: HybridStore(...) or tars-rag query --store."
-        )
-        raise ConfigError(msg)
-    named = {name: Path(place) for name, place in places.items()}
+    named = {name: lance_of(place) or Path(place) for name, place in places.items()}
     for path in named.values():
-        settings = settings_for(path, settings)
+        settings = resources.as_made(path, settings)
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         reranker = resources.open_reranker(settings, rerank)
         service = Service(embedder, reranker, read_only=read_only)
         try:
             for name, path in named.items():
-                if read_only:
+                if read_only and isinstance(path, Path):
                     resources.require_store(path)
                 chosen = language or language_for(path, settings)
                 opened = HybridStore(path, service.embedder, read_only=read_only, language=chosen)
@@ -237,7 +231,8 @@ def stores_by_name(given: list[str]) -> dict[str, Path]:
 @contextlib.contextmanager
 def _standing_by(service: Service) -> Iterator[None]:
     """A process that runs short commands beside this one without importing anything first."""
-    places = [] if service.read_only else [str(one.local_path) for one in service.stores.values()]
+    stores = [] if service.read_only else service.stores.values()
+    places = [str(one.path) for one in stores if one.shared_table is None]
     if not places:
         yield
         return
@@ -271,14 +266,14 @@ def _watching(service: Service, given: list[str], roots: list[str]) -> Iterator[
 
 def _settle(service: Service, given: list[str]) -> None:
     """Record the roots of stores, which every run over their files goes by."""
-    from tars_rag.ingest.ledger import Ledger
+    from tars_rag.ingest.record import record_of
     from tars_rag.ingest.root import Root
 
     for name, directories in _by_store(service, "--root", given).items():
         if len(directories) > 1:
             msg = f"--root: the store {name} has one root, not {len(directories)}."
             raise ConfigError(msg)
-        with Ledger(service.stores[name].local_path) as ledger:
+        with record_of(service.stores[name]) as ledger:
             ledger.settle(Root.at(directories[0]))
 
 

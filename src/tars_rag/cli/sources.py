@@ -67,7 +67,9 @@ def ls(
     """List the files that were indexed, and how many passages each has."""
     from tars_rag.ingest.sources import matching, root_of, sources_of
 
-    held = resources.require_store(resources.which_store(directory, store))
+    which = resources.which_store(directory, store)
+    address = lance_of(which)
+    held = resources.require_store(which) if address is None else lance_stores.require(address)
     sources = sources_of(held)
     chosen = sorted(sources if path is None else matching(sources, path, root_of(held)))
     if json:
@@ -116,8 +118,6 @@ def mv(
     from tars_rag.ingest.sources import move
 
     named, [old, new] = resources.store_and_words(words, "OLD NEW", store)
-    if lance_of(named) is not None:
-        resources.require_store(named)
     with resources.look_into(named, read_only=False) as opened:
         sources, passages = move(opened, old, new)
     _told("moved", sources, passages, json)

@@ -16,9 +16,9 @@ from tars_rag.ingest.run import Report, ingest, nothing_to_ingest
 from tars_rag.models.embedder import Embedder
 from tars_rag.progress import NamedProgress
 from tars_rag.retrieval.address import is_lance
-from tars_rag.retrieval.commands import load_commands
+from tars_rag.retrieval.opening import language_for
 from tars_rag.retrieval.passage import TextEmbedder
-from tars_rag.retrieval.storage.layout import language_for, settings_for, store_path
+from tars_rag.retrieval.storage.layout import settings_for, settings_of, store_path
 from tars_rag.retrieval.storage.store_json import NAME as STORE_JSON
 from tars_rag.retrieval.store import HybridStore
 from tars_rag.settings import Settings
@@ -63,9 +63,9 @@ def index(
 
     Args:
         paths: A file or directory, or several. A directory is searched for files of known types.
-        store: An open store, a framework's ``TarsVectorStore``, or the directory of a store, which
-            is opened with the embedder that the environment describes, or its own where that
-            names no model, and closed at the end.
+        store: An open store, a framework's ``TarsVectorStore``, or the directory of a store, or
+            its address in LanceDB (docs/lance.md). It is opened with the embedder that the
+            environment describes, or its own where that names no model, and closed at the end.
         chunk_tokens: Tokens in a chunk; None: all that the embedder reads.
         overlap: Tokens shared by neighbouring chunks.
         root: A directory; sources below it are named as seen from it, so that it may move: then
@@ -90,23 +90,16 @@ def index(
     files = _paths(paths)
     seen_from = None if root is None else Root.at(_paths(root)[0])
     with contextlib.ExitStack() as opened:
-        if is_lance(store):
-            msg = (
-                f"{store} is in LanceDB, which has no place for a record of indexed files. Make "
-                f"passages and vectors, then load them: {load_commands(str(store))}"
-            )
-            raise InvalidInputError(msg)
         if isinstance(store, str | os.PathLike):
-            directory = store_path(Path(store))
-            settings = settings_for(directory, Settings.from_env())
+            place, there, settings = _place(store)
             embedder = opened.enter_context(Embedder.from_settings(settings))
             cut = splitter or _splitter(embedder, chunk_tokens, overlap)
-            if not (directory / STORE_JSON).exists():
+            if not there:
                 nothing = nothing_to_ingest(files, cut, exclude=exclude, limits=limits)
                 if nothing is not None:
                     return nothing  # a slip in a path leaves no empty store behind
-            language = language or language_for(directory, settings)
-            target = opened.enter_context(HybridStore(directory, embedder, language=language))
+            language = language or language_for(place, settings)
+            target = opened.enter_context(HybridStore(place, embedder, language=language))
         else:
             target = _target(store)
             if language not in (None, target.language):
@@ -136,6 +129,18 @@ def _paths(paths: PathLike | Iterable[PathLike]) -> list[Path]:
             msg = f"{shown(path)} is not a path. Give files and directories by their names."
             raise InvalidInputError(msg)
     return [Path(path) for path in chosen]
+
+
+def _place(store: PathLike) -> tuple[Path | str, bool, Settings]:
+    """Where a store is, whether it is there, and the settings that it is opened with."""
+    settings = Settings.from_env()
+    if is_lance(store):
+        from tars_rag.retrieval.lance.told import told
+
+        its = told(str(store))
+        return str(store), its is not None, settings_of(its, settings)
+    directory = store_path(Path(store))
+    return directory, (directory / STORE_JSON).exists(), settings_for(directory, settings)
 
 
 def _target(store: HybridStore | HasStore) -> HybridStore:

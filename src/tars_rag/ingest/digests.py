@@ -6,7 +6,7 @@ import hashlib
 import unicodedata
 
 from tars_rag.ingest.ledger import Claim
-from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.passage import FilePassage, Passage
 
 
 def digest_of(passage: Passage) -> str:
@@ -20,6 +20,12 @@ def content_of(text: str) -> str:
     return hashlib.sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def claim_of(passage: Passage, source: str) -> Claim:
+def from_file(passage: Passage, source: str) -> FilePassage:
+    """A passage with the file that it was read from."""
+    return FilePassage(passage.id, passage.text, passage.metadata, source, digest_of(passage))
+
+
+def claim_of(passage: FilePassage) -> Claim:
     """What is recorded of a passage of a file."""
-    return Claim(passage.id, source, digest_of(passage), content_of(passage.text))
+    content = content_of(passage.text)
+    return Claim(passage.id, passage.origin, passage.embedded, content, passage)

@@ -14,12 +14,17 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from tars_rag.errors import InvalidInputError, StoreError
+from tars_rag.errors import StoreError
 from tars_rag.ingest.root import Root
+from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.layout import SOURCES
 
-_ALIKE = 4  # passages with one digest that are looked at: some may be gone
+if TYPE_CHECKING:
+    from tars_rag.retrieval.store import HybridStore
+
+ALIKE = 4  # passages with one digest that are looked at: some may be gone
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sources(
     source TEXT PRIMARY KEY, version TEXT NOT NULL, stamp TEXT NOT NULL DEFAULT ''
@@ -58,12 +63,14 @@ class Claim:
         source: The file it comes from.
         digest: Of what is embedded of it; passages with the same one have the same vector.
         content: Of its text, however that is spaced; passages with the same one are copies.
+        passage: Itself; a record beside the store does without.
     """
 
     id: str
     source: str
     digest: str
     content: str = ""
+    passage: Passage | None = None
 
 
 class Ledger:
@@ -113,38 +120,12 @@ class Ledger:
         """Name sources from a directory, or record that the directory has moved.
 
         Raises:
-            InvalidInputError: There are sources already that are named by their whole paths, or
-                from another directory that still has them, or this one has none of them, or has one
-                that is named by its whole path.
+            InvalidInputError: It cannot be, see `Root.check_successor`.
         """
-        before, names = self.root, self.sources()
+        before = self.root
         if before == root:
             return
-        if names and before.directory is None:
-            msg = (
-                "The store's sources are named by their whole paths, and stay so: a root is given "
-                "when the first file is indexed. Index into a new store, with --root."
-            )
-            raise InvalidInputError(msg)
-        if before.holds_any(names):
-            msg = (
-                f"The store's sources are named from {before.directory}, which still has them. "
-                "Only a root that was moved may be given anew. To index: leave --root out."
-            )
-            raise InvalidInputError(msg)
-        if any(not Path(one).is_absolute() for one in names) and not root.holds_any(names):
-            msg = (
-                f"The store's sources are named from {before.directory}, and {root.directory} has "
-                "none of them. Give the directory that it was moved to: --root DIR"
-            )
-            raise InvalidInputError(msg)
-        whole = next((one for one in names if root.name(Path(one)) != one), None)
-        if whole is not None:
-            msg = (
-                f"{whole} is in the store by its whole path, and lies below {root.directory}. "
-                f"Remove it first, then index again: tars-rag store rm {shlex.quote(whole)}"
-            )
-            raise InvalidInputError(msg)
+        before.check_successor(root, self.sources())
         with self._db:
             self._db.execute("BEGIN")
             self._db.execute("DELETE FROM roots")
@@ -160,10 +141,15 @@ class Ledger:
         row = self._db.execute("SELECT stamp FROM sources WHERE source = ?", (source,)).fetchone()
         return "" if row is None else str(row[0])
 
-    def ids(self, source: str) -> list[str]:
-        """Ids of all passages that the store may hold of a file."""
-        rows = self._db.execute("SELECT id FROM passages WHERE source = ?", (source,))
-        return [row[0] for row in rows]
+    def ids(self, *sources: str) -> list[str]:
+        """Ids of all passages that the store may hold of files."""
+        sql = "SELECT id FROM passages WHERE source = ?"
+        return [row[0] for source in sources for row in self._db.execute(sql, (source,))]
+
+    def is_whole(self, source: str, store: HybridStore) -> bool:
+        """Whether the store holds all that a finished file gave."""
+        ids = self.ids(source)  # of vectors, because those are in memory
+        return all(len(store.vectors(batch)) == len(batch) for batch in batches(ids, 1000))
 
     def sources(self) -> list[str]:
         """All files that gave passages."""
@@ -196,7 +182,7 @@ class Ledger:
             sql = f"SELECT digest, id FROM passages WHERE digest IN ({marks}) AND digest != ''"
             for digest, key in self._db.execute(sql, batch):
                 ids = found.setdefault(digest, [])
-                if len(ids) < _ALIKE:
+                if len(ids) < ALIKE:
                     ids.append(key)
         return found
 
@@ -245,10 +231,7 @@ class Ledger:
     def copies(self) -> list[list[str]]:
         """Files with the same content, two or more each."""
         sql = "SELECT version, source FROM sources ORDER BY version, source"
-        same: dict[str, list[str]] = {}
-        for version, source in self._db.execute(sql):
-            same.setdefault(version, []).append(source)
-        return [sources for sources in same.values() if len(sources) > 1]
+        return grouped(self._db.execute(sql))
 
     def counts(self) -> dict[str, int]:
         """How many passages each file has, files without any among them."""
@@ -275,6 +258,9 @@ class Ledger:
             self._db.execute("BEGIN")
             self._db.executemany("DELETE FROM passages WHERE id = ?", ((key,) for key in ids))
 
+    def flush(self) -> None:
+        """Nothing: every statement is durable when it returns."""
+
     def close(self) -> None:
         """Close the file."""
         self._db.close()
@@ -289,6 +275,14 @@ class Ledger:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def grouped(versions: Iterable[tuple[str, str]]) -> list[list[str]]:
+    """Of (version, source) the sources that have one version, two or more each."""
+    same: dict[str, list[str]] = {}
+    for version, source in versions:
+        same.setdefault(version, []).append(source)
+    return [sources for sources in same.values() if len(sources) > 1]
 
 
 def batches(items: Iterable[str], size: int) -> Iterable[Sequence[str]]:

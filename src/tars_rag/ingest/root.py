@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,11 +55,45 @@ class Root:
             return path.relative_to(self.directory).as_posix()
         return str(path)
 
+    def check_successor(self, root: Root, names: Sequence[str]) -> None:
+        """Refuse another root for the sources of these names, unless this one was moved there.
+
+        Raises:
+            InvalidInputError: There are sources already that are named by their whole paths, or
+                from this directory, which still has them, or the other has none of them, or has one
+                that is named by its whole path.
+        """
+        if names and self.directory is None:
+            msg = (
+                "The store's sources are named by their whole paths, and stay so: a root is given "
+                "when the first file is indexed. Index into a new store, with --root."
+            )
+            raise InvalidInputError(msg)
+        if self.holds_any(names):
+            msg = (
+                f"The store's sources are named from {self.directory}, which still has them. "
+                "Only a root that was moved may be given anew. To index: leave --root out."
+            )
+            raise InvalidInputError(msg)
+        if any(not Path(one).is_absolute() for one in names) and not root.holds_any(names):
+            msg = (
+                f"The store's sources are named from {self.directory}, and {root.directory} has "
+                "none of them. Give the directory that it was moved to: --root DIR"
+            )
+            raise InvalidInputError(msg)
+        whole = next((one for one in names if root.name(Path(one)) != one), None)
+        if whole is not None:
+            msg = (
+                f"{whole} is in the store by its whole path, and lies below {root.directory}. "
+                f"Remove it first, then index again: tars-rag store rm {shlex.quote(whole)}"
+            )
+            raise InvalidInputError(msg)
+
     def path(self, name: str) -> Path:
         """Where the source of that name is."""
         return Path(name) if self.directory is None else self.directory / name
 
-    def holds_any(self, names: list[str]) -> bool:
+    def holds_any(self, names: Sequence[str]) -> bool:
         """Whether a file is there for one of the names that are seen from here."""
         seen = (one for one in names if not Path(one).is_absolute())
         return any(self.path(one).exists() for one in seen)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, pieces
-from tars_rag.ingest.digests import claim_of, content_of
+from tars_rag.ingest.digests import claim_of, content_of, from_file
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
-from tars_rag.ingest.ledger import Claim, Ledger, batches
+from tars_rag.ingest.ledger import Claim, batches
+from tars_rag.ingest.record import Record, record_of
 from tars_rag.ingest.root import Root
 from tars_rag.ingest.stamps import same_date, stamp_of, unchanged
 from tars_rag.ingest.vectors import Known
@@ -111,7 +112,7 @@ def ingest(
     report.ignored, report.excluded = dict(found.ignored), found.excluded
     report.failures += sorted(found.failures.items())
     try:
-        with Ledger(store.local_path) as ledger, DocumentReader(limits) as reader:
+        with record_of(store) as ledger, DocumentReader(limits) as reader:
             if root is not None:
                 ledger.settle(root)
             _Run(store, ledger, splitter, reader, report, progress or _quiet).files(found.files)
@@ -164,7 +165,7 @@ class _Run:
     def __init__(
         self,
         store: HybridStore,
-        ledger: Ledger,
+        ledger: Record,
         splitter: Splitter,
         reader: DocumentReader,
         report: Report,
@@ -204,13 +205,13 @@ class _Run:
         return (
             settings == self._splitter.settings
             and unchanged(self._ledger.stamp(source), stamp_of(path))
-            and self._present(source)
+            and self._ledger.is_whole(source, self._store)
         )
 
     def _file(self, path: Path, file: _File, size: int, total: int) -> None:
         same = self._ledger.version(file.source) == file.version
         same = same and same_date(self._ledger.stamp(file.source), file.stamp)
-        if same and self._present(file.source):
+        if same and self._ledger.is_whole(file.source, self._store):
             self._ledger.restamp(file.source, file.stamp)
             self._report.unchanged += 1
             return
@@ -228,14 +229,12 @@ class _Run:
         if piece.problem is not None:
             file.problems.append(piece.problem)
 
-    def _present(self, source: str) -> bool:
-        ids = self._ledger.ids(source)  # of vectors, because those are in memory
-        return all(len(self._store.vectors(batch)) == len(batch) for batch in batches(ids, 1000))
-
     def _flush(self) -> None:
         self._write(self._batch)
+        self._finish([file for file in self._read if not file.problems])
         for file in self._read:
-            self._finish(file)
+            # A row with a slip may be one that is stored already: delete nothing, look again.
+            self._report.failures += [(file.source, problem) for problem in file.problems]
         self._batch, self._read = [], []
 
     def _write(self, batch: list[tuple[_File, Passage]]) -> None:
@@ -249,8 +248,8 @@ class _Run:
                 continue
             owners[passage.id] = file.source
             file.ids.add(passage.id)
-            claims.append(claim_of(passage, file.source))
-            chosen[passage.id] = passage
+            chosen[passage.id] = ours = from_file(passage, file.source)
+            claims.append(claim_of(ours))
         known = Known(self._store, self._ledger)
         known.look_for(chosen.values())  # before the ids are claimed for other texts
         self._ledger.claim(claims)
@@ -262,19 +261,19 @@ class _Run:
         self._report.written += len(fresh)
         self._report.kept += len(chosen) - len(fresh)
 
-    def _finish(self, file: _File) -> None:
-        if file.problems:
-            # A row with a slip may be one that is stored already: delete nothing, look again.
-            self._report.failures += [(file.source, problem) for problem in file.problems]
-            return
-        stale = [key for key in self._ledger.ids(file.source) if key not in file.ids]
+    def _finish(self, files: Sequence[_File]) -> None:
+        held = self._ledger.ids(*(file.source for file in files))
+        right = {key for file in files for key in file.ids}
+        stale = [key for key in held if key not in right]
         self._report.deleted += _delete(self._store, self._ledger, stale)
-        self._ledger.finish(file.source, file.version, file.stamp)
-        self._report.indexed += 1
+        for file in files:
+            self._ledger.finish(file.source, file.version, file.stamp)
+        self._ledger.flush()
+        self._report.indexed += len(files)
 
 
 def _vanished(
-    store: HybridStore, ledger: Ledger, paths: Sequence[Path], report: Report, prune: bool
+    store: HybridStore, ledger: Record, paths: Sequence[Path], report: Report, prune: bool
 ) -> None:
     # A path that is itself gone may be a drive that is not mounted: nothing below it is pruned.
     tops = [top for top in (path.expanduser().resolve() for path in paths) if not _gone(top)]
@@ -284,19 +283,20 @@ def _vanished(
         if not _gone(path) or not any(path.is_relative_to(top) for top in tops):
             continue
         report.vanished.append(source)
-        if prune:
-            report.deleted += _delete(store, ledger, ledger.ids(source))
+    if prune:
+        report.deleted += _delete(store, ledger, ledger.ids(*report.vanished))
+        for source in report.vanished:
             ledger.reopen(source)
 
 
-def _record_contents(store: HybridStore, ledger: Ledger) -> None:
+def _record_contents(store: HybridStore, ledger: Record) -> None:
     """Record what those passages hold that were indexed before that was recorded."""
     for ids in batches(ledger.without_content(), 1000):
         held = store.get(ids=list(ids))
         ledger.record_content((content_of(passage.text), passage.id) for passage in held)
 
 
-def _delete(store: HybridStore, ledger: Ledger, ids: Sequence[str]) -> int:
+def _delete(store: HybridStore, ledger: Record, ids: Sequence[str]) -> int:
     deleted = 0
     for batch in batches(ids, 1000):
         deleted += store.delete(ids=list(batch))

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tars_rag.errors import InvalidInputError
-from tars_rag.ingest.digests import claim_of, content_of
+from tars_rag.ingest.digests import claim_of, content_of, from_file
 from tars_rag.ingest.ledger import Ledger, batches
+from tars_rag.ingest.record import Record, record_at, record_of
 from tars_rag.ingest.root import Root
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.layout import SOURCES
@@ -25,20 +26,16 @@ _BATCH = 256
 _COPIES = 100  # of one text that are told
 
 
-def sources_of(store: Path) -> dict[str, int]:
+def sources_of(store: Path | str) -> dict[str, int]:
     """The files of a store and how many passages each has; empty where none was indexed."""
-    if not (store / SOURCES).exists():
-        return {}
-    with Ledger(store, reading=True) as ledger:
-        return ledger.counts()
+    with record_at(store) as ledger:
+        return {} if ledger is None else ledger.counts()
 
 
-def root_of(store: Path) -> Root:
+def root_of(store: Path | str) -> Root:
     """From where the sources of a store are named."""
-    if not (store / SOURCES).exists():
-        return Root()
-    with Ledger(store, reading=True) as ledger:
-        return ledger.root
+    with record_at(store) as ledger:
+        return Root() if ledger is None else ledger.root
 
 
 def copies_in(store: Path) -> list[list[str]]:
@@ -116,7 +113,7 @@ def _is_below(path: str, top: str) -> bool:
 def remove(store: HybridStore, pattern: str) -> tuple[int, int]:
     """Delete the passages of sources; how many sources and passages that were."""
     deleted = 0
-    with Ledger(store.local_path) as ledger:
+    with record_of(store) as ledger:
         chosen = matching(ledger.counts(), pattern, ledger.root)
         for source in chosen:
             for ids in batches(ledger.ids(source), _BATCH):
@@ -144,7 +141,7 @@ def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
     """
     before, after = (str(Path(one).expanduser().resolve()) for one in (old, new))
     moved = 0
-    with Ledger(store.local_path) as ledger:
+    with record_of(store) as ledger:
         root = ledger.root
         names = {
             one: root.name(Path(after + str(root.path(one))[len(before) :]))
@@ -166,10 +163,12 @@ def move(store: HybridStore, old: str, new: str) -> tuple[int, int]:
     return len(names), moved
 
 
-def _rename(store: HybridStore, ledger: Ledger, ids: list[str], source: str, name: str) -> int:
+def _rename(store: HybridStore, ledger: Record, ids: list[str], source: str, name: str) -> int:
     held, vectors = store.get(ids=ids), store.vectors(ids)
-    renamed = [(one.id, _renamed(one, source, name)) for one in held if one.id in vectors]
-    ledger.claim(claim_of(new, name) for _, new in renamed)
+    renamed = [
+        (one.id, from_file(_renamed(one, source, name), name)) for one in held if one.id in vectors
+    ]
+    ledger.claim(claim_of(new) for _, new in renamed)
     store.upsert([new for _, new in renamed], [vectors[old] for old, _ in renamed])
     gone = [old for old, new in renamed if old != new.id]
     store.delete(ids=gone)

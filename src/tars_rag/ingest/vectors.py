@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.ingest.digests import digest_of
-from tars_rag.ingest.ledger import Ledger
+from tars_rag.ingest.record import Record
 from tars_rag.retrieval.passage import Passage
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Known:
     """Finds vectors by what they were made of, and stores passages with them."""
 
-    def __init__(self, store: HybridStore, ledger: Ledger) -> None:
+    def __init__(self, store: HybridStore, ledger: Record) -> None:
         self._store, self._ledger = store, ledger
         self._vectors: dict[str, NDArray[np.float32]] = {}  # by digest
 

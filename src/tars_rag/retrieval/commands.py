@@ -16,13 +16,6 @@ def index_command(store: Path) -> str:
     return f"tars-rag index FILES --store {shlex.quote(str(store))}"
 
 
-def load_commands(address: str) -> str:
-    """What takes files into a store that has no record of them; they are for the user to name."""
-    return (
-        f"tars-rag embed FILES v.parquet; tars-rag index --from-parquet v.parquet --store {address}"
-    )
-
-
 def restore_command(store: Path) -> str:
     """``tars-rag store restore`` beside the store in this directory, from the user's backup."""
     return f"tars-rag store restore BACKUP {shlex.quote(f'{store}-restored')}"

@@ -49,6 +49,19 @@ class Passage:
 
 
 @dataclass(frozen=True, slots=True)
+class FilePassage(Passage):
+    """A passage on its way into a store that itself keeps from which file it was read.
+
+    Attributes:
+        origin: What the file is called.
+        embedded: Names what is embedded of it; passages with the same name have the same vector.
+    """
+
+    origin: str = ""
+    embedded: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredPassage:
     """A passage found by a search.
 

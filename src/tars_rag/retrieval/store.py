@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,6 @@ from numpy.typing import ArrayLike, NDArray
 from tars_rag.errors import InvalidInputError, shown
 from tars_rag.retrieval import writing
 from tars_rag.retrieval.address import is_lance
-from tars_rag.retrieval.commands import load_commands
 from tars_rag.retrieval.indexes import checks
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.opening import opened
@@ -31,6 +30,9 @@ from tars_rag.retrieval.storage.directory import StoreDirectory
 from tars_rag.retrieval.storage.layout import store_path
 from tars_rag.retrieval.timing import Stopwatch
 from tars_rag.settings import Strategy
+
+if TYPE_CHECKING:
+    from tars_rag.retrieval.lance.access import LanceAccess
 
 
 class HybridStore:
@@ -98,19 +100,18 @@ class HybridStore:
             InvalidInputError: A server has it, or LanceDB.
         """
         path = self.path
-        if is_lance(path):
-            msg = (
-                f"The store {path} has no directory of its own for a record of indexed files. Make "
-                f"the passages and vectors first, then load them: {load_commands(str(path))}"
-            )
-            raise InvalidInputError(msg)
         if isinstance(path, str):
-            msg = (
-                f"The store {path} is on another machine, and files are indexed where it is: "
-                "start its server with --watch FOLDER, or run tars-rag index there."
-            )
+            where = "on another machine, and files are indexed where it is: start its server with "
+            where += "--watch FOLDER, or run tars-rag index there."
+            msg = f"The store {path} is {'in LanceDB.' if is_lance(path) else where}"
             raise InvalidInputError(msg)
         return path
+
+    @property
+    def shared_table(self) -> LanceAccess | None:
+        """What it is asked in LanceDB, which also keeps from which files its passages are."""
+        access: Any = self._access
+        return access if is_lance(access.path) else None
 
     @property
     def fingerprint(self) -> str:

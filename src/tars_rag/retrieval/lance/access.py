@@ -18,7 +18,7 @@ from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE
 from tars_rag.retrieval.lance import library, table, upkeep
 from tars_rag.retrieval.lance.facts import quoted, with_ids
 from tars_rag.retrieval.lance.moment import Moment
-from tars_rag.retrieval.lance.table import PASSAGES, PROBE, About
+from tars_rag.retrieval.lance.table import FILES, PASSAGES, PROBE, About
 from tars_rag.retrieval.lance.told import as_store_json
 from tars_rag.retrieval.lance.words import MomentWords
 from tars_rag.retrieval.lance.writing import again
@@ -133,7 +133,7 @@ class LanceAccess:
                 merge = writer.merge_insert("id")
                 merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
 
-            self._written(write)
+            self.written(write)
 
     def matching(self, ids: Sequence[str] | None, where: Where | None) -> list[str]:
         """See `StoreAccess`."""
@@ -155,7 +155,7 @@ class LanceAccess:
                     return 0
                 digests = ", ".join(map(quoted, found.values()))
                 condition = f"{with_ids(list(found))} AND digest IN ({digests})"
-            return self._written(lambda writer: int(writer.delete(condition).num_deleted_rows))
+            return self.written(lambda writer: int(writer.delete(condition).num_deleted_rows))
 
     def get(
         self, ids: Sequence[str] | None, where: Where | None, limit: int | None
@@ -203,7 +203,9 @@ class LanceAccess:
         self.check_writable()
         with library.asking(self.path, "compacted"):
             if self._find():
-                self._written(upkeep.optimise)
+                self.written(upkeep.optimise)
+                if table.exists(self._connection, FILES):
+                    self.written(upkeep.tidy, FILES)
         if progress is not None:
             total = self.count()
             progress(total, total)
@@ -280,10 +282,21 @@ class LanceAccess:
             now = self.now()
             return nothing if now is None else question(now[0])
 
-    def _written(self, write: Callable[[Any], _A]) -> _A:
-        done = again(self._connection, self.path, write)
-        self._upkeep.written()
+    def written(self, write: Callable[[Any], _A], name: str = PASSAGES) -> _A:
+        """What a write to one of the store's tables gives; it is one version of that."""
+        done = again(self._connection, self.path, write, name)
+        if name == PASSAGES:
+            self._upkeep.written()
         return done
+
+    def beside(self, name: str, schema: Callable[[], Any] | None = None) -> Any:
+        """Another table of the store, newest version; made by the schema; None: there is none."""
+        self._check_open()
+        if not table.exists(self._connection, name):
+            if schema is None:
+                return None
+            table.make(self._connection, name, schema=schema())
+        return self._connection.open_table(name)
 
     def _check_open(self) -> None:
         if self._closed:

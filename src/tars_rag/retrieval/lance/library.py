@@ -134,6 +134,6 @@ def is_missing(address: str) -> bool:
 def no_store(address: str) -> str:
     """The message that there is none."""
     return (
-        f"There is no store at {address}. Make one: open it for writing, or load one: tars-rag "
-        f"index --from-parquet FILE --store {address}"
+        f"There is no store at {address}. Make one: tars-rag index FILES --store {address}; or "
+        f"load one: tars-rag index --from-parquet FILE --store {address}"
     )

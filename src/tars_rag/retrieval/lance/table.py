@@ -18,15 +18,16 @@ from tars_rag.retrieval.indexes.codec import encode, filterable, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
 from tars_rag.retrieval.lance.facts import facts
 from tars_rag.retrieval.lance.library import arrow, asking, library
-from tars_rag.retrieval.passage import Passage
+from tars_rag.retrieval.passage import FilePassage, Passage
 from tars_rag.retrieval.storage.store_json import named
 
 PASSAGES: Final = "passages"
 PROBE: Final = "probe"
+FILES: Final = "files"
 WORDS_INDEX: Final = "terms_idx"
 _SAYS: Final = b"tars-rag"
 _FORMAT: Final = "tars-rag-lance"
-_VERSION: Final = 1
+_VERSION: Final = 2  # 1 did not name the files that passages were read from
 _PRIMARY_KEY: Final = {b"lance-schema:unenforced-primary-key": b"true"}
 """Without it two writers of one new id store it twice (tests/test_lance_processes.py)."""
 _LENGTHS: Final = 1e-18, 1e18  # whose squares single precision holds
@@ -73,11 +74,21 @@ def create(connection: Any, address: str, about: About) -> None:
         pa.field("words", pa.list_(pa.int64()), nullable=False),
         pa.field("length", pa.int32(), nullable=False),
         pa.field("vector", pa.list_(pa.float32(), about.dimension), nullable=False),
+        pa.field("origin", pa.string()),
+        pa.field("embedded", pa.string()),
     ]
     schema = pa.schema(fields, metadata={_SAYS: json.dumps(said).encode("ascii")})
     with asking(address, "made"):
         if not exists(connection, PASSAGES):
             make(connection, PASSAGES, schema=schema)
+
+
+def files_schema() -> Any:
+    """Of the table that says which files are done."""
+    pa = arrow()
+    source = pa.field("source", pa.string(), nullable=False, metadata=_PRIMARY_KEY)
+    others = [pa.field(one, pa.string(), nullable=False) for one in ("version", "stamp", "sum")]
+    return pa.schema([source, *others])
 
 
 def make(connection: Any, name: str, **what: Any) -> None:
@@ -210,6 +221,8 @@ def rows(batch: Sequence[Passage], vectors: NDArray[np.float32], language: str, 
         "words": [list(map(word, dict.fromkeys(one))) for one in split],
         "length": [len(one) for one in split],
         "vector": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1]),
+        "origin": [one.origin if isinstance(one, FilePassage) else None for one in batch],
+        "embedded": [one.embedded if isinstance(one, FilePassage) else None for one in batch],
     }
     return pa.table(columns, schema=schema)
 

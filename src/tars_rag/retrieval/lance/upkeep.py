@@ -71,7 +71,7 @@ def due(table: Any) -> bool:
         return True
     if its.num_unindexed_rows > max(_MOST_ROWS, its.num_indexed_rows // 8):
         return True
-    return int(table.stats()["fragment_stats"]["num_small_fragments"]) > _MOST_FILES
+    return scattered(table)
 
 
 def optimise(table: Any) -> None:
@@ -79,4 +79,14 @@ def optimise(table: Any) -> None:
     for column, config in configs().items():
         # Made anew: LanceDB takes ten times as long to add to a list index that is there.
         table.create_index(column, config=config, replace=True)
+    tidy(table)
+
+
+def tidy(table: Any) -> None:
+    """Join files, remove versions that are old."""
     table.optimize(cleanup_older_than=OLD)
+
+
+def scattered(table: Any) -> bool:
+    """Whether it is in many small files."""
+    return int(table.stats()["fragment_stats"]["num_small_fragments"]) > _MOST_FILES

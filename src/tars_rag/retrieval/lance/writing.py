@@ -18,13 +18,14 @@ _FIRST_WAIT: Final = 0.02  # seconds between two of them, doubled each time
 _LONGEST_WAIT: Final = 1.0
 
 
-def again(connection: Any, address: str, write: Callable[[Any], _A]) -> _A:
+def again(connection: Any, address: str, write: Callable[[Any], _A], name: str = PASSAGES) -> _A:
     """Write to the newest version of the table, until nobody comes between.
 
     Args:
         connection: LanceDB's.
         address: Of the store.
         write: Is given the table; what it does, it does as a whole or not at all.
+        name: Of the table.
 
     Raises:
         StoreError: Each time another one was faster.
@@ -32,7 +33,7 @@ def again(connection: Any, address: str, write: Callable[[Any], _A]) -> _A:
     wait = _FIRST_WAIT
     for left in reversed(range(_TRIES)):
         try:
-            return write(connection.open_table(PASSAGES))
+            return write(connection.open_table(name))
         except TarsRagError:
             raise
         except (RuntimeError, ValueError, OSError) as error:
