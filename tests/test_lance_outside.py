@@ -16,8 +16,7 @@ from typer.testing import CliRunner
 from conftest import HashEmbedder
 from tars_rag import Embedder, HybridStore, Passage
 from tars_rag.cli import app
-from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.ingest.api import index
+from tars_rag.errors import StoreError
 from tars_rag.ingest.vector_files import export_parquet, load_parquet
 from tars_rag.langchain import TarsEmbeddings, TarsVectorStore
 
@@ -124,8 +123,6 @@ def test_a_file_moves_between_both_kinds_of_store(address: str, tmp_path: Path) 
         assert all((two.vectors(ids)[key] == row).all() for key, row in one.vectors(ids).items())
     with pytest.raises(StoreError, match="There is no store"):
         export_parquet(f"{address}-not", again)
-    with pytest.raises(InvalidInputError, match="tars-rag embed FILES"):
-        index([tmp_path], address)
 
 
 def test_langchain(address: str, embedder_dir: str, monkeypatch: pytest.MonkeyPatch) -> None:

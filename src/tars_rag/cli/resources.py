@@ -128,17 +128,11 @@ def read_settings(**given: Any) -> Settings:
 
 def read_settings_for(store: Path | str, **given: Any) -> Settings:
     """As `read_settings`, for what is done to a store: where no model is named, its own."""
-    return as_made(store, read_settings(**given))
-
-
-def as_made(store: Path | str, settings: Settings) -> Settings:
-    """The settings for a store: where they name no model, its own."""
-    address = lance_of(store)
+    settings, address = read_settings(**given), lance_of(store)
     if address is not None:
-        from tars_rag.retrieval.lance.told import told
-        from tars_rag.retrieval.storage.layout import settings_of
+        from tars_rag.retrieval.lance import told
 
-        return settings_of(told(address), settings)
+        return told.settings_for(address, settings)
     if is_url(store):
         return settings
     from tars_rag.retrieval.storage.layout import settings_for
@@ -336,9 +330,7 @@ def require_store(path: Path, instead: str = "") -> Path:
     address = lance_of(path)
     if address is not None:
         msg = f"{address} is in LanceDB, and this command is for a store in a directory. " + (
-            instead.format(store=address)
-            or "What there is for it: tars-rag query, store info, "
-            "check, compact, export, ls, rm and mv, index and serve."
+            instead.format(store=address) or "What there is for it is told in docs/lance.md."
         )
         raise StoreError(msg)
     path = _without_tilde(path)

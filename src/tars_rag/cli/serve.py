@@ -178,8 +178,10 @@ def _service(
     language: str | None,
 ) -> Iterator[Service]:
     """Models and stores, opened for a server and closed after it."""
+    from tars_rag.retrieval.lance import told
     from tars_rag.retrieval.lending import lend
     from tars_rag.retrieval.opening import language_for
+    from tars_rag.retrieval.storage import layout
     from tars_rag.retrieval.store import HybridStore
     from tars_rag.server.service import Service
 
@@ -190,7 +192,10 @@ def _service(
         raise ConfigError(msg)
     named = {name: lance_of(place) or Path(place) for name, place in places.items()}
     for path in named.values():
-        settings = resources.as_made(path, settings)
+        if isinstance(path, str):
+            settings = told.settings_for(path, settings)
+        else:
+            settings = layout.settings_for(path, settings)
     with resources.open_embedder(settings, device=device, precision=precision) as embedder:
         reranker = resources.open_reranker(settings, rerank)
         service = Service(embedder, reranker, read_only=read_only)

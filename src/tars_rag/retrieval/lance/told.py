@@ -11,7 +11,9 @@ from tars_rag.errors import StoreError
 from tars_rag.retrieval.address import lance_address
 from tars_rag.retrieval.lance import library, table
 from tars_rag.retrieval.lance.table import PASSAGES, About
+from tars_rag.retrieval.storage.layout import settings_of
 from tars_rag.retrieval.storage.store_json import StoreJson
+from tars_rag.settings import Settings
 
 
 class Named:
@@ -46,6 +48,11 @@ def told(address: str) -> StoreJson | None:
         if not table.exists(connection, PASSAGES):
             return None
         return as_store_json(table.about(connection.open_table(PASSAGES), usual))
+
+
+def settings_for(address: str, settings: Settings) -> Settings:
+    """The settings for a store: where they name no model, its own."""
+    return settings_of(told(address), settings)
 
 
 def as_store_json(held: About) -> StoreJson:
