@@ -23,6 +23,7 @@ from tars_rag.retrieval.address import is_url, lance_of, split_store, unfolded
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tars_rag.ingest.root import Root
     from tars_rag.server.service import Service
 
 StoresOption = Annotated[
@@ -252,12 +253,12 @@ def _standing_by(service: Service) -> Iterator[None]:
 def _watching(service: Service, given: list[str], roots: list[str]) -> Iterator[None]:
     """Keep stores current with files meanwhile, each in a thread."""
     stop, threads = threading.Event(), []
-    _settle(service, roots)
+    settled = _settle(service, roots)
     for name, paths in _by_store(service, "--watch", given).items():
         from tars_rag.ingest.watch import check_watching
 
         check_watching()
-        work = (service, name, paths, stop)
+        work = (service, name, paths, settled.get(name), stop)
         threads.append(threading.Thread(target=_follow, args=work, name=f"watch-{name}"))
     for thread in threads:
         thread.start()
@@ -269,17 +270,20 @@ def _watching(service: Service, given: list[str], roots: list[str]) -> Iterator[
             thread.join()
 
 
-def _settle(service: Service, given: list[str]) -> None:
-    """Record the roots of stores, which every run over their files goes by."""
+def _settle(service: Service, given: list[str]) -> dict[str, Root]:
+    """Record the roots of stores, which every run over their files goes by; by store."""
     from tars_rag.ingest.record import record_of
     from tars_rag.ingest.root import Root
 
+    settled: dict[str, Root] = {}
     for name, directories in _by_store(service, "--root", given).items():
         if len(directories) > 1:
             msg = f"--root: the store {name} has one root, not {len(directories)}."
             raise ConfigError(msg)
+        settled[name] = Root.at(directories[0])
         with record_of(service.stores[name]) as ledger:
-            ledger.settle(Root.at(directories[0]))
+            ledger.settle(settled[name])
+    return settled
 
 
 def _by_store(service: Service, option: str, given: list[str]) -> dict[str, list[Path]]:
@@ -296,7 +300,9 @@ def _by_store(service: Service, option: str, given: list[str]) -> dict[str, list
     return found
 
 
-def _follow(service: Service, name: str, paths: list[Path], stop: threading.Event) -> None:
+def _follow(
+    service: Service, name: str, paths: list[Path], root: Root | None, stop: threading.Event
+) -> None:
     from tars_rag.ingest.run import ingest
     from tars_rag.ingest.watch import Mounts, changes
     from tars_rag.splitting.splitter import Splitter
@@ -309,7 +315,8 @@ def _follow(service: Service, name: str, paths: list[Path], stop: threading.Even
             return
         try:
             prune = mounts.are_as_before()
-            report = ingest(service.stores[name], paths, splitter, prune=prune)
+            # Given each time: of a store in LanceDB another machine may have settled its own.
+            report = ingest(service.stores[name], paths, splitter, root=root, prune=prune)
         except TarsRagError as error:
             say(f"{name} not indexed this time: {error}", style="red")
             continue
