@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conftest import HashEmbedder
 from tars_rag import HybridStore, Passage
+from tars_rag.ingest import run
 from tars_rag.ingest.run import ingest
 from tars_rag.retrieval.lance import upkeep
 from tars_rag.retrieval.lance.files import FileRow, Files
@@ -123,5 +124,6 @@ def index(address: str, folder: Path, tokenizer: Path, steps: int | None = None)
         finish(files, rows)
 
     Files.finish = finish_or_die  # type: ignore[method-assign]
+    run._BATCH = 32
     with HybridStore(address, HashEmbedder()) as store:
         ingest(store, [folder], Splitter(tokenizer, 66, overlap=8))
