@@ -20,7 +20,8 @@ from conftest import HashEmbedder
 from store_child import passage
 from tars_rag.cli import app
 from tars_rag.errors import InvalidInputError, StoreError
-from tars_rag.ingest.ledger import Claim, Ledger
+from tars_rag.ingest.digests import Claim
+from tars_rag.ingest.ledger import Ledger
 from tars_rag.retrieval.maintenance import backup, restore
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage import backup as backup_module

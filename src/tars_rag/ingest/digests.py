@@ -4,9 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from dataclasses import dataclass
 
-from tars_rag.ingest.ledger import Claim
 from tars_rag.retrieval.passage import FilePassage, Passage
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is recorded of a passage.
+
+    Attributes:
+        id: Of the passage.
+        source: The file it comes from.
+        digest: Of what is embedded of it; passages with the same one have the same vector.
+        content: Of its text, however that is spaced; passages with the same one are copies.
+        passage: Itself; a record beside the store does without.
+    """
+
+    id: str
+    source: str
+    digest: str
+    content: str = ""
+    passage: Passage | None = None
 
 
 def digest_of(passage: Passage) -> str:

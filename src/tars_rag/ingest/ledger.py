@@ -10,15 +10,17 @@ from __future__ import annotations
 import shlex
 import sqlite3
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tars_rag.errors import StoreError
+from tars_rag.ingest.digests import Claim, digest_of
 from tars_rag.ingest.root import Root
-from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.storage.layout import SOURCES
 
 if TYPE_CHECKING:
@@ -52,25 +54,6 @@ SELECT a.source, b.source, COUNT(DISTINCT a.content)
 FROM shared JOIN passages a USING (content) JOIN passages b USING (content)
 WHERE a.source < b.source GROUP BY a.source, b.source ORDER BY a.source, b.source
 """
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What is recorded of a passage.
-
-    Attributes:
-        id: Of the passage.
-        source: The file it comes from.
-        digest: Of what is embedded of it; passages with the same one have the same vector.
-        content: Of its text, however that is spaced; passages with the same one are copies.
-        passage: Itself; a record beside the store does without.
-    """
-
-    id: str
-    source: str
-    digest: str
-    content: str = ""
-    passage: Passage | None = None
 
 
 class Ledger:
@@ -185,6 +168,14 @@ class Ledger:
                 if len(ids) < ALIKE:
                     ids.append(key)
         return found
+
+    def embedded(
+        self, ids: Sequence[str], store: HybridStore
+    ) -> dict[str, tuple[str, NDArray[np.float32]]]:
+        """By id the digest of what is embedded of passages, and the vector [dim] of just that."""
+        digests = {passage.id: digest_of(passage) for passage in store.get(ids=ids)}
+        vectors = store.vectors(list(digests))
+        return {key: (digests[key], vector) for key, vector in vectors.items()}
 
     @property
     def knows_contents(self) -> bool:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 from tars_rag.errors import InvalidInputError, StoreError
 from tars_rag.files import sha256_of
 from tars_rag.ingest.chunks import Piece, pieces
-from tars_rag.ingest.digests import claim_of, content_of, from_file
+from tars_rag.ingest.digests import Claim, claim_of, content_of, from_file
 from tars_rag.ingest.documents import DocumentReader, Limits
 from tars_rag.ingest.files import find
-from tars_rag.ingest.ledger import Claim, batches
+from tars_rag.ingest.ledger import batches
 from tars_rag.ingest.record import Record, record_of
 from tars_rag.ingest.root import Root
 from tars_rag.ingest.stamps import same_date, stamp_of, unchanged

@@ -8,13 +8,17 @@ next run reads the file again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
 
-from tars_rag.ingest.ledger import ALIKE, Claim, grouped
+import numpy as np
+from numpy.typing import NDArray
+
+from tars_rag.ingest.digests import Claim
+from tars_rag.ingest.ledger import ALIKE, grouped
 from tars_rag.ingest.root import Root
 from tars_rag.retrieval.lance.files import FileRow, Files, mark
 
@@ -110,6 +114,15 @@ class TableLedger:
             if len(ids) < ALIKE:
                 ids.append(key)
         return found
+
+    def embedded(
+        self, ids: Sequence[str], store: HybridStore
+    ) -> dict[str, tuple[str, NDArray[np.float32]]]:
+        """By id the digest of what is embedded of passages, and the vector [dim] of just that.
+
+        Both are read at once: another machine may replace a passage between two reads.
+        """
+        return self._files.embedded(ids)
 
     def without_content(self) -> list[str]:
         """Nothing: contents are not recorded."""

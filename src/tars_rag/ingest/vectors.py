@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,10 +27,7 @@ class Known:
         """Find the vectors of passages that are embedded alike; the record may be out of date."""
         wanted = {digest_of(passage) for passage in passages} - self._vectors.keys()
         ids = [key for found in self._ledger.alike(wanted).values() for key in found]
-        digests = {p.id: digest_of(p) for p in self._store.get(ids=ids)}
-        right = [key for key, digest in digests.items() if digest in wanted]
-        for key, vector in self._store.vectors(right).items():
-            self._vectors.setdefault(digests[key], vector)
+        self._look_at(ids)
 
     def upsert(self, passages: Collection[Passage]) -> int:
         """Store passages; embed each text once, and none whose vector is known.
@@ -49,8 +46,14 @@ class Known:
         embedded = {passage.id for passage in new}
         rest = [passage for passage in passages if passage.id not in embedded]
         missing = {key for p in rest if (key := digest_of(p)) not in self._vectors}
-        made = self._store.vectors([first[key].id for key in missing])
-        self._vectors |= {key: made[first[key].id] for key in missing}
-        if rest:
-            self._store.upsert(rest, [self._vectors[digest_of(passage)] for passage in rest])
-        return len(rest)
+        self._look_at([first[key].id for key in missing])
+        known = [passage for passage in rest if digest_of(passage) in self._vectors]
+        if known:
+            self._store.upsert(known, [self._vectors[digest_of(passage)] for passage in known])
+        if len(known) < len(rest):  # somebody replaced what was just written
+            self._store.upsert([p for p in rest if digest_of(p) not in self._vectors])
+        return len(known)
+
+    def _look_at(self, ids: Sequence[str]) -> None:
+        for digest, vector in self._ledger.embedded(ids, self._store).values():
+            self._vectors.setdefault(digest, vector)

@@ -12,11 +12,14 @@ from dataclasses import dataclass
 from operator import methodcaller
 from typing import Any, Final
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.lance import library, table, upkeep
 from tars_rag.retrieval.lance.access import LanceAccess
 from tars_rag.retrieval.lance.facts import quoted, with_ids
-from tars_rag.retrieval.lance.moment import ids_of
+from tars_rag.retrieval.lance.moment import ids_of, matrix_of
 from tars_rag.retrieval.lance.table import FILES
 from tars_rag.retrieval.passage import Passage
 
@@ -128,6 +131,15 @@ class Files:
         conditions = [_in("embedded", some) for some in _parts(embedded)]
         for part in self._read(["id", "embedded"], conditions):
             yield from zip(part["embedded"].to_pylist(), ids_of(part), strict=True)
+
+    def embedded(self, ids: Iterable[str]) -> dict[str, tuple[str, NDArray[np.float32]]]:
+        """By id what is embedded of passages of files, and the vector of it, read at once."""
+        found: dict[str, tuple[str, NDArray[np.float32]]] = {}
+        conditions = [f"{with_ids(some)} AND embedded IS NOT NULL" for some in _parts(ids)]
+        for part in self._read(["id", "embedded", "vector"], conditions):
+            made = zip(part["embedded"].to_pylist(), matrix_of(part).copy(), strict=True)
+            found.update(zip(ids_of(part), made, strict=True))
+        return found
 
     def adopt(self, source: str, ids: Iterable[str]) -> None:
         """Keep that passages that are there as they are were read from a file."""

@@ -92,7 +92,7 @@ class Moment:
 
     def seen(self, rows: Any) -> dict[str, tuple[NDArray[np.float32], str]]:
         """The same of rows that were read, with ``id``, ``vector`` and ``terms``; remembered."""
-        made = zip(_matrix(rows), rows["terms"].to_pylist(), strict=True)
+        made = zip(matrix_of(rows), rows["terms"].to_pylist(), strict=True)
         found = dict(zip(ids_of(rows), made, strict=True))
         if len(self._seen) + len(found) > _MOST_SEEN:
             self._seen = {}
@@ -212,7 +212,7 @@ class Moment:
         """Stored vectors [dim] by id; unknown ids left out."""
         found: dict[str, NDArray[np.float32]] = {}
         for part in self.of(ids, ("vector",)):
-            found.update(zip(ids_of(part), _matrix(part).copy(), strict=True))
+            found.update(zip(ids_of(part), matrix_of(part).copy(), strict=True))
         return found
 
     # -- passages -----------------------------------------------------------------------------
@@ -236,7 +236,7 @@ class Moment:
         ids = self._all()
         for start in range(0, len(ids), _AT_ONCE):
             for part in self.of(ids[start : start + _AT_ONCE], ("content", "vector")):
-                yield [passage for _, passage in _passages(part)], _matrix(part)
+                yield [passage for _, passage in _passages(part)], matrix_of(part)
 
     def digests(self, ids: Sequence[str]) -> dict[str, str]:
         """By id what stands for the content of passages."""
@@ -257,7 +257,7 @@ def _passages(found: Any) -> Iterable[tuple[str, Passage]]:
         yield decode(key), unpack_content(key, content)
 
 
-def _matrix(found: Any) -> NDArray[np.float32]:
+def matrix_of(found: Any) -> NDArray[np.float32]:
     """The vectors [n, dim] of rows."""
     column = found["vector"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False)
