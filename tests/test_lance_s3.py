@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from conftest import HashEmbedder
-from tars_rag import HybridStore, Passage
+from tars_rag import HybridStore, Passage, index
 from tars_rag.errors import StoreError
+from tars_rag.splitting.splitter import Splitter
 from test_lance_processes import kill_writers, two_write_and_two_read
 from test_lance_store import FILTERS, QUERIES, passage, same
+from tiny_models import write_model
+from trees import prose
 
 pytestmark = pytest.mark.lance
 pytest.importorskip("lancedb")
@@ -73,3 +76,23 @@ def test_a_writer_to_a_bucket_that_is_killed_loses_nothing_acknowledged(bucket: 
 def test_a_bucket_that_is_not_there(bucket: str) -> None:
     with pytest.raises(StoreError, match="Check bucket, network and the variables AWS_ACCESS"):
         HybridStore(f"{bucket}-not/notes", HashEmbedder()).upsert([Passage("a", "x")])
+
+
+def test_files_are_indexed_into_a_bucket(bucket: str, tmp_path: Path) -> None:
+    splitter = Splitter(write_model(tmp_path / "m", head=False, seed=5) / "tokenizer.json", 66)
+    folder = tmp_path / "notes"
+    folder.mkdir()
+    for n in range(3):
+        (folder / f"{n}.txt").write_text(prose(n))
+    address = f"{bucket}/notes"
+    with HybridStore(address, HashEmbedder()) as store:
+        report = index(folder, store, splitter=splitter)
+    assert (report.indexed, report.written) == (3, 3)
+    (folder / "0.txt").write_text(prose(4))
+    (folder / "1.txt").rename(folder / "3.txt")
+    (folder / "2.txt").rename(tmp_path / "elsewhere.txt")
+    with HybridStore(address, HashEmbedder()) as store:
+        report = index(folder, store, splitter=splitter, prune=True)
+        assert (report.indexed, report.reused, report.deleted) == (2, 1, 2)
+        assert index(folder, store, splitter=splitter).unchanged == 2
+        assert {one.text for one in store.get()} == {prose(4), prose(1)}
