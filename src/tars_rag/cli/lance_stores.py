@@ -118,8 +118,8 @@ def remove(address: str, source: str, json: bool) -> None:
             sources = min(passages, 1)
     if not sources:
         msg = (
-            f"No file indexed into {address} is {source!r}, and no passage of it has that source. "
-            "To see the files: tars-rag store ls; the metadata: tars-rag query --json"
+            f"No passage of {address} has the source {source!r}, nor was such a file indexed. To "
+            f"see the files: tars-rag store ls {address}; the metadata: tars-rag query --json"
         )
         raise InvalidInputError(msg)
     if json:
