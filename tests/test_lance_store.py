@@ -302,7 +302,7 @@ def test_errors_say_what_to_do(address: str, tmp_path: Path) -> None:
         store.upsert([Passage("b", "x")], [np.full(32, 1e18, np.float32)])
     with pytest.raises(InvalidInputError, match=r"\[1, 32\] are needed"):
         store.upsert([Passage("b", "x")], [np.ones(3, np.float32)])
-    with pytest.raises(InvalidInputError, match="tars-rag embed"):
+    with pytest.raises(InvalidInputError, match="not in a directory"):
         _ = store.local_path
     store.close()
     store.close()

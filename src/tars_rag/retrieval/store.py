@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -101,17 +101,17 @@ class HybridStore:
         """
         path = self.path
         if isinstance(path, str):
-            where = "on another machine, and files are indexed where it is: start its server with "
-            where += "--watch FOLDER, or run tars-rag index there."
-            msg = f"The store {path} is {'in LanceDB.' if is_lance(path) else where}"
+            away = "on another machine, and files are indexed where it is: start its server with "
+            away += "--watch FOLDER, or run tars-rag index there."
+            here = "in LanceDB, not in a directory."
+            msg = f"The store {path} is {here if is_lance(path) else away}"
             raise InvalidInputError(msg)
         return path
 
     @property
     def shared_table(self) -> LanceAccess | None:
         """What it is asked in LanceDB, which also keeps from which files its passages are."""
-        access: Any = self._access
-        return access if is_lance(access.path) else None
+        return cast("LanceAccess", self._access) if is_lance(self.path) else None
 
     @property
     def fingerprint(self) -> str:
