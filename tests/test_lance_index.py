@@ -41,7 +41,7 @@ pytest_plugins = ["tiny_models"]
 pytestmark = pytest.mark.lance
 pytest.importorskip("lancedb")
 
-EXAMPLES = int(os.environ.get("TARS_RAG_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("TARS_RAG_EXAMPLES", "6"))
 QUESTIONS = ["piano music in the garden", "heat of the board", "sleep", "Note 3."]
 
 
@@ -89,7 +89,8 @@ class Both:
     """The same commands to a store in a directory and one in LanceDB."""
 
     def __init__(self, folder: Path, model: str) -> None:
-        self.own, self.table, self.model = str(folder / "own"), f"lance://{folder}/table", model
+        self.own, self.table = str(folder / "own"), f"lance://{folder}/table"
+        self.embedder = Embedder(model)
         self.running = False
 
     def run(self, *words: str | Path, code: int = 0) -> dict[str, Any]:
@@ -106,9 +107,8 @@ class Both:
 
     def check(self) -> None:
         with (
-            Embedder(self.model) as embedder,
-            HybridStore(self.own, embedder) as own,
-            HybridStore(self.table, embedder, read_only=True) as table,
+            HybridStore(self.own, self.embedder) as own,
+            HybridStore(self.table, self.embedder, read_only=True) as table,
         ):
             held = contents(own)
             assert contents(table) == held
@@ -121,9 +121,8 @@ class Both:
         """The table is searched as a new directory of the same: its own counts deleted words."""
         with (
             tempfile.TemporaryDirectory() as folder,
-            Embedder(self.model) as embedder,
-            HybridStore(Path(folder) / "copy", embedder) as copy,
-            HybridStore(self.table, embedder, read_only=True) as table,
+            HybridStore(Path(folder) / "copy", self.embedder) as copy,
+            HybridStore(self.table, self.embedder, read_only=True) as table,
         ):
             vectors = table.vectors(contents(table))
             copy.upsert(table.get(list(vectors)), list(vectors.values()))
@@ -173,7 +172,6 @@ def test_the_command_does_what_it_does_to_a_directory(
     pruned = both.run("index", notes, *short, "--prune")
     assert (pruned["indexed"], pruned["unchanged"], len(pruned["vanished"])) == (0, 6, 2)
     assert pruned["deleted"] > 0
-    assert both.run("index", notes, *short, "--prune")["vanished"] == []
     assert made == []
 
     rows(
