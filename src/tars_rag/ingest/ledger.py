@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shlex
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -26,7 +26,7 @@ from tars_rag.retrieval.storage.layout import SOURCES
 if TYPE_CHECKING:
     from tars_rag.retrieval.store import HybridStore
 
-ALIKE = 4  # passages with one digest that are looked at: some may be gone
+_ALIKE = 4  # passages with one digest that are looked at: some may be gone
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sources(
     source TEXT PRIMARY KEY, version TEXT NOT NULL, stamp TEXT NOT NULL DEFAULT ''
@@ -159,15 +159,14 @@ class Ledger:
 
     def alike(self, digests: Iterable[str]) -> dict[str, list[str]]:
         """Map digests to ids of passages that may have them in the store: a few of each."""
-        found: dict[str, list[str]] = {}
-        for batch in batches(digests, 500):
-            marks = ",".join("?" * len(batch))
-            sql = f"SELECT digest, id FROM passages WHERE digest IN ({marks}) AND digest != ''"
-            for digest, key in self._db.execute(sql, batch):
-                ids = found.setdefault(digest, [])
-                if len(ids) < ALIKE:
-                    ids.append(key)
-        return found
+
+        def pairs() -> Iterator[tuple[str, str]]:
+            for batch in batches(digests, 500):
+                marks = ",".join("?" * len(batch))
+                sql = f"SELECT digest, id FROM passages WHERE digest IN ({marks}) AND digest != ''"
+                yield from self._db.execute(sql, batch)
+
+        return few_of_each(pairs())
 
     def embedded(
         self, ids: Sequence[str], store: HybridStore
@@ -274,6 +273,16 @@ def grouped(versions: Iterable[tuple[str, str]]) -> list[list[str]]:
     for version, source in versions:
         same.setdefault(version, []).append(source)
     return [sources for sources in same.values() if len(sources) > 1]
+
+
+def few_of_each(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Of (digest, id) a few ids for each digest, in their order."""
+    found: dict[str, list[str]] = {}
+    for digest, key in pairs:
+        ids = found.setdefault(digest, [])
+        if len(ids) < _ALIKE:
+            ids.append(key)
+    return found
 
 
 def batches(items: Iterable[str], size: int) -> Iterable[Sequence[str]]:

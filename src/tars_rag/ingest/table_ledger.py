@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.ingest.digests import Claim
-from tars_rag.ingest.ledger import ALIKE, grouped
+from tars_rag.ingest.ledger import few_of_each, grouped
 from tars_rag.ingest.root import Root
 from tars_rag.retrieval.lance.files import FileRow, Files, mark
 
@@ -108,12 +108,7 @@ class TableLedger:
 
     def alike(self, digests: Iterable[str]) -> dict[str, list[str]]:
         """Map digests to ids of passages that may have them in the store: a few of each."""
-        found: dict[str, list[str]] = {}
-        for digest, key in self._files.alike(digests):
-            ids = found.setdefault(digest, [])
-            if len(ids) < ALIKE:
-                ids.append(key)
-        return found
+        return few_of_each(self._files.alike(digests))
 
     def embedded(
         self, ids: Sequence[str], store: HybridStore
@@ -163,9 +158,6 @@ class TableLedger:
         self._files.reopen(self._reopened - self._new.keys())
         self._files.finish(self._new)
         self._reopened, self._new = set(), {}
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     def __enter__(self) -> TableLedger:
         return self
