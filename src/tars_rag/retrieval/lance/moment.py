@@ -261,7 +261,7 @@ def matrix_of(found: Any) -> NDArray[np.float32]:
     """The vectors [n, dim] of rows."""
     column = found["vector"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    rows: NDArray[np.float32] = np.asarray(flat, np.float32).reshape(len(found), -1)
+    rows: NDArray[np.float32] = np.asarray(flat, np.float32).reshape(len(found), column.type.list_size)
     return rows
 
 
