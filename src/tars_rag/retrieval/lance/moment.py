@@ -261,7 +261,8 @@ def matrix_of(found: Any) -> NDArray[np.float32]:
     """The vectors [n, dim] of rows."""
     column = found["vector"].combine_chunks()
     flat = column.flatten().to_numpy(zero_copy_only=False)
-    rows: NDArray[np.float32] = np.asarray(flat, np.float32).reshape(len(found), column.type.list_size)
+    dim = column.type.list_size
+    rows: NDArray[np.float32] = np.asarray(flat, np.float32).reshape(len(found), dim)
     return rows
 
 
