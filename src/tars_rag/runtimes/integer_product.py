@@ -70,23 +70,29 @@ def _run(
     return np.asarray(product, np.float32).reshape(-1)
 
 
-@functools.cache
-def _session(pid: int) -> Any:  # a fork has none of its threads
-    """One session for the process; any number of threads may run it."""
+def burst_options() -> Any:
+    """Of a session that works for a millisecond or two, now and then, on all big cores."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     cores = big_cores()
     options.intra_op_num_threads = len(cores)
-    # A search is a burst of a millisecond or two; between two of them nobody should spin.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if 1 < len(cores) < (os.cpu_count() or 1):
         options.add_session_config_entry(
             "session.intra_op_thread_affinities", affinities(cores, len(cores))
         )
+    return options
+
+
+@functools.cache
+def _session(pid: int) -> Any:  # a fork has none of its threads
+    """One session for the process; any number of threads may run it."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(
-        GRAPH.read_bytes(), options, providers=["CPUExecutionProvider"]
+        GRAPH.read_bytes(), burst_options(), providers=["CPUExecutionProvider"]
     )
     _prove(session)
     return session

@@ -82,7 +82,12 @@ class CodeDirectory:
             temporary.rename(target)
             sync(self._path)
 
+    def close(self) -> None:
+        """Begin nothing more; searches under way end well."""
+        self.files.close()
+
     def _open(self) -> None:
+        before = getattr(self, "files", None)
         while True:
             number = _newest(self._path)
             if number is None:
@@ -97,6 +102,8 @@ class CodeDirectory:
                 continue  # another process compacted it meanwhile
             self._number = number
             break
+        if before is not None:
+            before.close()
         if not self._read_only:
             for path in [*self._path.glob("rows-*"), *self._path.glob("codes-*")]:
                 if path not in (rows, codes):

@@ -86,4 +86,5 @@ class CodeFile:
         if capacity and not self._private:
             shape = (capacity, self._dim)
             with open(self._file, "rb", closefd=False) as stream:
-                self._rows = np.memmap(stream, np.uint8, "r", shape=shape)
+                # Of a memmap each slice is one again, which takes numpy ten times as long.
+                self._rows = np.memmap(stream, np.uint8, "r", shape=shape).view(np.ndarray)

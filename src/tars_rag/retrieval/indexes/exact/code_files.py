@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tars_rag.retrieval.indexes.exact.centres import new_centres, no_centres
+from tars_rag.retrieval.indexes.exact.coarse import Coarse
 from tars_rag.retrieval.indexes.exact.code_file import CodeFile
 from tars_rag.retrieval.indexes.exact.codes import Codes, encode, unit_rows
 from tars_rag.retrieval.indexes.exact.growing import Growing
@@ -65,13 +66,18 @@ class CodeFiles:
         empty = np.empty(0, np.float32)
         self._steps, self._residuals, self._shares = (Growing(empty) for _ in range(3))
         self._kinds = Growing(np.empty(0, np.uint8))
-        self.snapshot = _empty(self._file)
+        self._coarse = Coarse()
+        self.snapshot = _empty(self._file, self._coarse)
         self._load()
 
     @property
     def batches(self) -> int:
         """How many there are; opening takes time for each."""
         return self.snapshot.reader.batches
+
+    def close(self) -> None:
+        """Begin nothing more; searches under way end well."""
+        self._coarse.stop()
 
     def follow(self) -> None:
         """See what another process committed since."""
@@ -195,6 +201,7 @@ class CodeFiles:
             dim,
             RowReader(self._file, dim, places),
             Codes(rows, steps, residuals, shares, kinds, centres),
+            self._coarse,
             dead,
             table,
             last.generation,
@@ -249,11 +256,11 @@ def damage(rows: Path) -> str | None:
     return None
 
 
-def _empty(file: RowFile) -> Snapshot:
+def _empty(file: RowFile, coarse: Coarse) -> Snapshot:
     reader = RowReader(file, 0, np.empty((0, 5), np.int64))
     none = np.empty(0, np.int64)
     table = IdTable(none, np.empty(0, np.uint32))
-    return Snapshot(0, reader, _NOTHING, none, table, 0, bytes(8).hex(), "")
+    return Snapshot(0, reader, _NOTHING, coarse, none, table, 0, bytes(8).hex(), "")
 
 
 def _tables(

@@ -155,6 +155,12 @@ class Query:
         self._centres = self._along = self._across = np.empty(0, np.float32)
 
     @cached_property
+    def vector(self) -> NDArray[np.float32]:
+        """At unit length, but for rounding; [dim]."""
+        vector: NDArray[np.float32] = self.unit.astype(np.float32)
+        return vector
+
+    @cached_property
     def _planes(self) -> tuple[NDArray[np.int8], NDArray[np.float32], float]:
         """The query as planes of whole numbers, what each counts, and what is missing."""
         dim = len(self.unit)
@@ -175,11 +181,15 @@ class Query:
         planes, steps, _ = self._planes
         cosines = integer_product(codes.rows, planes, steps)
         cosines *= codes.steps
-        along, across = self._directions(codes)
+        self.add_centres(cosines, codes)
+        cosines += self._slack(codes, self._directions(codes)[1])
+        return cosines
+
+    def add_centres(self, cosines: NDArray[np.float32], codes: Codes) -> None:
+        """Add what the rows' centres, and their shares of them, are of their cosines [n]."""
+        along, _ = self._directions(codes)
         if len(along) > 1:
             cosines += codes.shares * along[codes.kinds]
-        cosines += self._slack(codes, across)
-        return cosines
 
     def lower(self, upper: NDArray[np.float32], codes: Codes) -> NDArray[np.float32]:
         """What they are at least, given the upper bounds."""

@@ -35,7 +35,8 @@ class ExactIndex:
     Nothing is written before `commit`, which is durable on return (one fsync) and whole or not
     there after any crash. Opening verifies every byte.
 
-    Memory: the mapped codes (one byte a number), 25 bytes a passage, and 8 of a removed one.
+    Memory: the mapped codes (one byte a number), 25 bytes a passage, and 8 of a removed one. From
+    32,768 passages on that are searched more than once, five eighths of a byte a number more.
 
     Args:
         path: The directory; made if missing, unless `read_only`.
@@ -247,6 +248,8 @@ class ExactIndex:
     def close(self) -> None:
         """Release the files; searches under way end well. May be called twice."""
         with self._writing:
+            if self._open is not None:
+                self._open.close()
             self._open = None
 
     @staticmethod

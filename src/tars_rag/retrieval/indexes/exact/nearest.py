@@ -1,7 +1,9 @@
 """The k nearest rows, proven: bytes say which rows may be among them, float32 vectors decide.
 
 1. The codes of all rows give each an upper and a lower bound of its cosine (see `codes`).
-2. The k-th largest lower bound is a floor: a row whose upper bound is below it is out.
+2. The k-th largest lower bound is a floor: a row whose upper bound is below it is out. Where rows
+   have coarse codes (see `coarse`), these two steps are done with them first, and then with the
+   codes of those that are left.
 3. The vectors of the others are read, those with the highest upper bounds first, a few at first and
    then more at a time, until the k-th best cosine is above every upper bound that is left.
 
@@ -13,11 +15,13 @@ need be.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tars_rag.retrieval.indexes.exact.coarse import Coarse, CoarseRows
 from tars_rag.retrieval.indexes.exact.codes import Codes, Query
 from tars_rag.retrieval.indexes.exact.id_table import IdTable
 from tars_rag.retrieval.indexes.exact.row_reader import RowReader
@@ -30,6 +34,7 @@ _FIRST = 32  # rows, and k more, that are read to learn about the others
 _MANY = 2048  # rows among which copies are looked for
 _PIECE = 2048  # rows that are read at once
 _FEW = 4  # a filter that leaves less than this part of the rows has them gathered
+_SCATTERED = 32  # gathering more than this part of the rows takes as long as a scan
 _BLOCK = 1 << 17  # rows that are scanned at once: 2 MB of numbers in between
 _SLICE = 1 << 15  # rows of a filter that are gathered at once
 
@@ -42,6 +47,7 @@ class Snapshot:
         dim: Numbers in a vector; 0 as long as there was none.
         reader: The rows.
         codes: Theirs, dead ones included.
+        coarse: So many of them as were made by now.
         dead: Slots of rows that were removed, ascending.
         table: The living ids.
         generation: How many commits there were.
@@ -52,6 +58,7 @@ class Snapshot:
     dim: int
     reader: RowReader
     codes: Codes
+    coarse: Coarse
     dead: NDArray[np.int64]
     table: IdTable
     generation: int
@@ -91,6 +98,8 @@ class Snapshot:
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Slots that may be among the best k, and the upper bounds of their cosines."""
         if among is None:
+            among = self._left_by_coarse(query, k)
+        if among is None:
             upper, floor = self._scanned(query, k)
             slots = chosen = np.flatnonzero(upper >= floor)
         else:
@@ -104,25 +113,58 @@ class Snapshot:
             slots, upper = slots[kept], upper[kept]
         return slots, upper
 
-    def _scanned(self, query: Query, k: int) -> tuple[NDArray[np.float32], float]:
+    def _left_by_coarse(self, query: Query, k: int) -> NDArray[np.int64] | None:
+        """Slots that may be among the best k by their coarse codes.
+
+        None: there are none, or too many slots are left to gather their codes.
+        """
+        coarse = self.coarse.of(self.codes)
+        if not coarse:
+            return None
+        upper, floor = self._scanned(query, k, coarse)
+        slots = np.flatnonzero(upper >= floor)
+        count = _FIRST + k
+        if len(slots) > 16 * count:  # the codes of a few tell which of the others are out
+            first = slots[np.argpartition(-upper[slots], count)[:count]]
+            floor = _kth(self._gathered(query, np.sort(first))[1], k)
+            slots = slots[upper[slots] >= floor]
+        useful = len(slots) <= max(len(upper) // _SCATTERED, count)
+        self.coarse.tell(useful=useful)
+        return slots if useful else None
+
+    def _scanned(
+        self, query: Query, k: int, coarse: Sequence[CoarseRows] = ()
+    ) -> tuple[NDArray[np.float32], float]:
         """Upper bounds of all rows, and a floor that at least k lower bounds reach.
 
         Of each group of rows only the best lower bound counts for the floor, which may therefore
         be a little lower than the k-th. Neighbours, which may be copies, are in different groups.
         """
         total = len(self.codes.rows)
-        upper, tops = np.empty(total, np.float32), []
+        all_upper, tops = np.empty(total, np.float32), []
         stride = max(1, min(_STRIDE, total // (2 * k)))
-        for start in range(0, total, _BLOCK):
-            part = self.codes.part(start, start + _BLOCK)
-            block = query.upper(part)
-            dead = np.searchsorted(self.dead, (start, start + _BLOCK))
-            block[self.dead[dead[0] : dead[1]] - start] = -np.inf
-            upper[start : start + _BLOCK] = block
-            lower = query.lower(block, part)
+        for start, upper, lower in self._bounds(query, coarse):
+            end = start + len(upper)
+            first, last = np.searchsorted(self.dead, (start, end))
+            dead = self.dead[first:last] - start
+            upper[dead] = lower[dead] = -np.inf
+            all_upper[start:end] = upper
             even = len(lower) // stride * stride
             tops += [lower[:even].reshape(stride, -1).max(axis=0), lower[even:]]
-        return upper, max(_kth(np.concatenate(tops), k), _LEAST)
+        return all_upper, max(_kth(np.concatenate(tops), k), _LEAST)
+
+    def _bounds(
+        self, query: Query, coarse: Sequence[CoarseRows]
+    ) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.float32]]]:
+        """Where rows begin, and their upper and lower bounds; together all rows."""
+        start, total = 0, len(self.codes.rows)
+        for rows in coarse:
+            yield rows.start, *rows.bounds(query, self.codes.part(rows.start, rows.stop))
+            start = rows.stop
+        for first in range(start, total, _BLOCK):
+            part = self.codes.part(first, first + _BLOCK)
+            upper = query.upper(part)
+            yield first, upper, query.lower(upper, part)
 
     def _gathered(
         self, query: Query, among: NDArray[np.int64]
