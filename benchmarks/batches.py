@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
-from common import notes, passages
-from peers_common import ratio, turns
+from common import notes, passages, ratio
+from peers_common import turns
 from tars_rag import Embedder
 from tars_rag.models import batching
 

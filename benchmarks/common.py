@@ -37,14 +37,22 @@ def notes(choose: random.Random, least: int, most: int) -> str:
     return " ".join(choose.choices(WORDS.split(), k=choose.randint(least, most)))
 
 
+SETTLED = 0.08
+"""Seconds after which the threads of a program no longer look for work: ONNX Runtime's do so for 55
+milliseconds, in which the next program would have a core less."""
+
+
 def interleaved(engines: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each engine, round by round, so that a slow moment of the machine hits all.
 
-    A first round, which is not counted, warms them up.
+    A first round, which is not counted, warms them up. Another one begins each round, and each
+    waits until the threads of the one before have come to rest.
     """
     seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for counted in [False, *[True] * rounds]:
-        for name, run in engines.items():
+    for number, counted in enumerate([False, *[True] * rounds]):
+        first = number % len(engines)
+        for name, run in [*engines.items()][first:] + [*engines.items()][:first]:
+            time.sleep(SETTLED)
             start = time.perf_counter()
             run()
             if counted:
@@ -53,5 +61,5 @@ def interleaved(engines: Mapping[str, Callable[[], object]], rounds: int) -> dic
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over rounds of one engine's time over another's."""
+    """Median over rounds of one call's time over another's."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))

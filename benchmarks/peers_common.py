@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
+from common import SETTLED
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.random_model import flashrank_name, write_random_model
 from tars_rag.models.weights import BertConfig
@@ -37,10 +38,6 @@ def attempted(name: str, call: Callable[[], Result]) -> Result | None:
     except Exception as error:  # of a dozen libraries
         print(f"left out: {name}: {type(error).__name__}: {str(error)[:200]}", flush=True)
         return None
-
-
-SETTLED = 0.03
-"""Seconds after which the threads of a program no longer look for work."""
 
 
 def turns(
@@ -72,11 +69,6 @@ def turns(
 
 def ms(seconds: list[float]) -> float:
     return 1000 * statistics.median(seconds)
-
-
-def ratio(slow: list[float], fast: list[float]) -> float:
-    """Median over rounds of one call's time over another's."""
-    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def machine(*packages: str) -> str:

@@ -21,9 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from common import passages, queries
+from common import passages, queries, ratio
 from embedding import chroma
-from peers_common import attempted, built, machine, ms, ratio, turns
+from peers_common import attempted, built, machine, ms, turns
 from tars_rag import Embedder
 from tars_rag.bench.work import work
 from tars_rag.models.batching import feed, plan

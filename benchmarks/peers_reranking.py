@@ -25,8 +25,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from common import notes
-from peers_common import RERANKER, built, machine, ms, random_reranker, ratio, turns
+from common import notes, ratio
+from peers_common import RERANKER, built, machine, ms, random_reranker, turns
 from tars_rag import Reranker
 
 QUERY = "what lifts a wing at low speed?"

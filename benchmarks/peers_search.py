@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from peers_common import SETTLED, attempted, machine, ms
+from common import SETTLED
+from peers_common import attempted, machine, ms
 from tars_rag import HybridStore, Passage
 from tars_rag.files import size_of
 
