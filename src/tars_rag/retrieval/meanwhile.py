@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
@@ -70,30 +71,15 @@ def meanwhile(work: Callable[[], T]) -> Iterator[Work[T]]:
     the block fails before the work has begun, it is not begun.
     """
     other = Work(work)
-    thread = threading.Thread(target=other.run, name="tars-rag-meanwhile", daemon=True)
     try:
-        _start(thread)  # a signal's exception may come out of it though the thread was started
+        # A `threading.Thread` would hold up the block until the other has run for a while.
+        _thread.start_new_thread(other.run, ())
         yield other
         other.wait()
-        thread.join()
     except BaseException:
         if not other.cancel():
             _finish(other)
         raise
-
-
-def _start(thread: threading.Thread) -> None:
-    """Start it, and let through what a signal raises meanwhile.
-
-    The standard library waits for the start at a condition, which may fail over such an exception,
-    and takes back what it noted of the thread, which a thread that runs has done itself.
-    """
-    try:
-        thread.start()
-    except (KeyError, RuntimeError) as error:
-        if error.__context__ is not None:
-            raise error.__context__ from None
-        raise  # no thread can be had
 
 
 def _finish(other: Work[T]) -> None:
