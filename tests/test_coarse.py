@@ -311,6 +311,25 @@ def test_a_small_memory_is_left_alone(
     index.close()
 
 
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("what", ["thread", "memory"])
+def test_what_cannot_be_had_fails_no_search(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched: list[int]
+) -> None:
+    def refuse(*_: object) -> Any:
+        raise RuntimeError("can't start new thread") if what == "thread" else OSError(12, "no room")
+
+    index, held = filled(tmp_path, 300)
+    with monkeypatch.context() as patch:
+        if what == "thread":
+            patch.setattr(module.threading.Thread, "start", refuse)
+        else:
+            patch.setattr("mmap.mmap", refuse)
+        ready(index)
+    check(index, held, held["3"], 10)
+    assert not searched
+
+
 def _search(index: ExactIndex, held: dict[str, Any]) -> None:
     check(index, held, held["3"], 10)
 

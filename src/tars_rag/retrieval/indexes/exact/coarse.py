@@ -102,8 +102,7 @@ class Coarse:
         if missing >= max(_LEAST, (count - missing) // _PART) and not self._stopped:
             self._searches += 1
             if self._searches >= _SEARCHES and self._making.acquire(blocking=False):
-                # Not a daemon: one that is inside a library when Python ends can crash it.
-                threading.Thread(target=self._make, args=(codes,), name="tars-rag-coarse").start()
+                self._begin(codes)
         if self._skipped:
             self._skipped -= 1
             return ()
@@ -126,6 +125,19 @@ class Coarse:
         with self._making:
             pass
 
+    def _begin(self, codes: Codes) -> None:
+        # Not a daemon: one that is inside a library when Python ends can crash it.
+        thread = threading.Thread(target=self._make, args=(codes,), name="tars-rag-coarse")
+        try:
+            thread.start()
+        except RuntimeError as error:  # no thread can be had
+            self._give_up(error)
+            self._making.release()
+
+    def _give_up(self, error: Exception) -> None:
+        self._stopped = True
+        _log.info("Searches go on without coarse rows: %s", error)
+
     def _make(self, codes: Codes) -> None:
         try:
             _require_memory(codes)
@@ -137,9 +149,8 @@ class Coarse:
                     return
                 self._rows = (*self._rows, made)
             self._searches = 0
-        except (DeviceError, MemoryError) as error:
-            self._stopped = True
-            _log.info("Searches go on without coarse rows: %s", error)
+        except (DeviceError, MemoryError, OSError) as error:
+            self._give_up(error)
         finally:
             self._making.release()
 
