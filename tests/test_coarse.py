@@ -23,7 +23,14 @@ from tars_rag.retrieval.indexes.exact.coarse import coarse
 from tars_rag.retrieval.indexes.exact.codes import Query, encode
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 from tars_rag.runtimes import four_bit_product
-from tars_rag.runtimes.four_bit_product import BLOCK, FourBitProduct, FourBitRows, packed
+from tars_rag.runtimes.four_bit_product import (
+    BFLOAT16,
+    BLOCK,
+    FourBitProduct,
+    FourBitRows,
+    packed,
+    to_bfloat16,
+)
 from test_exact_oracle import KINDS, Model, check, clusters, cosines, gaussian, queries
 from test_exact_parts import centres_of
 
@@ -64,7 +71,9 @@ def test_products_are_those_of_the_vector_that_was_taken(dim: int) -> None:
     numbers = np.full((70, rows.blocks * BLOCK), 8, np.uint8)
     numbers[:, :dim] = rng.integers(0, 16, (70, dim))
     rows.nibbles[:] = packed(numbers)
-    rows.scales[:] = rng.standard_normal((70, rows.blocks))
+    drawn = rng.standard_normal((70, rows.blocks)).astype(np.float32)
+    rows.scales[:] = to_bfloat16(drawn)
+    assert (np.abs(rows.scales - drawn) <= BFLOAT16 * np.abs(drawn)).all()
     meant = (numbers.astype(np.float64) - 8) * rows.scales.repeat(BLOCK, axis=1)
     product = FourBitProduct(rows)
     del rows  # whose memory may go

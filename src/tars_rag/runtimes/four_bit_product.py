@@ -25,6 +25,8 @@ BLOCK = 64
 """Numbers of a row that have one scale."""
 ZERO = 8
 """Rows hold their numbers, -8 to 7, plus this."""
+BFLOAT16 = 2.0**-8
+"""What `to_bfloat16` takes from a number or adds to it, at most, as a part of it."""
 _ROUNDING = 2.0**-20  # eight times that of a sum of two numbers below 2
 _SHOWN = 16  # rows at either end that are multiplied again to prove the kernel
 
@@ -35,7 +37,8 @@ class FourBitRows:
     Attributes:
         nibbles: Numbers plus `ZERO`, two in a byte, the first in the lower half: uint8
             [count, blocks * BLOCK / 2]. To be filled, with zeros of the numbers behind `dim`.
-        scales: What each block counts, float32 [count, blocks]. To be filled.
+        scales: What each block counts, float32 [count, blocks]. To be filled, with numbers that
+            bfloat16 holds: some kernels for arm64 keep no more of them.
     """
 
     def __init__(self, count: int, dim: int) -> None:
@@ -140,6 +143,13 @@ def packed(numbers: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Numbers plus `ZERO` [..., even], two in a byte."""
     pairs: NDArray[np.uint8] = numbers[..., 0::2] | (numbers[..., 1::2] << np.uint8(4))
     return pairs
+
+
+def to_bfloat16(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The nearest numbers that bfloat16 holds, as float32."""
+    bits = numbers.astype(np.float32).view(np.uint32) + np.uint32(0x8000)
+    rounded: NDArray[np.float32] = (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    return rounded
 
 
 def _mapped(shape: tuple[int, ...], kind: np.dtype[Any]) -> NDArray[Any]:

@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError
 from tars_rag.retrieval.indexes.exact.codes import Codes, Query
-from tars_rag.runtimes.four_bit_product import BLOCK, ZERO, FourBitProduct, FourBitRows, packed
+from tars_rag.runtimes.four_bit_product import (
+    BFLOAT16,
+    BLOCK,
+    ZERO,
+    FourBitProduct,
+    FourBitRows,
+    packed,
+    to_bfloat16,
+)
 from tars_rag.runtimes.integer_product import OFFSET, PLANES, integer_product
 
 _SEARCHES = 2  # of the same rows: the second says that there will be more
@@ -182,11 +190,12 @@ def coarse(
         numbers, ends, squares = _rounded(codes.rows[piece], rows.blocks)
         rows.nibbles[piece] = packed(numbers)
         steps = codes.steps[piece]
-        rows.scales[piece] = ends / np.float32(-ZERO) * steps[:, None]
+        rows.scales[piece] = to_bfloat16(ends / np.float32(-ZERO) * steps[:, None])
         rounded = np.sqrt(squares) * steps
-        residuals[piece] = (rounded + codes.residuals[piece]) * np.float32(_UP)
         # Beside its centre a row of unit length is no longer than 1; then come two roundings.
         reach = 1 + steps * np.float32(np.sqrt(dim)) + rounded
+        off = rounded + codes.residuals[piece] + np.float32(BFLOAT16) * reach
+        residuals[piece] = off * np.float32(_UP)
         longest = max(longest, float(reach.max()))
     made = CoarseRows(first, first + count, FourBitProduct(rows), residuals, longest)
     _require_faster(made, codes)
