@@ -8,7 +8,9 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
+Thing = TypeVar("Thing")
 WORDS = (
     "the of a to and in wing flow pressure layer boundary heat transfer mach number lift drag "
     "theory results method surface temperature supersonic laminar turbulent equation shock body "
@@ -50,14 +52,19 @@ def interleaved(engines: Mapping[str, Callable[[], object]], rounds: int) -> dic
     """
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     for number, counted in enumerate([False, *[True] * rounds]):
-        first = number % len(engines)
-        for name, run in [*engines.items()][first:] + [*engines.items()][:first]:
+        for name, run in rotated(engines, number):
             time.sleep(SETTLED)
             start = time.perf_counter()
             run()
             if counted:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def rotated(things: Mapping[str, Thing], turn: int) -> list[tuple[str, Thing]]:
+    """All of them, each turn another one first."""
+    first = turn % len(things)
+    return [*things.items()][first:] + [*things.items()][:first]
 
 
 def ratio(slow: list[float], fast: list[float]) -> float:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from tars_rag.runtimes.four_bit_product import FourBitProduct, FourBitRows
 from tars_rag.runtimes.integer_product import LIMIT, OFFSET, PLANES, integer_product
 
 
@@ -31,7 +32,11 @@ def main() -> None:
     steps = np.eye(1, PLANES, dtype=np.float32)[0]
     wide = query.astype(np.float32)
     expected = floats @ wide
+    four = FourBitRows(args.rows, args.dim)  # other numbers, and as many: it is no exact product
+    four.nibbles[:], four.scales[:] = rng.integers(0, 256, four.nibbles.shape, np.uint8), 0.125
+    four_bits = FourBitProduct(four)
     ways: dict[str, Callable[[], object]] = {
+        "ONNX Runtime MatMulNBits, 4 bits": lambda: four_bits(wide),
         "ONNX Runtime MatMulInteger": lambda: integer_product(rows, planes, steps),
         "numpy, float32": lambda: floats @ wide,
     }

@@ -4,7 +4,7 @@
 
 "neighbours" are clusters of 250 (cosine 0.67), as in peers_search.py; "docstrings" those of the
 installed packages, embedded, as many as there are; the other kinds are those of exact_search.py.
-Queries lie near one of the vectors; those for docstrings are the first lines of other ones. Medians
+Queries lie near one of the vectors; those for docstrings are 60 characters of other ones. Medians
 in milliseconds; both indexes give the same answers, which is checked.
 """
 
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import statistics
-import sys
 import sysconfig
 import tempfile
 import time
@@ -23,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exact_search import KINDS, Rows, settle
-from peers_common import machine
+from peers_common import machine, ms
 from tars_rag import Embedder
 from tars_rag.retrieval.indexes.exact.index import ExactIndex
 
@@ -88,7 +86,7 @@ def measure(kind: str, n: int, rounds: int) -> None:
                     found[which] = indexes[which].nearest(query, k)
                     seconds[which].append(time.perf_counter() - start)
                 assert found[0] == found[1]
-            looked, scanned = (1e3 * statistics.median(times) for times in seconds)
+            looked, scanned = map(ms, seconds)
             print(
                 f"| {kind} | {len(rows)} | {k} | {looked:.1f} | {scanned:.1f} "
                 f"| {scanned / looked:.2f} |",
@@ -107,7 +105,6 @@ def main() -> None:
     print("\n| data | rows | k | with, ms | without, ms | ratio |\n|---|---|---|---|---|---|")
     for kind in options.kinds:
         measure(kind, options.rows, options.rounds)
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

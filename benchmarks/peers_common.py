@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-from common import SETTLED
+from common import SETTLED, rotated
 from tars_rag.models.cache import ModelCache
 from tars_rag.models.random_model import flashrank_name, write_random_model
 from tars_rag.models.weights import BertConfig
@@ -57,9 +57,7 @@ def turns(
     for done in range(most_rounds):
         if done >= least and time.perf_counter() - begun > seconds:
             break
-        names = list(calls)
-        for name in names[done % len(names) :] + names[: done % len(names)]:
-            call = calls[name]
+        for name, call in rotated(calls, done):
             time.sleep(SETTLED)
             start = time.perf_counter()
             call()

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from common import SETTLED
+from common import SETTLED, rotated
 from peers_common import attempted, machine, ms
 from tars_rag import HybridStore, Passage
 from tars_rag.files import size_of
@@ -269,12 +269,6 @@ PROGRAMS: dict[str, Callable[[Data, Path], Program]] = {
     "EnsembleRetriever(BM25Retriever, Chroma)": ensemble,
     "QueryFusionRetriever(BM25Retriever, Chroma)": query_fusion,
 }
-
-
-def rotated(programs: dict[str, Program], turn: int) -> list[tuple[str, Program]]:
-    """The programs, each turn another one first."""
-    first = turn % len(programs)
-    return [*programs.items()][first:] + [*programs.items()][:first]
 
 
 def main() -> None:

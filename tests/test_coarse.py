@@ -31,7 +31,18 @@ from tars_rag.runtimes.four_bit_product import (
     packed,
     to_bfloat16,
 )
-from test_exact_oracle import KINDS, Model, check, clusters, cosines, gaussian, queries
+from test_exact_oracle import (
+    KINDS,
+    STEPS,
+    Model,
+    agrees,
+    check,
+    clusters,
+    cosines,
+    gaussian,
+    live,
+    queries,
+)
 from test_exact_parts import centres_of
 
 
@@ -60,7 +71,6 @@ def ready(index: ExactIndex) -> None:
     """Search until there are coarse rows."""
     for _ in range(module._SEARCHES):
         index.nearest(np.ones(index.dimension or 1), 1)
-    time.sleep(0)
     index._snapshot().coarse.wait()
 
 
@@ -146,50 +156,29 @@ def test_answers_are_those_of_brute_force(
     assert set(searched) == {n}
 
 
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("add"), st.integers(1, 200), st.integers(0, len(KINDS) - 1)),
-        st.tuples(st.just("remove"), st.integers(0, 200), st.just(0)),
-        st.tuples(
-            st.sampled_from(["reopen", "compact", "look", "look", "wait"]), st.just(0), st.just(0)
-        ),
-    ),
-    max_size=20,
-)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("always")
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=STEPS, seed=st.integers(0, 2**32 - 1), dim=st.sampled_from([1, 9, 140]))
 def test_any_history(
-    steps: list[tuple[str, int, int]],
+    steps: list[tuple[str, object, int]],
     seed: int,
     dim: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    model = Model(tmp_path_factory.mktemp("history") / "codes", dim)
-    for name, what, kind in [*steps, ("look", 0, 0)]:
-        if name == "add":
-            keys = [str(place) for place in rng.permutation(400)[:what]]
-            model.add(keys, KINDS[kind](rng, max(what, 20), dim)[:what])
-            model.commit()
-        elif name == "remove":
-            model.remove([str(place) for place in range(what)])
-            model.commit()
-        elif name == "reopen":
-            model.reopen()
-        elif name == "compact":
-            model.index.compact()
-        elif name == "wait":
-            model.index._snapshot().coarse.wait()
-        else:
-            for query in (rng.standard_normal(dim), *list(model.held.values())[:2]):
-                for k in (1, 3, 50):
-                    check(model.index, model.held, query, k)
+    live(Model(tmp_path_factory.mktemp("history") / "codes", dim), steps, seed, _agrees_soon)
+
+
+def _agrees_soon(model: Model, rng: np.random.Generator) -> None:
+    """With coarse rows that are there, or being made, or only of the first rows."""
+    agrees(model, rng)
+    if rng.random() < 0.5:
+        model.index._snapshot().coarse.wait()
+    for query in (rng.standard_normal(model.dim), *list(model.held.values())[:2]):
+        for k in (1, 3, 50):
+            check(model.index, model.held, query, k)
 
 
 def filled(path: Path, count: int, dim: int = 64) -> tuple[ExactIndex, dict[str, Any]]:
@@ -257,6 +246,29 @@ def test_an_older_state_is_searched_as_it_was(tmp_path: Path) -> None:
     assert [score for _, score in found] == pytest.approx(best, abs=1e-12)
 
 
+@pytest.mark.usefixtures("always")
+def test_a_reader_follows_one_who_writes(tmp_path: Path, searched: list[int]) -> None:
+    """As another process does: what is added, removed, and compacted into other files."""
+    writer, held = filled(tmp_path, 400)
+    reader = ExactIndex(tmp_path / "codes", read_only=True)
+    ready(reader)
+    more = gaussian(np.random.default_rng(1), 40, 64)
+    for turn in range(4):
+        writer.remove([str(place) for place in range(turn * 50, turn * 50 + 50)])
+        held = {key: row for key, row in held.items() if int(key) >= turn * 50 + 50}
+        added = {str(1000 + 10 * turn + place): more[10 * turn + place] for place in range(10)}
+        writer.add(list(added), np.stack(list(added.values())))
+        writer.commit()
+        held |= added
+        if turn == 2:
+            writer.compact()
+        reader.refresh()
+        check(reader, held, more[10 * turn], 20)
+        ready(reader)
+        check(reader, held, more[10 * turn], 20)
+    assert {400, 280} <= set(searched)  # before it was compacted and after
+
+
 def test_a_product_that_is_no_faster_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched: list[int]
 ) -> None:
@@ -308,10 +320,10 @@ def test_without_the_operator_searches_go_on(
     assert not searched
 
 
+@pytest.mark.usefixtures("always")
 def test_a_small_memory_is_left_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, searched: list[int]
 ) -> None:
-    monkeypatch.setattr(module, "_LEAST", 1)
     monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 16 * 10, "SC_PAGE_SIZE": 1000}.get)
     index, held = filled(tmp_path, 300)  # 12 kB of 160
     ready(index)

@@ -250,8 +250,17 @@ def test_any_history(
     dim: int,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    rng = np.random.default_rng(seed)
-    model = Model(tmp_path_factory.mktemp("history") / "codes", dim)
+    live(Model(tmp_path_factory.mktemp("history") / "codes", dim), steps, seed)
+
+
+def live(
+    model: Model,
+    steps: Sequence[tuple[str, object, int]],
+    seed: int,
+    look: Callable[[Model, np.random.Generator], None] | None = None,
+) -> None:
+    """Do the steps, and look at what is found."""
+    rng, dim, look = np.random.default_rng(seed), model.dim, look or agrees
     for name, what, kind in steps:
         if name == "add":
             assert isinstance(what, list)
@@ -275,14 +284,14 @@ def test_any_history(
         elif name == "compact":
             model.index.compact()
         else:
-            _agrees(model, rng)
+            look(model, rng)
     model.commit()
-    _agrees(model, rng)
+    look(model, rng)
     model.reopen()
-    _agrees(model, rng)
+    look(model, rng)
 
 
-def _agrees(model: Model, rng: np.random.Generator) -> None:
+def agrees(model: Model, rng: np.random.Generator) -> None:
     index, held = model.index, model.held
     assert index.count() == len(held)
     assert sorted(index.ids()) == sorted(held)

@@ -34,11 +34,20 @@ _SHOWN = 16  # rows at either end that are multiplied again to prove the kernel
 class FourBitRows:
     """Room for rows, which goes back to the system as soon as nobody holds it.
 
+    Args:
+        count: How many rows.
+        dim: Numbers in a row.
+
     Attributes:
+        blocks: Parts of a row with a scale each.
         nibbles: Numbers plus `ZERO`, two in a byte, the first in the lower half: uint8
             [count, blocks * BLOCK / 2]. To be filled, with zeros of the numbers behind `dim`.
         scales: What each block counts, float32 [count, blocks]. To be filled, with numbers that
             bfloat16 holds: some kernels for arm64 keep no more of them.
+        all_nibbles, all_scales: The same, and behind them a row for each number of a vector.
+
+    Raises:
+        OSError: There is no memory for them.
     """
 
     def __init__(self, count: int, dim: int) -> None:

@@ -5,9 +5,10 @@ every 64 of them: ``c = c' + f``. With what the codes are off by, e,
 
     x  =  share * m + step * c' + (step * f + e)
 
-so that a cosine of the coarse row is off by at most ``step |f| + |e|``, its residual, and by what
-the product rounds of the query. That is 0.1 for most data, where the codes have 0.01; it leaves
-some hundreds of 100,000 rows, of which the codes are looked at as if a filter had chosen them.
+so that a cosine of the coarse row is off by at most its residual, which is ``step |f| + |e|`` and
+what the scales are rounded by, and by what the product rounds of the query. That is 0.1 for most
+data, where the codes have 0.01; it leaves some hundreds of 100,000 rows, of which the codes are
+looked at as if a filter had chosen them.
 
 Coarse rows are kept in memory alone, and take no more than a sixteenth of it. A thread makes them
 when a search repeats, so that a command which searches once never pays for them. Which rows have

@@ -46,7 +46,7 @@ class CodeDirectory:
         if _newest(self._path) == self._number:
             self.files.follow()
         else:
-            self._open()
+            self._reopen()
 
     @property
     def wasteful(self) -> bool:
@@ -68,7 +68,11 @@ class CodeDirectory:
                 path.unlink(missing_ok=True)
             raise
         sync(self._path)
-        self._open()
+        self._reopen()
+
+    def close(self) -> None:
+        """Begin nothing more; searches under way end well."""
+        self.files.close()
 
     def _prepare(self) -> None:
         """Make the directory and its first file, if there is none."""
@@ -82,12 +86,12 @@ class CodeDirectory:
             temporary.rename(target)
             sync(self._path)
 
-    def close(self) -> None:
-        """Begin nothing more; searches under way end well."""
-        self.files.close()
+    def _reopen(self) -> None:
+        before = self.files
+        self._open()
+        before.close()
 
     def _open(self) -> None:
-        before = getattr(self, "files", None)
         while True:
             number = _newest(self._path)
             if number is None:
@@ -102,8 +106,6 @@ class CodeDirectory:
                 continue  # another process compacted it meanwhile
             self._number = number
             break
-        if before is not None:
-            before.close()
         if not self._read_only:
             for path in [*self._path.glob("rows-*"), *self._path.glob("codes-*")]:
                 if path not in (rows, codes):
