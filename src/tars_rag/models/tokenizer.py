@@ -82,12 +82,17 @@ class Tokenizer:
         """Encode (query, text) pairs; what is too long is cut from the longer of the two."""
         # Of two texts that are both too long the longer keeps the odd token, so neither may be
         # cut beforehand, within reason: there, time matters more than that token.
-        size = 8 * self.max_length
-        words = self._tokenizer.encode(self._cut(query, size), add_special_tokens=False)
-        if len(words) >= self.max_length:
-            size = 1 << 14
+        size = 1 << 14 if self._is_long(query) else 8 * self.max_length
         query = self._cut(query, size)
         return [_encoding(e) for e in self._batch([(query, self._cut(t, size)) for t in texts])]
+
+    def _is_long(self, text: str) -> bool:
+        """Whether a text has `max_length` tokens or more."""
+        # A character of ASCII is one token at most, and some models begin with one of their own.
+        if len(text) + 1 < self.max_length and text.isascii():
+            return False
+        text = self._cut(text, 8 * self.max_length)
+        return len(self._tokenizer.encode(text, add_special_tokens=False)) >= self.max_length
 
     def _cut(self, text: str, size: int) -> str:
         """What of a long text can reach the model.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Protocol, get_args
 
 import numpy as np
@@ -23,7 +22,6 @@ from tars_rag.settings import Strategy
 DEFAULT_WEIGHT = 0.5
 _LEAST_CANDIDATES = 30
 _MANY = 1 << 14  # passages whose vectors take so long that the words are searched meanwhile
-_NO_SCORES: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +179,7 @@ def search(
     cosine = dict(near)
     if request.strategy != "hybrid":
         ranking = near if vector is not None else ranked(bm25)
-        hits = _scored(sides.lexical, ranking[: request.k], cosine, bm25, reach)
+        hits = _scored(sides.lexical, ranking[: request.k], cosine, bm25, _shares(bm25, reach))
         return above(hits, request.min_score)
     with watch.step("fuse") as notes:
         # Every candidate gets its true score on the side that did not return it.
@@ -196,7 +194,7 @@ def search(
         fused = convex(cosine, shares, weight=weight, floor=request.floor)
         notes.append(f"{len(fused)} candidates")
         best = fused if request.every else fused[: request.k]
-        hits = _scored(sides.lexical, best, cosine, bm25, reach, fused=True)
+        hits = _scored(sides.lexical, best, cosine, bm25, shares, fused=True)
         return above(hits, request.min_score)
 
 
@@ -256,9 +254,9 @@ def _lexical_hits(lexical: Words, request: Request, allowed: Sequence[str] | Non
 def _scored(
     lexical: Words,
     ranking: Ranking,
-    cosine: Mapping[str, float] = _NO_SCORES,
-    bm25: Mapping[str, float] = _NO_SCORES,
-    reach: float = 0.0,
+    cosine: Mapping[str, float],
+    bm25: Mapping[str, float],
+    shares: Mapping[str, float],
     *,
     fused: bool = False,
 ) -> list[ScoredPassage]:
@@ -271,7 +269,6 @@ def _scored(
             f"Repair it: {check_command(lexical.path.parent, repair=True)}"
         )
         raise StoreError(msg)
-    shares = _shares(bm25, reach)
     return [
         ScoredPassage(
             passages[passage_id],

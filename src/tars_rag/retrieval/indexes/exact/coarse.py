@@ -79,15 +79,12 @@ class CoarseRows:
         Raises:
             DeviceError: ONNX Runtime failed.
         """
-        upper, taken = self.product(query.vector)
-        query.add_centres(upper, codes)
+        cosines, taken = self.product(query.vector)
+        query.add_centres(cosines, codes)
         missing = float(np.linalg.norm(query.unit - taken)) + self.product.rounding
         slack = self.longest * missing + self.product.rounding
         far = self.residuals + np.float32(slack)
-        upper += far
-        far *= -2
-        far += upper
-        return upper, far
+        return cosines + far, cosines - far
 
 
 class Coarse:

@@ -23,6 +23,7 @@ and a share that was rounded do to it: at most 16 * 2**-24 of numbers below 2, a
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,6 +40,7 @@ _ROUNDING = 4e-6
 _UP = 1 + 1e-6  # what float64 and float32 rounding may take from a norm
 _SMALLEST = 1e-30  # a step, where there is nothing to keep
 _LONGEST = 2.0  # of step * c: 1, and half a step in each of up to 65,000 dimensions
+_MANY = 512  # rows whose product is worth planes of whole numbers
 _BLOCK = 1 << 15  # numbers in one piece of float64 work: stays in the processor's cache
 
 
@@ -161,8 +163,8 @@ class Query:
         return vector
 
     @cached_property
-    def _planes(self) -> tuple[NDArray[np.int8], NDArray[np.float32], float]:
-        """The query as planes of whole numbers, what each counts, and what is missing."""
+    def _planes(self) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+        """The query as planes of whole numbers, and what each counts."""
         dim = len(self.unit)
         left = self.unit.copy()
         planes = np.zeros((dim, PLANES), np.int8)
@@ -174,12 +176,25 @@ class Query:
                 planes[:, plane] = numbers
                 steps[plane] = step
                 left -= numbers * np.float64(step)
-        return planes, steps, float(_norms(left[None])[0]) * _LONGEST * _UP + _ROUNDING
+        return planes, steps
+
+    @cached_property
+    def _missing(self) -> float:
+        """What the planes miss of a cosine at most, and rounding.
+
+        Each plane leaves half of its step of each number, the next one's step is that by `LIMIT`.
+        """
+        left = float(np.abs(self.unit).max()) / math.pow(2 * LIMIT, PLANES)
+        return math.sqrt(len(self.unit)) * left * _LONGEST * _UP + _ROUNDING
 
     def upper(self, codes: Codes) -> NDArray[np.float32]:
         """What the cosines of the rows are at most, float32 [n]."""
-        planes, steps, _ = self._planes
-        cosines = integer_product(codes.rows, planes, steps)
+        if len(codes.rows) > _MANY:
+            cosines = integer_product(codes.rows, *self._planes)
+        else:  # more is thought than computed there; what float64 rounds is a part of `_ROUNDING`
+            numbers = codes.rows.astype(np.float64)
+            numbers -= OFFSET
+            cosines = np.einsum("ij,j->i", numbers, self.unit).astype(np.float32)
         cosines *= codes.steps
         self.add_centres(cosines, codes)
         cosines += self._slack(codes, self._directions(codes)[1])
@@ -211,7 +226,7 @@ class Query:
     def _slack(self, codes: Codes, across: NDArray[np.float32]) -> NDArray[np.float32]:
         slack: NDArray[np.float32]
         slack = codes.residuals * (across[codes.kinds] if len(across) > 1 else across)
-        slack += np.float32(self._planes[2])
+        slack += np.float32(self._missing)
         return slack
 
     def cosines(self, vectors: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -299,8 +299,9 @@ class ExactIndex:
     def _known(snapshot: Snapshot, ids: Sequence[str]) -> tuple[list[str], NDArray[np.int64]]:
         """The ids that are there, each once, with their slots, ascending."""
         slots = snapshot.table.find(hashes_of(ids))
-        slots, places = np.unique(slots, return_index=True)
-        there = slots >= 0
+        places = np.argsort(slots, kind="stable")
+        slots = slots[places]
+        there = np.diff(slots, prepend=-1) > 0
         return [ids[place] for place in places[there].tolist()], slots[there]
 
     @contextlib.contextmanager

@@ -140,18 +140,18 @@ class Snapshot:
         Of each group of rows only the best lower bound counts for the floor, which may therefore
         be a little lower than the k-th. Neighbours, which may be copies, are in different groups.
         """
-        total = len(self.codes.rows)
-        all_upper, tops = np.empty(total, np.float32), []
-        stride = max(1, min(_STRIDE, total // (2 * k)))
+        uppers, tops = [], []
+        stride = max(1, min(_STRIDE, len(self.codes.rows) // (2 * k)))
         for start, upper, lower in self._bounds(query, coarse):
-            end = start + len(upper)
-            first, last = np.searchsorted(self.dead, (start, end))
-            dead = self.dead[first:last] - start
-            upper[dead] = lower[dead] = -np.inf
-            all_upper[start:end] = upper
+            if len(self.dead):
+                first, last = np.searchsorted(self.dead, (start, start + len(upper)))
+                dead = self.dead[first:last] - start
+                upper[dead] = lower[dead] = -np.inf
             even = len(lower) // stride * stride
             tops += [lower[:even].reshape(stride, -1).max(axis=0), lower[even:]]
-        return all_upper, max(_kth(np.concatenate(tops), k), _LEAST)
+            uppers.append(upper)
+        together = uppers[0] if len(uppers) == 1 else np.concatenate(uppers)
+        return together, max(_kth(np.concatenate(tops), k), _LEAST)
 
     def _bounds(
         self, query: Query, coarse: Sequence[CoarseRows]

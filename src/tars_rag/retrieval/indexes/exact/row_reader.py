@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tars_rag.retrieval.indexes.exact.row_tables import decode_id
 from tars_rag.retrieval.indexes.exact.rows import RowFile, read, read_into
 
-_PAIR = struct.Struct("<II")
+_PAIR, _END = struct.Struct("<II"), struct.Struct("<I")
 _GAP = 8  # rows that are read and thrown away rather than asking once more
 
 
@@ -81,26 +81,40 @@ class RowReader:
         found: list[bytes] = []
         for batch, start, stop in self._groups(slots):
             first, ends_at, ids_at = self._batches[batch, :3].tolist()
-            if stop - start == 1:
-                found.append(self._id(int(slots[start]) - first, ends_at, ids_at))
-                continue
-            places = slots[start:stop] - first
-            low, high = int(places[0]), int(places[-1]) + 1
-            ends = np.zeros(high - low + 1, "<u4")
-            skip = low == 0
-            read_into(self._file, ends[int(skip) :], ends_at + 4 * (low - 1 + int(skip)))
-            base = int(ends[0])
-            blob = read(self._file.file, int(ends[-1]) - base, ids_at + base)
-            bounds = (ends - base).tolist()
-            found += [blob[bounds[i] : bounds[i + 1]] for i in (places - low).tolist()]
+            places = (slots[start:stop] - first).tolist()
+            if places[-1] - places[0] >= _GAP * len(places) or len(places) == 1:
+                found += [self._id(place, ends_at, ids_at) for place in places]
+            else:
+                found += self._near_ids(places, ends_at, ids_at)
         return found
 
     def _id(self, place: int, ends_at: int, ids_at: int) -> bytes:
         """One id of a batch."""
-        skip = min(place, 1)
-        data = read(self._file.file, 4 + 4 * skip, ends_at + 4 * (place - skip))
-        begin, end = _PAIR.unpack(data.rjust(_PAIR.size, b"\0"))
-        return read(self._file.file, end - begin, ids_at + begin)
+        begin, at = 0, ends_at + 4 * place
+        if place:
+            begin, end = _PAIR.unpack(self._read(_PAIR.size, at - 4))
+        else:
+            (end,) = _END.unpack(self._read(_END.size, at))
+        return self._read(end - begin, ids_at + begin)
+
+    def _near_ids(self, places: list[int], ends_at: int, ids_at: int) -> Iterator[bytes]:
+        """Ids of a batch that are near one another."""
+        low, high = places[0], places[-1] + 1
+        ends = np.zeros(high - low + 1, "<u4")
+        skip = low == 0
+        read_into(self._file, ends[int(skip) :], ends_at + 4 * (low - 1 + int(skip)))
+        base = int(ends[0])
+        blob = self._read(int(ends[-1]) - base, ids_at + base)
+        bounds = (ends - base).tolist()
+        return (blob[bounds[place - low] : bounds[place - low + 1]] for place in places)
+
+    def _read(self, size: int, at: int) -> bytes:
+        data = os.pread(self._file.file, size, at)
+        if len(data) < size:
+            data = read(self._file.file, size, at)  # some file systems give less at once
+        if len(data) < size:
+            raise self._file.cut_off(at + len(data))
+        return data
 
     def _where(self, slots: NDArray[np.int64]) -> NDArray[np.intp]:
         return np.searchsorted(self._batches[:, 0], slots, side="right") - 1

@@ -279,6 +279,10 @@ class RowFile:
     def _seal(self, header: bytes) -> int:
         return zlib.crc32(self._salt + _CRC.pack(self._last_crc) + header)
 
+    def cut_off(self, at: int) -> DamageError:
+        """What to raise where the file ends though a batch does not."""
+        return DamageError(f"{self.path.name}: cut off at byte {at}")
+
     def _damage(self, at: int, what: str) -> DamageError:
         return DamageError(f"{self.path.name}: the batch at byte {at} {what}")
 
@@ -314,6 +318,5 @@ def read_into(file: RowFile, out: NDArray[Any], at: int) -> None:
     while buffer:
         got = os.preadv(file.file, [buffer], at)
         if not got:
-            msg = f"{file.path.name}: cut off at byte {at}"
-            raise DamageError(msg)
+            raise file.cut_off(at)
         buffer, at = buffer[got:], at + got
