@@ -22,7 +22,8 @@ from tars_rag.retrieval.indexes.words.asked import MOST_TERMS, counting, reach
 from tars_rag.retrieval.indexes.words.bm25 import NOTHING, Beside, Term, Terms, idf
 from tars_rag.retrieval.indexes.words.files import committed
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
-from tars_rag.retrieval.indexes.words.snapshot import Snapshot
+from tars_rag.retrieval.indexes.words.snapshot import Snapshot, WeightedTerm
+from tars_rag.retrieval.indexes.words.top import top
 from tars_rag.retrieval.passage import Passage, Ranking
 
 _HEAP_BYTES = 32_000_000
@@ -111,7 +112,7 @@ class LexicalIndex:
         The text is analysed like a passage, never parsed: it has no operators. Equal scores are in
         the order of the ids, also where the limit cuts through them.
         """
-        return self._snapshot.top(self._weighted(query, beside), limit, beside.replaces)
+        return top(self._snapshot, self._weighted(query, beside), limit, beside.replaces)
 
     def scores(self, query: str, ids: Sequence[str], beside: Beside = NOTHING) -> dict[str, float]:
         """BM25 of `query` for the given ids; those that share no term with it are left out."""
@@ -231,7 +232,7 @@ class LexicalIndex:
             "permissions, then repeat the call: what was acknowledged before is kept."
         )
 
-    def _weighted(self, text: str, beside: Beside) -> list[tuple[str, float]]:
+    def _weighted(self, text: str, beside: Beside) -> list[WeightedTerm]:
         """The terms of a query that some passage of the index holds, and what each counts."""
         weighted = []
         for found in self.terms(text, beside):
@@ -240,7 +241,7 @@ class LexicalIndex:
                 if beside.documents:  # tantivy reckons with its own documents alone
                     boost *= idf(self.documents + beside.documents, found.held)
                     boost /= idf(self.documents, found.here)
-                weighted.append((found.term, boost))
+                weighted.append(WeightedTerm(found.term, boost, found.here))
         return weighted
 
     def terms(self, text: str, beside: Beside = NOTHING) -> list[Term]:

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from tars_rag.retrieval.indexes.codec import decode, encode, unpack_content
 from tars_rag.retrieval.indexes.words.bm25 import explained_mean
 from tars_rag.retrieval.indexes.words.files import digest
-from tars_rag.retrieval.passage import Passage, Ranking, ranked
+from tars_rag.retrieval.passage import Passage
 
 _FEW_IDS = 128  # are looked up one by one, in a third of the time that a set of them takes
 _FEW_TERMS = 64  # may be nested: each takes some of tantivy's stack
 _REMEMBERED = 1 << 15  # ids, in about 6 MB
-_TIES, _MAX_TIES = 100, 4096
 
-Weighted = Sequence[tuple[str, float]]
-"""Terms, and what the score of each is multiplied with."""
+
+class WeightedTerm(NamedTuple):
+    """A term of a query.
+
+    Attributes:
+        term: As it is indexed.
+        weight: What its score is multiplied with.
+        held: How many passages of the index hold it.
+    """
+
+    term: str
+    weight: float
+    held: int
 
 
 class Snapshot:
@@ -42,47 +52,20 @@ class Snapshot:
         """How many passages hold a term."""
         return int(self._searcher.doc_freq("text", term))
 
-    def top(self, terms: Weighted, limit: int, without: Collection[str] = ()) -> Ranking:
-        """The best `limit` of the passages that hold one of the terms.
-
-        Args:
-            terms: What is searched for.
-            limit: How many. All that tie with the last one are read, to be cut by id.
-            without: Ids that are left out.
-        """
-        limit = min(limit, self.count)
-        if not terms or limit < 1:
-            return []
-        query = self._any_of(self._clauses(terms))
-        if without:
-            gone = self._with_ids(list(without))
-            query = self._make.boolean_query(
-                [(self._occur.Must, query), (self._occur.MustNot, gone)]
-            )
-        fetch = limit + _TIES
-        while True:
-            hits = self._hits(query, fetch)
-            last = hits[limit - 1][0] if len(hits) >= limit else 0.0
-            if len(hits) < fetch or hits[-1][0] < last or fetch >= limit + _MAX_TIES:
-                return ranked(self._read(hit for hit in hits if hit[0] >= last))[:limit]
-            fetch *= 4
-
-    def scores(self, terms: Weighted, ids: Sequence[str]) -> dict[str, float]:
+    def scores(self, terms: Sequence[WeightedTerm], ids: Sequence[str]) -> dict[str, float]:
         """The scores of those of the ids that hold one of the terms."""
         if not terms or not ids:
             return {}
-        clauses = self._clauses(terms)
+        clauses = self.clauses(terms)
         if len(ids) > _FEW_IDS or len(clauses) > _FEW_TERMS:
-            clauses = [self._any_of(clauses)]
+            clauses = [self.any_of(clauses)]
         if len(ids) <= _FEW_IDS:
             self._locate(ids)
-        query = self._make.const_score_query(self._with_ids(ids), 0.0)
+        query = self._make.const_score_query(self.with_ids(ids), 0.0)
         # In the list of one term tantivy skips from id to id; a union of terms it reads whole.
         for clause in clauses:
-            query = self._make.boolean_query(
-                [(self._occur.Must, query), (self._occur.Should, clause)]
-            )
-        return dict(self._read(self._hits(query, len(ids))))
+            query = self.both(query, "Should", clause)
+        return dict(self.read(self.hits(query, len(ids))))
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
         """Passages by id; unknown ids left out."""
@@ -122,20 +105,28 @@ class Snapshot:
             )
         return self._mean
 
-    def _clauses(self, terms: Weighted) -> list[Any]:
+    def clauses(self, terms: Sequence[WeightedTerm]) -> list[Any]:
+        """A query for each term."""
         clauses = []
-        for term, weight in terms:
+        for term, weight, _ in terms:
             clause = self._make.term_query(self._schema, "text", term, index_option="freq")
             clauses.append(clause if weight == 1 else self._make.boost_query(clause, weight))
         return clauses
 
-    def _any_of(self, clauses: Sequence[Any]) -> Any:
+    def both(self, needed: Any, occur: str, other: Any) -> Any:
+        """What `needed` finds, and where `other` counts (``Should``) or must not (``MustNot``)."""
+        pair = [(self._occur.Must, needed), (getattr(self._occur, occur), other)]
+        return self._make.boolean_query(pair)
+
+    def any_of(self, clauses: Sequence[Any]) -> Any:
+        """What any of the queries finds."""
         return self._make.boolean_query([(self._occur.Should, clause) for clause in clauses])
 
-    def _with_ids(self, ids: Sequence[str]) -> Any:
+    def with_ids(self, ids: Sequence[str]) -> Any:
+        """A query for those of the ids that there are."""
         if len(ids) > _FEW_IDS:
             return self._make.term_set_query(self._schema, "id", [encode(key) for key in ids])
-        return self._any_of([self._with_id(key) for key in ids])
+        return self.any_of([self._with_id(key) for key in ids])
 
     def _with_id(self, key: str) -> Any:
         return self._make.term_query(self._schema, "id", encode(key), index_option="basic")
@@ -150,11 +141,11 @@ class Snapshot:
                 self._make.const_score_query(self._with_id(key), float(number))
                 for number, key in enumerate(unknown, 1)
             ]
-            for score, address in self._hits(self._any_of(numbered), len(unknown)):
+            for score, address in self.hits(self.any_of(numbered), len(unknown)):
                 places.add(unknown[round(score) - 1], address)
         return [places.addresses[key] for key in dict.fromkeys(ids) if key in places.addresses]
 
-    def _hits(self, query: Any, limit: int) -> list[tuple[float, Any]]:
+    def hits(self, query: Any, limit: int) -> list[tuple[float, Any]]:
         """The best hits, never more than there are passages.
 
         tantivy reserves memory for as many as it is asked for, and ends the process where it
@@ -166,7 +157,7 @@ class Snapshot:
         hits: list[tuple[float, Any]] = self._searcher.search(query, limit, count=False).hits
         return hits
 
-    def _read(self, hits: Iterable[tuple[float, Any]]) -> Iterator[tuple[str, float]]:
+    def read(self, hits: Iterable[tuple[float, Any]]) -> Iterator[tuple[str, float]]:
         """Ids and scores of the hits that hold a term."""
         places = self._remembered()
         for score, address in hits:

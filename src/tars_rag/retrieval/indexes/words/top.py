@@ -1,0 +1,107 @@
+"""The best passages for the terms of a query.
+
+Terms that many passages hold take tantivy nearly all of its time and say next to nothing. So they
+are left to the end (Turtle and Flood, "Query Evaluation: Strategies and Optimizations", 1995). The
+rare terms alone give a floor: the score of the k-th of their hits, which is at most that of the
+k-th of all. Terms that cannot come to the floor together make no passage one of the best; only
+passages that hold one of the others are looked at, and of those everything counts. The passages
+and scores are those of a search for all terms at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+from tars_rag.retrieval.indexes.words.bm25 import K1, idf
+from tars_rag.retrieval.indexes.words.snapshot import Snapshot, WeightedTerm
+from tars_rag.retrieval.passage import Ranking, ranked
+
+_TIES, _MAX_TIES = 100, 4096
+_QUICK = 1 << 14  # places of terms in passages that are gone through in no time
+_RARE = 32  # terms in less than this part of the passages are rare
+_PART = 4  # so much of all passages is as well searched for all terms at once
+_LOOKED_UP = 64  # terms that are looked up: each takes some of tantivy's stack
+_UP = 1 + 1e-5  # what single precision may take from a score
+
+
+def top(
+    snapshot: Snapshot,
+    terms: Sequence[WeightedTerm],
+    limit: int,
+    without: Collection[str] = (),
+) -> Ranking:
+    """The best `limit` of the passages that hold one of the terms, equal ones by id.
+
+    Args:
+        snapshot: What is searched.
+        terms: What is searched for.
+        limit: How many. All that tie with the last one are read, to be cut by id.
+        without: Ids that are left out.
+    """
+    limit = min(limit, snapshot.count)
+    if not terms or limit < 1:
+        return []
+    gone = snapshot.with_ids(list(without)) if without else None
+    search = _Search(snapshot, sorted(terms, key=lambda term: term.held), limit, gone)
+    query = search.narrowed() or search.any_of(search.terms)
+    fetch = limit + _TIES
+    while True:
+        hits = snapshot.hits(query, fetch)
+        last = hits[limit - 1][0] if len(hits) >= limit else 0.0
+        if len(hits) < fetch or hits[-1][0] < last or fetch >= limit + _MAX_TIES:
+            return ranked(snapshot.read(hit for hit in hits if hit[0] >= last))[:limit]
+        fetch *= 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """What is searched for.
+
+    Attributes:
+        snapshot: What is searched.
+        terms: The rarest first.
+        limit: How many passages.
+        gone: A query for those that are left out.
+    """
+
+    snapshot: Snapshot
+    terms: Sequence[WeightedTerm]
+    limit: int
+    gone: Any
+
+    def any_of(self, terms: Sequence[WeightedTerm]) -> Any:
+        """A query for what holds one of some terms."""
+        query = self.snapshot.any_of(self.snapshot.clauses(terms))
+        return query if self.gone is None else self.snapshot.both(query, "MustNot", self.gone)
+
+    def narrowed(self) -> Any:
+        """A query with the same best passages that looks at fewer; None: there is none."""
+        terms, snapshot, limit = self.terms, self.snapshot, self.limit
+        held = list(accumulate(term.held for term in terms))  # by the first, the first two, ...
+        if held[-1] < _QUICK:
+            return None
+        rare = sum(
+            term.held < snapshot.documents / _RARE or before < 2 * limit
+            for term, before in zip(terms, [0, *held], strict=False)
+        )
+        most = snapshot.documents / _PART
+        if rare == len(terms) or not limit <= held[rare - 1] <= most:
+            return None
+        hits = snapshot.hits(self.any_of(terms[:rare]), limit)
+        floor = hits[-1][0] if len(hits) == limit else 0.0
+        needed, rest = len(terms), 0.0
+        while needed > rare and (rest := rest + self._most_of(terms[needed - 1])) < floor:
+            needed -= 1
+        if held[needed - 1] > most or not 0 < len(terms) - needed <= _LOOKED_UP:
+            return None
+        query = self.any_of(terms[:needed])
+        for clause in snapshot.clauses(terms[needed:]):
+            query = snapshot.both(query, "Should", clause)
+        return query
+
+    def _most_of(self, term: WeightedTerm) -> float:
+        """What a term adds to a score at most."""
+        return term.weight * idf(self.snapshot.documents, term.held) * (K1 + 1) * _UP
