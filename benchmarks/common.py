@@ -39,6 +39,16 @@ def notes(choose: random.Random, least: int, most: int) -> str:
     return " ".join(choose.choices(WORDS.split(), k=choose.randint(least, most)))
 
 
+def made_up(number: int) -> str:
+    """A word of letters that no other number has; not a word of English, and without an ending."""
+    consonants, vowels = "bdfgkmpvxz", "aou"
+    word = ""
+    for _ in range(3):
+        number, syllable = divmod(number, len(consonants) * len(vowels))
+        word += consonants[syllable // len(vowels)] + vowels[syllable % len(vowels)]
+    return word + "k"
+
+
 SETTLED = 0.08
 """Seconds after which the threads of a program no longer look for work: ONNX Runtime's do so for 55
 milliseconds, in which the next program would have a core less."""

@@ -123,8 +123,9 @@ def grid(cache: Path, counts: list[int], words: list[str], seconds: float) -> No
             for number, (name, rank) in enumerate(programs.items())
             if number < 2 or everyone
         }
-        share = seconds * costs[count, kind] / sum(costs.values())
-        times = turns(calls, share, most_rounds=15)
+        # Half of the time for all alike: a short call needs many rounds to be told from noise.
+        share = seconds / 2 * (1 / len(cells) + costs[count, kind] / sum(costs.values()))
+        times = turns(calls, share, most_rounds=100)
         base = times[next(iter(times))]
         told = [
             f"{ms(times[name]):.1f} ({ratio(base, times[name]):.2f})" if name in times else ""

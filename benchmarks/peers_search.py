@@ -27,22 +27,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from common import SETTLED, rotated
+from common import SETTLED, made_up, rotated
 from peers_common import attempted, machine, ms
 from tars_rag import HybridStore, Passage
 from tars_rag.files import size_of
 
 DIMENSION, K = 384, 5
-
-
-def made_up(number: int) -> str:
-    """A word of letters that no other number has; not a word of English, and without an ending."""
-    consonants, vowels = "bdfgkmpvxz", "aou"
-    word = ""
-    for _ in range(3):
-        number, syllable = divmod(number, len(consonants) * len(vowels))
-        word += consonants[syllable // len(vowels)] + vowels[syllable % len(vowels)]
-    return word + "k"
 
 
 class Data:

@@ -46,7 +46,7 @@ def top(
         return []
     gone = snapshot.with_ids(list(without)) if without else None
     search = _Search(snapshot, sorted(terms, key=lambda term: term.held), limit, gone)
-    query = search.narrowed() or search.any_of(search.terms)
+    query = search.narrowed() or search.any_of(terms)
     fetch = limit + _TIES
     while True:
         hits = snapshot.hits(query, fetch)
@@ -79,28 +79,40 @@ class _Search:
 
     def narrowed(self) -> Any:
         """A query with the same best passages that looks at fewer; None: there is none."""
-        terms, snapshot, limit = self.terms, self.snapshot, self.limit
-        held = list(accumulate(term.held for term in terms))  # by the first, the first two, ...
-        if held[-1] < _QUICK:
-            return None
-        rare = sum(
-            term.held < snapshot.documents / _RARE or before < 2 * limit
-            for term, before in zip(terms, [0, *held], strict=False)
-        )
+        terms, snapshot = self.terms, self.snapshot
+        places = list(accumulate(term.held for term in terms))  # of the first, the first two, ...
         most = snapshot.documents / _PART
-        if rare == len(terms) or not limit <= held[rare - 1] <= most:
+        rare = self._rare(places)
+        if places[-1] < _QUICK or rare == len(terms) or not self.limit <= places[rare - 1] <= most:
             return None
-        hits = snapshot.hits(self.any_of(terms[:rare]), limit)
-        floor = hits[-1][0] if len(hits) == limit else 0.0
-        needed, rest = len(terms), 0.0
-        while needed > rare and (rest := rest + self._most_of(terms[needed - 1])) < floor:
-            needed -= 1
-        if held[needed - 1] > most or not 0 < len(terms) - needed <= _LOOKED_UP:
+        needed = self._needed(rare)
+        common = terms[needed:]
+        if places[needed - 1] > most or not 0 < len(common) <= _LOOKED_UP:
             return None
         query = self.any_of(terms[:needed])
-        for clause in snapshot.clauses(terms[needed:]):
+        for clause in snapshot.clauses(common):
             query = snapshot.both(query, "Should", clause)
         return query
+
+    def _rare(self, places: Sequence[int]) -> int:
+        """How many terms few passages hold; more, where those are hardly as many as are wanted."""
+        few = self.snapshot.documents / _RARE
+        return sum(
+            term.held < few or before < 2 * self.limit
+            for term, before in zip(self.terms, [0, *places], strict=False)
+        )
+
+    def _needed(self, rare: int) -> int:
+        """How many terms there must be one of: the others do not come to the floor together."""
+        hits = self.snapshot.hits(self.any_of(self.terms[:rare]), self.limit)
+        floor = hits[-1][0] if len(hits) == self.limit else 0.0
+        needed, rest = len(self.terms), 0.0
+        while needed > rare:
+            rest += self._most_of(self.terms[needed - 1])
+            if rest >= floor:
+                break
+            needed -= 1
+        return needed
 
     def _most_of(self, term: WeightedTerm) -> float:
         """What a term adds to a score at most."""
