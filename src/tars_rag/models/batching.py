@@ -22,8 +22,8 @@ TOKENS_PER_BATCH: Final = 512
 PAIR_TOKENS_PER_BATCH: Final = 128
 """Of a cross-encoder: long passages run one at a time, notes of a line several at once. Larger
 batches are slower with ONNX Runtime, see docs/performance.md."""
-OPENVINO_PAIR_TOKENS: Final = 1024
-"""With OpenVINO, which does not quantise at run time."""
+OPENVINO_TOKENS: Final = 1024
+"""Of either with OpenVINO, which does not quantise at run time."""
 
 _MOST_PADDING: Final = 16
 """Tokens of a batch that may be padding, on the CPU: a run of its own costs no more."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.models.architectures.config import CONFIG_NAME, read_json
 from tars_rag.models.assignment import Candidate
-from tars_rag.models.batching import OPENVINO_PAIR_TOKENS, PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
+from tars_rag.models.batching import OPENVINO_TOKENS, PAIR_TOKENS_PER_BATCH, TOKENS_PER_BATCH
 from tars_rag.models.bert_graph import Output
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
@@ -184,9 +184,7 @@ def _open_cpu(
         earned = "exact" if precision == "fp32" else precision
     else:
         earned = precision_class(fidelity, identity(model, placement))
-    tokens = None
-    if placement.engine == "openvino":
-        tokens = OPENVINO_PAIR_TOKENS if output == "logit" else TOKENS_PER_BATCH
+    tokens = OPENVINO_TOKENS if placement.engine == "openvino" else None
     return Opened(runtime, earned, arithmetic=precision, tokens_per_batch=tokens)
 
 
