@@ -80,6 +80,21 @@ def test_every_truncation_is_noticed(tmp_path: Path) -> None:
     assert ExactIndex.damage(tmp_path / "codes") == "the row file is missing"
 
 
+def test_ids_of_a_file_that_is_cut_off_while_it_is_open_are_right_or_refused(
+    tmp_path: Path,
+) -> None:
+    index = make(tmp_path / "codes")
+    expected, path = index.ids(), tmp_path / "codes/rows-1.log"
+    refused = []
+    for size in range(path.stat().st_size, 0, -1):
+        os.truncate(path, size)
+        try:
+            assert index.ids() == expected
+        except rows.DamageError:
+            refused.append(size)
+    assert len(refused) == refused[0] > 512  # from the end of the last id on, past the head
+
+
 @pytest.mark.parametrize("how", ["flip", "truncate", "delete", "empty", "zeros", "longer"])
 @pytest.mark.parametrize("read_only", [True, False])
 def test_codes_that_do_not_fit_are_made_again(how: str, read_only: bool, tmp_path: Path) -> None:

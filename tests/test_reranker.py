@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from flashrank import Ranker, RerankRequest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -114,6 +115,23 @@ def test_what_is_too_long_is_cut_where_flashrank_cuts(
     np.testing.assert_array_equal(
         reranker.score(query, [text]), flashrank_scores(oracle, query, [text])
     )
+
+
+def test_a_query_whose_characters_become_several_tokens_is_cut_as_by_its_tokenizer(
+    tmp_path: Path,
+) -> None:
+    """Of two texts that are too long the longer keeps the odd token: neither is cut before."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "(", ")", "1", "##0", "abcdef"]
+    known = {word: number for number, word in enumerate(words)}
+    own = tokenizers.Tokenizer(tokenizers.models.WordPiece(known, unk_token="[UNK]"))
+    own.normalizer = tokenizers.normalizers.NFKC()
+    own.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    own.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    own.save(str(tmp_path / "tokenizer.json"))
+    own.enable_truncation(512)
+    query, text = "⑽ " * 250, "abcdef " * 2000  # "(10)", four tokens
+    (ours,) = Tokenizer(tmp_path, 512).encode_pairs(query, [text])
+    assert ours.ids.tolist() == own.encode(query, text).ids
 
 
 def test_the_result_is_an_array_in_the_callers_order(reranker: Reranker) -> None:

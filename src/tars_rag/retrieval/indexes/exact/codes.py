@@ -191,7 +191,7 @@ class Query:
         """What the cosines of the rows are at most, float32 [n]."""
         if len(codes.rows) > _MANY:
             cosines = integer_product(codes.rows, *self._planes)
-        else:  # more is thought than computed there; what float64 rounds is a part of `_ROUNDING`
+        else:  # planes would take longer to make; what float64 rounds is less than `_ROUNDING`
             numbers = codes.rows.astype(np.float64)
             numbers -= OFFSET
             cosines = np.einsum("ij,j->i", numbers, self.unit).astype(np.float32)

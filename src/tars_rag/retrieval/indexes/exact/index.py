@@ -292,7 +292,6 @@ class ExactIndex:
         hashes.sort()  # many are found three times faster in order
         slots = snapshot.table.find(hashes)
         slots.sort()
-        slots = slots[np.searchsorted(slots, 0) :]
         return slots[np.diff(slots, prepend=-1) > 0]
 
     @staticmethod

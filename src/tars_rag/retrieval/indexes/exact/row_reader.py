@@ -109,9 +109,7 @@ class RowReader:
         return (blob[bounds[place - low] : bounds[place - low + 1]] for place in places)
 
     def _read(self, size: int, at: int) -> bytes:
-        data = os.pread(self._file.file, size, at)
-        if len(data) < size:
-            data = read(self._file.file, size, at)  # some file systems give less at once
+        data = read(self._file.file, size, at)
         if len(data) < size:
             raise self._file.cut_off(at + len(data))
         return data

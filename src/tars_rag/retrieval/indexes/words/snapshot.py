@@ -11,7 +11,7 @@ from tars_rag.retrieval.indexes.words.files import digest
 from tars_rag.retrieval.passage import Passage
 
 _FEW_IDS = 128  # are looked up one by one, in a third of the time that a set of them takes
-_FEW_TERMS = 64  # may be nested: each takes some of tantivy's stack
+MOST_NESTED = 64  # queries within each other: each takes some of tantivy's stack
 _REMEMBERED = 1 << 15  # ids, in about 6 MB
 
 
@@ -57,14 +57,11 @@ class Snapshot:
         if not terms or not ids:
             return {}
         clauses = self.clauses(terms)
-        if len(ids) > _FEW_IDS or len(clauses) > _FEW_TERMS:
+        if len(ids) > _FEW_IDS or len(clauses) > MOST_NESTED:
             clauses = [self.any_of(clauses)]
         if len(ids) <= _FEW_IDS:
             self._locate(ids)
-        query = self._make.const_score_query(self.with_ids(ids), 0.0)
-        # In the list of one term tantivy skips from id to id; a union of terms it reads whole.
-        for clause in clauses:
-            query = self.both(query, "Should", clause)
+        query = self.also(self._make.const_score_query(self.with_ids(ids), 0.0), clauses)
         return dict(self.read(self.hits(query, len(ids))))
 
     def passages(self, ids: Sequence[str]) -> dict[str, Passage]:
@@ -113,10 +110,17 @@ class Snapshot:
             clauses.append(clause if weight == 1 else self._make.boost_query(clause, weight))
         return clauses
 
-    def both(self, needed: Any, occur: str, other: Any) -> Any:
-        """What `needed` finds, and where `other` counts (``Should``) or must not (``MustNot``)."""
-        pair = [(self._occur.Must, needed), (getattr(self._occur, occur), other)]
-        return self._make.boolean_query(pair)
+    def also(self, needed: Any, clauses: Sequence[Any]) -> Any:
+        """What `needed` finds; of the clauses, `MOST_NESTED` at most, each counts where it does."""
+        # In the list of one term tantivy skips from id to id; a union of terms it reads whole.
+        for clause in clauses:
+            pair = [(self._occur.Must, needed), (self._occur.Should, clause)]
+            needed = self._make.boolean_query(pair)
+        return needed
+
+    def without(self, query: Any, gone: Any) -> Any:
+        """What the one query finds and the other does not."""
+        return self._make.boolean_query([(self._occur.Must, query), (self._occur.MustNot, gone)])
 
     def any_of(self, clauses: Sequence[Any]) -> Any:
         """What any of the queries finds."""

@@ -16,14 +16,13 @@ from itertools import accumulate
 from typing import Any
 
 from tars_rag.retrieval.indexes.words.bm25 import K1, idf
-from tars_rag.retrieval.indexes.words.snapshot import Snapshot, WeightedTerm
+from tars_rag.retrieval.indexes.words.snapshot import MOST_NESTED, Snapshot, WeightedTerm
 from tars_rag.retrieval.passage import Ranking, ranked
 
 _TIES, _MAX_TIES = 100, 4096
 _QUICK = 1 << 14  # places of terms in passages that are gone through in no time
 _RARE = 32  # terms in less than this part of the passages are rare
 _PART = 4  # so much of all passages is as well searched for all terms at once
-_LOOKED_UP = 64  # terms that are looked up: each takes some of tantivy's stack
 _UP = 1 + 1e-5  # what single precision may take from a score
 
 
@@ -75,24 +74,23 @@ class _Search:
     def any_of(self, terms: Sequence[WeightedTerm]) -> Any:
         """A query for what holds one of some terms."""
         query = self.snapshot.any_of(self.snapshot.clauses(terms))
-        return query if self.gone is None else self.snapshot.both(query, "MustNot", self.gone)
+        return query if self.gone is None else self.snapshot.without(query, self.gone)
 
     def narrowed(self) -> Any:
         """A query with the same best passages that looks at fewer; None: there is none."""
         terms, snapshot = self.terms, self.snapshot
         places = list(accumulate(term.held for term in terms))  # of the first, the first two, ...
+        if places[-1] < _QUICK:
+            return None
         most = snapshot.documents / _PART
         rare = self._rare(places)
-        if places[-1] < _QUICK or rare == len(terms) or not self.limit <= places[rare - 1] <= most:
+        if rare == len(terms) or not self.limit <= places[rare - 1] <= most:
             return None
         needed = self._needed(rare)
         common = terms[needed:]
-        if places[needed - 1] > most or not 0 < len(common) <= _LOOKED_UP:
+        if places[needed - 1] > most or not 0 < len(common) <= MOST_NESTED:
             return None
-        query = self.any_of(terms[:needed])
-        for clause in snapshot.clauses(common):
-            query = snapshot.both(query, "Should", clause)
-        return query
+        return snapshot.also(self.any_of(terms[:needed]), snapshot.clauses(common))
 
     def _rare(self, places: Sequence[int]) -> int:
         """How many terms few passages hold; more, where those are hardly as many as are wanted."""
