@@ -192,17 +192,21 @@ def test_sums_and_norms_stay_apart(
 
 
 @pytest.mark.parametrize("count", range(12))
-def test_bulk_work_gives_each_thread_runs_of_its_own(graph: bytes, count: int) -> None:
+def test_bulk_work_gives_each_thread_runs_of_its_own(
+    graph: bytes, count: int, opened: list[Any]
+) -> None:
     """Feeds are divided over graphs of one thread each; their rows are the same, in their order."""
     runtime = OnnxRuntime(graph, threads=3)
     feeds = [a_feed(1 + n % 4, 3 + n % 7) for n in range(count)]
     alone = [runtime.run([feed])[0] for feed in feeds]
     for one, other in zip(alone, runtime.run(feeds), strict=True):
         np.testing.assert_allclose(one, other, atol=1e-6)
-    assert sessions(runtime) == (2 if count >= 3 else 1)
+    assert [threads for _, threads in opened] == ([3, 1] if count >= 3 else [3])
 
 
-def test_a_bulk_run_that_fails_is_an_error_and_the_next_one_runs(graph: bytes) -> None:
+def test_a_bulk_run_that_fails_is_an_error_and_the_next_one_runs(
+    graph: bytes, opened: list[Any]
+) -> None:
     runtime = OnnxRuntime(graph, threads=2)
     feeds = [a_feed() for _ in range(6)]
     feeds[3]["input_ids"][0, 0] = 10**6
@@ -213,11 +217,11 @@ def test_a_bulk_run_that_fails_is_an_error_and_the_next_one_runs(graph: bytes) -
     with pytest.raises(DeviceError, match="closed"):
         runtime.run(feeds)
     assert runtime._streams.split(6) == 0, "a call under way would open the graph again"
-    assert sessions(runtime) == 1
+    assert [threads for _, threads in opened] == [2, 1]
 
 
 def test_a_large_graph_and_one_whose_file_is_gone_are_not_opened_twice(
-    tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, graph: bytes, monkeypatch: pytest.MonkeyPatch, opened: list[Any]
 ) -> None:
     feeds = [a_feed(n % 3 + 1) for n in range(5)]
     path = tmp_path / "model.onnx"
@@ -228,7 +232,7 @@ def test_a_large_graph_and_one_whose_file_is_gone_are_not_opened_twice(
     large = OnnxRuntime(graph, threads=2)
     for one, other in zip(gone.run(feeds), large.run(feeds), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert sessions(gone) == sessions(large) == 1
+    assert opened == [(path, 2), (graph, 2)]
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux")
@@ -256,10 +260,73 @@ def test_bulk_work_stays_on_the_big_cores(
     assert sorted(os.sched_getaffinity(0)) == allowed, "the caller's thread stays free"
 
 
-def sessions(runtime: OnnxRuntime) -> int:
-    """How often the graph is in memory."""
-    single = runtime._streams._single
-    return 1 if single is None else 2
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What was opened as a session, in order: (source, threads)."""
+    found: list[Any] = []
+    open_session = onnx._session
+
+    def keeping(source: Any, threads: int, *rest: Any, **options: Any) -> Any:
+        session = open_session(source, threads, *rest, **options)
+        found.append((source, threads))
+        return session
+
+    monkeypatch.setattr(onnx, "_session", keeping)
+    return found
+
+
+def other_graph() -> bytes:
+    """Of other weights, so that its rows tell that it ran."""
+    weights = random_weights(SMALL, head=False, seed=1)
+    return build_graph(weights, output="pooled").SerializeToString()
+
+
+def padded(rows: int = 2, tokens: int = 5) -> dict[str, np.ndarray]:
+    feed = a_feed(rows, tokens)
+    feed["attention_mask"][-1, -1] = 0
+    return feed
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_feeds_without_padding_have_a_graph_of_their_own(
+    graph: bytes, count: int, opened: list[Any]
+) -> None:
+    other = other_graph()
+    runtime = OnnxRuntime(graph, unpadded=other, threads=2)
+    plain, bare = OnnxRuntime(graph, threads=2), OnnxRuntime(other, threads=2)
+    opened.clear()
+    feeds = [f for n in range(count) for f in (a_feed(1 + n, 7), padded(2, 3 + n), a_feed(1, 1))]
+    for feed, rows in zip(feeds, runtime.run(feeds), strict=True):
+        whole = bool(feed["attention_mask"].all())
+        expected = (bare if whole else plain).run([feed])[0]
+        np.testing.assert_allclose(rows, expected, atol=1e-6)
+    assert sorted(threads for _, threads in opened) == [1, 1], "each once more for bulk work"
+
+
+def test_bulk_work_opens_only_the_graph_that_it_needs(graph: bytes, opened: list[Any]) -> None:
+    other = other_graph()
+    runtime = OnnxRuntime(graph, unpadded=other, threads=2)
+    assert opened == [(graph, 2), (other, 2)]
+    runtime.run([a_feed(1), a_feed(2), a_feed(3)])
+    assert opened[2:] == [(other, 1)]
+    runtime.run([padded(), padded()])
+    assert opened[3:] == [(graph, 1)]
+    runtime.run([padded(), padded(), a_feed(), a_feed()])
+    assert len(opened) == 4
+
+
+def test_a_second_graph_that_cannot_be_opened_is_done_without(tmp_path: Path, graph: bytes) -> None:
+    path = tmp_path / "unpadded.onnx"
+    path.write_bytes(other_graph())
+    plain = OnnxRuntime(graph, threads=2)
+    gone_later = OnnxRuntime(graph, unpadded=path, threads=2)
+    path.write_bytes(b"no graph")
+    damaged = OnnxRuntime(graph, unpadded=path, threads=2)
+    feeds = [a_feed(n, 4) for n in (1, 2, 3, 4)]
+    for one, other in zip(damaged.run(feeds), plain.run(feeds), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    expected = gone_later.run(feeds[:1])[0]
+    np.testing.assert_allclose(gone_later.run(feeds)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,10 @@ import numpy as np
 from tars_rag.errors import ModelError
 from tars_rag.files import publishing, sha256_of
 from tars_rag.guests import version_of
+from tars_rag.models import attention
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Output
-from tars_rag.models.graphs import SAMPLE, cpu_graph, mean_cosine, sample_tokenizer
+from tars_rag.models.graphs import SAMPLE, cpu_graph, graph_without, mean_cosine, sample_tokenizer
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.runtimes.base import Runtime
@@ -49,10 +50,12 @@ def open_cpu(
         if openvino:
             ours = OpenVinoRuntime(ready, threads=placement.threads, arithmetic="f32")
             return ours, 1.0, "ready"
-        return OnnxRuntime(ready, threads=placement.threads, as_others=True), 1.0, "ready"
+        unpadded = graph_without(attention.fused, ready, cache)
+        return OnnxRuntime(ready, unpadded=unpadded, threads=placement.threads), 1.0, "ready"
     graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
     if not openvino:
-        runtime = OnnxRuntime(graph.source, threads=placement.threads)
+        unpadded = graph_without(attention.fused, graph.source, cache)
+        runtime = OnnxRuntime(graph.source, unpadded=unpadded, threads=placement.threads)
         return runtime, graph.cosine, placement.precision
 
     def measured(runtime: Runtime) -> float:
@@ -69,6 +72,20 @@ def open_cpu(
     fastest.close()
     plain, fidelity = _compiled(graph.source, placement.threads, "f32", measured)
     return plain, fidelity, _precision(placement, plain)
+
+
+def open_as_others(model: LocalModel, cache: Path, placement: Placement) -> Runtime:
+    """A ready-made graph as other programs open it: for one text alone it gives the same bits.
+
+    Raises:
+        ModelError: The graph cannot be loaded.
+    """
+    ready = onnx_file(model.directory)
+    if ready is None:
+        msg = f"{model.directory} has no graph any more. Fetch the model again."
+        raise ModelError(msg)
+    alone = graph_without(attention.without_masks, ready, cache)
+    return OnnxRuntime(alone or ready, threads=placement.threads, as_others=True)
 
 
 def identity(model: LocalModel, placement: Placement) -> str:

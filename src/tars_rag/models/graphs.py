@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import tempfile
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tars_rag.files import sha256_of, write_atomically
+from tars_rag.models import attention
 from tars_rag.models.architectures.config import CONFIG_NAME, BertConfig
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import GRAPH_VERSION, Output, build_graph
@@ -28,6 +30,9 @@ from tars_rag.settings import Precision
 
 if TYPE_CHECKING:
     import onnx
+
+_SMALL: Final = 64 << 20
+"""Bytes of a graph that is held in memory once more for batches without padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,36 @@ def cpu_graph(
     # The quantiser is part of what the numbers depend on.
     name = f"{stem}-int8-ort{version('onnxruntime')}"
     return _cached(folder / name, lambda: _quantised(exact, model))
+
+
+def graph_without(
+    make: Callable[[Path | bytes], bytes | None], source: Path | bytes, cache: Path
+) -> Path | bytes | None:
+    """Another form of a graph, for batches without padding, from the cache or made now.
+
+    Args:
+        make: `attention.fused` or `attention.without_masks`.
+        source: The graph.
+        cache: The model cache.
+
+    Returns:
+        None: there is none, or the graph is too large to be held once more.
+    """
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size > _SMALL:
+        return None
+    digest = sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
+
+    def content() -> tuple[bytes, float]:
+        try:
+            return make(source) or b"", 1.0
+        except Exception:  # of onnx or ONNX Runtime; whoever opens the graph itself is told
+            return b"", 1.0
+
+    name = f"{digest[:32]}-{make.__name__}-v{attention.VERSION}"
+    made = _cached(cache / ".graphs" / name, content).source
+    size = len(made) if isinstance(made, bytes) else made.stat().st_size
+    return made if size else None
 
 
 def quantise(model: onnx.ModelProto, *, per_channel: bool) -> bytes:

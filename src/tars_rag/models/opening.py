@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,8 @@ class Opened:
             those that are usual for the model's kind.
         arithmetic: What it computes in: ``fp32``, ``bf16``, ``f16``, ``int8``; ``ready``: what its
             ready-made graph says; on the NPU the precision of the bundle.
+        alone: What runs one text alone as other programs run the same file, where that gives
+            other bits than `runtime`.
     """
 
     runtime: Runtime
@@ -49,6 +53,32 @@ class Opened:
     max_length: int | None = None
     arithmetic: str = "fp32"
     tokens_per_batch: int | None = None
+    alone: Later = field(default_factory=lambda: Later(None))
+
+
+class Later:
+    """What is opened when it is first needed, if at all. Any number of threads may ask for it."""
+
+    def __init__(self, open_now: Callable[[], Runtime] | None) -> None:
+        self._open, self._lock = open_now, threading.Lock()
+        self._opened: Runtime | None = None
+
+    def get(self) -> Runtime | None:
+        """None: there is nothing to open, or its files went away meanwhile."""
+        with self._lock:
+            if self._opened is None and self._open is not None:
+                try:
+                    self._opened = self._open()
+                except ModelError:
+                    self._open = None
+            return self._opened
+
+    def close(self) -> None:
+        """Release it, and open it no more."""
+        with self._lock:
+            self._open = None
+            if self._opened:
+                self._opened.close()
 
 
 def open_runtime(
@@ -156,7 +186,7 @@ def _open_planned(
         tokens_per_batch=TOKENS_PER_BATCH if output == "pooled" else PAIR_TOKENS_PER_BATCH,
         pad_id=int(read_json(model.directory / CONFIG_NAME).get("pad_token_id") or 0),
     )
-    return replace(one, runtime=runtime, tokens_per_batch=None)
+    return replace(one, runtime=runtime, tokens_per_batch=None, alone=Later(None))
 
 
 def _machine(placement: Placement) -> Machine:
@@ -174,12 +204,14 @@ def _open_cpu(
     pooling: Pooling,
     placement: Placement,
 ) -> Opened:
-    from tars_rag.models.cpu import identity, open_cpu
+    from tars_rag.models.cpu import identity, open_as_others, open_cpu
 
     runtime, fidelity, precision = open_cpu(model, cache, output, pooling, placement)
     if precision == "ready":
-        earned = "exact" if placement.engine != "openvino" else "ready by openvino"
-        return Opened(runtime, earned, arithmetic=precision)
+        if placement.engine == "openvino":
+            return Opened(runtime, "ready by openvino", arithmetic=precision)
+        alone = Later(partial(open_as_others, model, cache, placement))
+        return Opened(runtime, "exact", arithmetic=precision, alone=alone)
     if output == "logit":  # scores of one ranking are of one arithmetic
         earned = "exact" if precision == "fp32" else precision
     else:

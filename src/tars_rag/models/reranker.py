@@ -21,7 +21,7 @@ from tars_rag.models.opening import open_runtime
 from tars_rag.models.pace import Pace
 from tars_rag.models.tokenizer import Encoding, Tokenizer, require_text, require_texts
 from tars_rag.progress import NamedProgress
-from tars_rag.runtimes.base import FloatArray
+from tars_rag.runtimes.base import FloatArray, Runtime
 from tars_rag.settings import CoreMask, Device, Engine, Placement, Settings
 
 MAX_LENGTH: Final = 512
@@ -128,6 +128,7 @@ class Reranker:
         config = read_json(local.directory / CONFIG_NAME)
         opened = open_runtime(local, cache.root, output="logit", placement=placement)
         self._runtime = opened.runtime
+        self._alone = opened.alone
         self._tokens_per_batch = opened.tokens_per_batch or PAIR_TOKENS_PER_BATCH
         self.model = local.name
         length = layout.pair_length(local, MAX_LENGTH if max_length is None else max_length)
@@ -174,12 +175,17 @@ class Reranker:
             self._score_until(start + budget_ms / 1000, query, texts, scores)
         elif texts:
             encodings = self._tokenizer.encode_pairs(query, texts)
-            self._run(self._planned(encodings, self._tokens_per_batch), encodings, scores)
+            batches = self._planned(encodings, self._tokens_per_batch)
+            if len(texts) == 1 and (alone := self._alone.get()):
+                self._scored(alone, batches, encodings, scores)
+            else:
+                self._run(batches, encodings, scores)
         return scores
 
     def close(self) -> None:
         """Release the device. May be called twice; the reranker cannot be used afterwards."""
         self._runtime.close()
+        self._alone.close()
 
     @classmethod
     def from_settings(cls, settings: Settings, **overrides: Any) -> Reranker | None:
@@ -271,12 +277,21 @@ class Reranker:
     ) -> None:
         """Run batches, write their scores, and note how long they took."""
         start = time.perf_counter()
-        names = self._runtime.input_names
+        self._scored(self._runtime, batches, encodings, scores)
+        self._pace.note(batches, time.perf_counter() - start)
+
+    def _scored(
+        self,
+        runtime: Runtime,
+        batches: Sequence[Batch],
+        encodings: Sequence[Encoding],
+        scores: FloatArray,
+    ) -> None:
+        names = runtime.input_names
         feeds = [feed(batch, encodings, names, self._pad_id) for batch in batches]
         # A person waits for a ranking: it goes before bulk work.
-        for batch, logits in zip(batches, self._runtime.run(feeds, urgent=True), strict=True):
+        for batch, logits in zip(batches, runtime.run(feeds, urgent=True), strict=True):
             scores[list(batch.rows)] = _probability(logits)
-        self._pace.note(batches, time.perf_counter() - start)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).placed, self._asked_for

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +29,7 @@ class OnnxRuntime:
 
     Args:
         model: A file, or the bytes of a model.
+        unpadded: Another graph of the same model, for feeds in which no token is padding.
         threads: Threads per run. None: one for each core, of the big ones alone on a big.LITTLE
             processor, where the extra threads are also kept on those cores.
         as_others: Opened as ONNX Runtime does by itself: answers are to the bit those that other
@@ -47,6 +49,7 @@ class OnnxRuntime:
         self,
         model: Path | bytes,
         *,
+        unpadded: Path | bytes | None = None,
         threads: int | None = None,
         as_others: bool = False,
         sysfs: Path = Path("/sys"),
@@ -56,15 +59,20 @@ class OnnxRuntime:
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
         kept = cores if len(cores) < len(allowed) and self.threads <= len(cores) else None
-        opened = partial(_session, model, as_others=as_others)
-        self._session: Any = opened(self.threads, kept)
+        sources = (model, unpadded)
+        opened = partial(_session, as_others=as_others)
+        main = _Sessions(sources, lambda source: opened(source, self.threads, kept))
+        self._sessions: _Sessions | None = main
         self._streams = Streams(
             self.threads if worth_it(model) else 1,
-            lambda: partial(self._run, opened(1, None)),
+            lambda: partial(
+                self._run, _Sessions(sources, lambda source: opened(source, 1, None), main)
+            ),
             kept,
         )
-        self._input_names = tuple(i.name for i in self._session.get_inputs())
-        self._output = self._session.get_outputs()[0].name
+        self._input_names = tuple(i.name for i in main.open().get_inputs())
+        self._output = main.open().get_outputs()[0].name
+        main.open(unpadded=True)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -77,20 +85,22 @@ class OnnxRuntime:
         `urgent` changes nothing here: runs of several threads share the processor, and none
         waits for another.
         """
-        session = self._session
-        if session is None:
+        sessions = self._sessions
+        if sessions is None:
             msg = "This model is closed. Make a new one to go on."
             raise DeviceError(msg)
         many = self._streams.split(feeds)
-        return self._streams.run(feeds[:many]) + [self._run(session, f) for f in feeds[many:]]
+        return self._streams.run(feeds[:many]) + [self._run(sessions, f) for f in feeds[many:]]
 
     def close(self) -> None:
         """Release the sessions once the runs under way are through."""
-        self._session = None
+        self._sessions = None
         self._streams.close()
 
-    def _run(self, session: Any, feed: Feeds) -> FloatArray:
+    def _run(self, sessions: _Sessions, feed: Feeds) -> FloatArray:
         check_feed(feed, self._input_names)
+        mask = feed.get("attention_mask")
+        session = sessions.open(unpadded=mask is not None and bool(mask.all()))
         try:
             rows = session.run([self._output], dict(feed))[0]
         except Exception as error:  # as above
@@ -100,6 +110,50 @@ class OnnxRuntime:
             msg = "ONNX Runtime gave numbers that are not finite. Verify the model files."
             raise DeviceError(msg)
         return np.asarray(rows, np.float32)
+
+
+class _Sessions:
+    """A graph, and the one for feeds without padding: each is opened when it is first needed.
+
+    Args:
+        sources: Both; the second may be None.
+        open_one: Opens a source.
+        instead: Stands in for what can no longer be opened, since its file is gone.
+    """
+
+    def __init__(
+        self,
+        sources: tuple[Path | bytes, Path | bytes | None],
+        open_one: Callable[[Path | bytes], Any],
+        instead: _Sessions | None = None,
+    ) -> None:
+        self._padded, self._unpadded = sources
+        self._open_one, self._instead = open_one, instead
+        self._lock = threading.Lock()
+        self._opened: dict[bool, Any] = {}
+
+    def open(self, *, unpadded: bool = False) -> Any:
+        """The session for feeds without padding, or for any.
+
+        Raises:
+            ModelError: The graph cannot be loaded, and nothing stands in for it.
+        """
+        unpadded = unpadded and self._unpadded is not None
+        with self._lock:
+            if unpadded not in self._opened:
+                self._opened[unpadded] = self._open(unpadded=unpadded)
+            return self._opened[unpadded]
+
+    def _open(self, *, unpadded: bool) -> Any:
+        source = self._unpadded if unpadded else None
+        try:
+            return self._open_one(self._padded if source is None else source)
+        except ModelError:
+            if self._instead is not None:
+                return self._instead.open(unpadded=unpadded)
+            if unpadded and False in self._opened:
+                return self._opened[False]
+            raise
 
 
 def _session(
