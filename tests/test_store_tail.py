@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
+from tars_rag.retrieval.indexes.words import top
 from tars_rag.retrieval.passage import Passage, ScoredPassage
 from tars_rag.retrieval.store import HybridStore
 from test_bm25 import Oracle
@@ -167,3 +169,47 @@ def test_what_is_stored_is_a_copy(tmp_path: Path) -> None:
         (held,) = store.get(["p"])
         assert held.metadata == {"tags": ["a"], "nested": {"x": [1, 2]}}
         assert (store.vectors(["p"])["p"] == EMBEDDER.embed(["text"])[0]).all()
+
+
+COMMON = ["kab", "kob", "kub", "bak", "bok"]
+RARE = [f"{a}{b}ak" for a in "bdfgmpvz" for b in "dfgmpvz"]
+
+
+def drawn(draw: random.Random) -> str:
+    """A text of common words, and of one rare word in three texts."""
+    words = draw.choices(COMMON, range(len(COMMON), 0, -1), k=draw.randint(3, 12))
+    return " ".join(words + draw.choices(RARE, k=draw.randint(0, 3) // 3))
+
+
+def test_common_words_are_looked_up_in_a_store_with_a_tail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New, replaced and deleted passages: the same hits as a search for all words at once."""
+    monkeypatch.setattr(top, "_QUICK", 0)  # as in a store of tens of thousands
+    narrowed, plain = top._Search.narrowed, [False]
+    asked: list[bool] = []
+
+    def as_told(search: top._Search) -> Any:
+        query = None if plain[0] else narrowed(search)
+        asked.append(query is not None)
+        return query
+
+    monkeypatch.setattr(top._Search, "narrowed", as_told)
+    draw = random.Random(0)
+    queries = [" ".join([*draw.sample(RARE, 2), *draw.sample(COMMON, 3)]) for _ in range(12)]
+    with HybridStore(tmp_path / "store", EMBEDDER) as store:
+        store.upsert([Passage(f"p{n}", drawn(draw)) for n in range(1_500)])
+        store.flush()
+        for turn in range(3):
+            store.upsert([Passage(f"p{n}", drawn(draw)) for n in draw.sample(range(1_700), 30)])
+            store.delete([f"p{n}" for n in draw.sample(range(1_500), 20)])
+            assert store._directory.recent.tail
+            for query in queries:
+                answers = []
+                for plain[0] in (False, True):
+                    answers.append([store.search(query, k, "lexical") for k in (1, 5, 40)])
+                    answers[-1] += [store.search(query, k) for k in (1, 5)]
+                assert_same(*answers)
+            if turn == 1:
+                store.flush()
+    assert sum(asked) > len(asked) / 4, "nothing was looked up"

@@ -1,0 +1,63 @@
+"""What a graph of its own for batches without padding saves, in an INT8 embedder and reranker.
+
+    python benchmarks/unpadded.py [--rounds 30]
+
+Random weights of all-MiniLM-L6-v2's and ms-marco-MiniLM-L-12-v2's shape, in turns: the graph as it
+is, and the one in which nothing is masked and each attention is one operator. With all threads, as
+a query is run, and with one, as bulk work is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import numpy as np
+import onnxruntime
+
+from common import ratio
+from tars_rag.models import attention
+from tars_rag.models.bert_graph import build_graph
+from tars_rag.models.graphs import quantise
+from tars_rag.models.weights import BertConfig, random_weights
+from tars_rag.runtimes.onnx import OnnxRuntime
+
+SHAPES = ((1, 9), (1, 20), (1, 45), (8, 64), (1, 128), (2, 256), (1, 300), (1, 512))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=30)
+    rounds = parser.parse_args().rounds
+    print(f"ONNX Runtime {onnxruntime.__version__}; time with the graph of its own / without\n")
+    shapes = [f"{rows} x {tokens}" for rows, tokens in SHAPES]
+    print(f"| rows x tokens | {' | '.join(shapes)} |")
+    print("|---" * (len(SHAPES) + 1) + "|")
+    for name, layers, head in (("embedder", 6, False), ("reranker", 12, True)):
+        weights = random_weights(BertConfig(layers, 384, 12, 1536, 30_522), head=head)
+        model = build_graph(weights, output="logit" if head else "pooled")
+        graph = quantise(model, per_channel=not head)
+        for threads in (None, 1):
+            plain = OnnxRuntime(graph, threads=threads)
+            own = OnnxRuntime(graph, unpadded=attention.fused(graph), threads=threads)
+            cells = [f"{compared(plain, own, shape, rounds):.2f}" for shape in SHAPES]
+            told = "one thread" if threads else f"{plain.threads} threads"
+            print(f"| {name}, {told} | {' | '.join(cells)} |", flush=True)
+
+
+def compared(plain: OnnxRuntime, own: OnnxRuntime, shape: tuple[int, int], rounds: int) -> float:
+    ids = np.random.default_rng(0).integers(5, 30_000, shape)
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0}
+    feeds = {name: feeds[name] for name in plain.input_names}
+    taken: dict[OnnxRuntime, list[float]] = {plain: [], own: []}
+    for number in range(rounds):
+        for runtime in (plain, own) if number % 2 else (own, plain):
+            runtime.run([feeds])  # its weights come back into the processor's cache
+            start = time.perf_counter()
+            runtime.run([feeds])
+            taken[runtime].append(time.perf_counter() - start)
+    return ratio(taken[own], taken[plain])
+
+
+if __name__ == "__main__":
+    main()
