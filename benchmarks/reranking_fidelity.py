@@ -74,7 +74,9 @@ def main() -> None:
     print("| scores of | from FP32, mean | largest | nDCG@10 |\n|---|---|---|---|")
     for name, found in gaps.items():
         off = np.concatenate(found)
-        print(f"| {name} | {off.mean():.4f} | {off.max():.3f} | {statistics.mean(ndcg[name]):.3f} |")
+        print(
+            f"| {name} | {off.mean():.4f} | {off.max():.3f} | {statistics.mean(ndcg[name]):.3f} |"
+        )
     print(f"| FP32 | 0 | 0 | {statistics.mean(ndcg['FP32']):.3f} |")
     off = np.concatenate(between)
     print(f"\nbetween the two: mean {off.mean():.4f}, largest {off.max():.3f}")

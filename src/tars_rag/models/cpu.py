@@ -17,7 +17,7 @@ from tars_rag.guests import version_of
 from tars_rag.models import attention
 from tars_rag.models.batching import run_batched
 from tars_rag.models.bert_graph import Output
-from tars_rag.models.graphs import SAMPLE, cpu_graph, graph_without, mean_cosine, sample_tokenizer
+from tars_rag.models.graphs import SAMPLE, cpu_graph, mean_cosine, sample_tokenizer, unpadded_form
 from tars_rag.models.local import LocalModel
 from tars_rag.models.spec import Pooling
 from tars_rag.runtimes.base import Runtime
@@ -50,11 +50,11 @@ def open_cpu(
         if openvino:
             ours = OpenVinoRuntime(ready, threads=placement.threads, arithmetic="f32")
             return ours, 1.0, "ready"
-        unpadded = graph_without(attention.fused, ready, cache)
+        unpadded = unpadded_form(attention.fused, ready, cache)
         return OnnxRuntime(ready, unpadded=unpadded, threads=placement.threads), 1.0, "ready"
     graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
     if not openvino:
-        unpadded = graph_without(attention.fused, graph.source, cache)
+        unpadded = unpadded_form(attention.fused, graph.source, cache)
         runtime = OnnxRuntime(graph.source, unpadded=unpadded, threads=placement.threads)
         return runtime, graph.cosine, placement.precision
 
@@ -84,7 +84,7 @@ def open_as_others(model: LocalModel, cache: Path, placement: Placement) -> Runt
     if ready is None:
         msg = f"{model.directory} has no graph any more. Fetch the model again."
         raise ModelError(msg)
-    alone = graph_without(attention.without_masks, ready, cache)
+    alone = unpadded_form(attention.without_masks, ready, cache)
     return OnnxRuntime(alone or ready, threads=placement.threads, as_others=True)
 
 

@@ -80,7 +80,7 @@ def cpu_graph(
     return _cached(folder / name, lambda: _quantised(exact, model))
 
 
-def graph_without(
+def unpadded_form(
     make: Callable[[Path | bytes], bytes | None], source: Path | bytes, cache: Path
 ) -> Path | bytes | None:
     """Another form of a graph, for batches without padding, from the cache or made now.
@@ -93,20 +93,18 @@ def graph_without(
     Returns:
         None: there is none, or the graph is too large to be held once more.
     """
-    size = len(source) if isinstance(source, bytes) else source.stat().st_size
-    if size > _SMALL:
+    try:
+        if isinstance(source, Path):
+            size, digest = source.stat().st_size, sha256_of(source)
+        else:
+            size, digest = len(source), hashlib.sha256(source).hexdigest()
+        if size > _SMALL:
+            return None
+        stem = cache / ".graphs" / f"{digest[:32]}-{make.__name__}-v{attention.VERSION}"
+        made = _cached(stem, lambda: (make(source) or b"", 1.0)).source
+        size = len(made) if isinstance(made, bytes) else made.stat().st_size
+    except Exception:  # of onnx and ONNX Runtime; whoever opens the graph itself is told
         return None
-    digest = sha256_of(source) if isinstance(source, Path) else hashlib.sha256(source).hexdigest()
-
-    def content() -> tuple[bytes, float]:
-        try:
-            return make(source) or b"", 1.0
-        except Exception:  # of onnx or ONNX Runtime; whoever opens the graph itself is told
-            return b"", 1.0
-
-    name = f"{digest[:32]}-{make.__name__}-v{attention.VERSION}"
-    made = _cached(cache / ".graphs" / name, content).source
-    size = len(made) if isinstance(made, bytes) else made.stat().st_size
     return made if size else None
 
 
