@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +123,27 @@ def test_common_words_are_looked_up_and_not_searched_for(
         asked.clear()
         corpus.index.search(query, 5)
         assert len(asked) == times, query
+
+
+@pytest.mark.parametrize("repeated", range(1, 9))
+@pytest.mark.parametrize("filler", [30, 100, 300])
+def test_common_words_alone_can_be_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, repeated: int, filler: int
+) -> None:
+    """Short passages that repeat them, against long ones that hold the rare word once."""
+    monkeypatch.setattr(top, "_QUICK", 0)
+    rare, *common = WORDS[:3]
+    fillers = WORDS[3:]
+    texts = [f"{rare} {' '.join(fillers[n % 60] for n in range(filler))}"] * 12
+    texts += [" ".join(common * repeated)] * 8
+    texts += [" ".join([*common, *fillers[n % 40 : n % 40 + 5]]) for n in range(300)]
+    texts += [" ".join(fillers[n % 50 : n % 50 + 9]) for n in range(500)]
+    with LexicalIndex(tmp_path / "lexical") as index:
+        index.apply([], [Passage(f"p{n}", text) for n, text in enumerate(texts)])
+        query = " ".join([rare, *common])
+        found = [index.search(query, limit) for limit in (1, 5, 10)]
+        monkeypatch.setattr(top._Search, "narrowed", lambda _: None)
+        for few, limit in zip(found, (1, 5, 10), strict=True):
+            right = index.search(query, limit)
+            assert [key for key, _ in few] == [key for key, _ in right]
+            assert [score for _, score in few] == pytest.approx([score for _, score in right])
