@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tars_rag.errors import DeviceError, ModelError
 from tars_rag.runtimes.base import Feeds, FloatArray, check_feed
@@ -185,6 +186,23 @@ def _session(
         name = "The graph" if isinstance(model, bytes) else str(model)
         msg = f"{name} cannot be loaded by ONNX Runtime ({error}). Fetch the model again."
         raise ModelError(msg) from error
+
+
+def as_it_stands(model: bytes, feed: Feeds) -> list[NDArray[Any]]:
+    """The outputs of a graph of which ONNX Runtime fuses and leaves out nothing.
+
+    Args:
+        model: The graph.
+        feed: What it takes; there may be more.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    wanted = [one.name for one in session.get_inputs()]
+    return list(session.run(None, {name: feed[name] for name in wanted}))
 
 
 def affinities(cores: Sequence[int], threads: int) -> str:
