@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from functools import partial
 
 import numpy as np
 import onnxruntime
 
+from common import warm
 from tars_rag.models.bert_graph import build_graph
 from tars_rag.models.graphs import quantise
 from tars_rag.models.weights import BertConfig, random_weights
@@ -32,13 +34,8 @@ def main() -> None:
     for shape in ((1, 9), (1, 20), (1, 36), (8, 64), (2, 256)):
         ids = np.random.default_rng(0).integers(5, 30_000, shape)
         feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
-        taken: list[list[float]] = [[], []]
-        for number in range(rounds):
-            for which in (0, 1) if number % 2 else (1, 0):
-                runtimes[which].run([feed])  # its weights come back into the processor's cache
-                start = time.thread_time()
-                runtimes[which].run([feed])
-                taken[which].append(time.thread_time() - start)
+        runs = [partial(runtime.run, [feed]) for runtime in runtimes]
+        taken = warm(runs, rounds, time.thread_time)
         fused, apart = (1000 * min(one) for one in taken)
         median = statistics.median(taken[1]) / statistics.median(taken[0])
         print(

@@ -271,8 +271,8 @@ def test_what_lowers_late_tokens_is_kept() -> None:
 def test_relative_positions_are_kept(tmp_path: Path) -> None:
     config = replace(CONFIG, types=0, architecture="mpnet", first_position=2, buckets=32)
     graph = bert(config, head=False).SerializeToString()
-    assert unpadded_form(attention.fused, graph, tmp_path) is None
-    assert unpadded_form(attention.without_masks, graph, tmp_path) is None
+    assert unpadded_form(attention.fused, graph, "name", tmp_path) is None
+    assert unpadded_form(attention.without_masks, graph, "name", tmp_path) is None
 
 
 @pytest.mark.parametrize("rename", ["input_mask", "position_ids"])
@@ -300,15 +300,15 @@ def test_weights_in_other_files(tmp_path: Path) -> None:
 def test_it_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(bert().SerializeToString())
-    made = unpadded_form(attention.fused, path, tmp_path)
+    made = unpadded_form(attention.fused, path, "name", tmp_path)
     assert isinstance(made, Path)
     assert kinds(made.read_bytes())["MultiHeadAttention"] == CONFIG.layers
-    other = unpadded_form(attention.without_masks, path, tmp_path)
+    other = unpadded_form(attention.without_masks, path, "name", tmp_path)
     assert other not in (None, made)
     monkeypatch.setattr(attention._Graph, "read", None)
-    assert unpadded_form(attention.fused, path, tmp_path) == made
+    assert unpadded_form(attention.fused, path, "name", tmp_path) == made
     made.write_bytes(made.read_bytes()[:-1])
-    assert unpadded_form(attention.fused, path, tmp_path) is None, "a damaged one was used"
+    assert unpadded_form(attention.fused, path, "name", tmp_path) is None, "a damaged one was used"
 
 
 def test_none_is_remembered_as_well(tmp_path: Path) -> None:
@@ -317,14 +317,14 @@ def test_none_is_remembered_as_well(tmp_path: Path) -> None:
     def none(source: Path | bytes) -> None:
         calls.append(source)
 
-    assert unpadded_form(none, b"graph", tmp_path) is None
-    assert unpadded_form(none, b"graph", tmp_path) is None
+    assert unpadded_form(none, b"graph", "name", tmp_path) is None
+    assert unpadded_form(none, b"graph", "name", tmp_path) is None
     assert calls == [b"graph"]
 
 
 def test_without_a_cache_that_can_be_written(tmp_path: Path) -> None:
     (tmp_path / ".graphs").write_text("in the way")
-    made = unpadded_form(attention.fused, bert().SerializeToString(), tmp_path)
+    made = unpadded_form(attention.fused, bert().SerializeToString(), "name", tmp_path)
     assert isinstance(made, bytes)
     assert kinds(made)["MultiHeadAttention"] == CONFIG.layers
 
@@ -333,8 +333,8 @@ def test_large_graphs_and_broken_ones_have_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     graph = bert(SMALL).SerializeToString()
-    assert unpadded_form(attention.fused, graph[: len(graph) // 2], tmp_path) is None
+    assert unpadded_form(attention.fused, graph[: len(graph) // 2], "name", tmp_path) is None
     monkeypatch.setattr(graphs, "_SMALL", len(graph) - 1)
-    assert unpadded_form(attention.fused, graph, tmp_path) is None
-    assert unpadded_form(attention.fused, tmp_path / "gone.onnx", tmp_path) is None
+    assert unpadded_form(attention.fused, graph, "name", tmp_path) is None
+    assert unpadded_form(attention.fused, tmp_path / "gone.onnx", "name", tmp_path) is None
     assert not list(tmp_path.iterdir()), "what failed is remembered as if there were none"

@@ -60,8 +60,7 @@ def without_masks(source: Path | bytes) -> bytes | None:
         None: no mask was found that adds nothing to such rows.
     """
     graph = _Graph.read(source)
-    found = graph.masked() if graph else []
-    if graph is None or not found:
+    if graph is None or not (found := graph.masked()):
         return None
     for one in found:
         one.softmax.input[0] = one.scores
@@ -77,8 +76,7 @@ def fused(source: Path | bytes) -> bytes | None:
         None: no attention was found.
     """
     graph = _Graph.read(source)
-    found = graph.attentions() if graph else []
-    if graph is None or not found:
+    if graph is None or not (found := graph.attentions()):
         return None
     for one, heads in found:
         graph.replace(one, heads)
@@ -91,6 +89,7 @@ class _Graph:
     def __init__(self, model: onnx.ModelProto) -> None:
         self.model = model
         self._nodes = model.graph.node
+        self._constants = {constant.name: constant for constant in model.graph.initializer}
         self._giver = {name: node for node in self._nodes for name in node.output}
         self._takers: dict[str, list[onnx.NodeProto]] = {}
         for node in self._nodes:
@@ -168,9 +167,8 @@ class _Graph:
         import onnx
 
         needed, left = set(names), list(names)
-        nodes = {name: node for node in self._nodes for name in node.output}
         while left:
-            node = nodes.get(left.pop())
+            node = self._giver.get(left.pop())
             for name in node.input if node else ():
                 if name not in needed:
                     needed.add(name)
@@ -221,10 +219,8 @@ class _Graph:
         node, scale = product
         query = self._heads(node.input[0], [0, 2, 1, 3])
         key = self._heads(node.input[1], [0, 2, 3, 1])
-        if key is None:  # turned twice
-            again = self._given(node.input[1], "Transpose")
-            if again is not None and _attribute(again, "perm") == [0, 1, 3, 2]:
-                key = self._heads(again.input[0], [0, 2, 1, 3])
+        if key is None and (once := self._turned(node.input[1], [0, 1, 3, 2])):
+            key = self._heads(once, [0, 2, 1, 3])
         weighted = self._taker(masked.softmax.output[0], "MatMul")
         if weighted is None or weighted.input[0] != masked.softmax.output[0]:
             return None
@@ -251,11 +247,15 @@ class _Graph:
 
     def _heads(self, name: str, order: list[int]) -> str | None:
         """The [batch, tokens, hidden] tensor that was divided into heads."""
-        turned = self._given(name, "Transpose")
-        if turned is None or _attribute(turned, "perm") != order:
-            return None
-        divided = self._given(turned.input[0], "Reshape")
-        return None if divided is None else str(divided.input[0])
+        turned = self._turned(name, order)
+        divided = self._given(turned, "Reshape") if turned else None
+        return str(divided.input[0]) if divided is not None else None
+
+    def _turned(self, name: str, order: list[int]) -> str | None:
+        """The tensor of which this one is the axes in another order."""
+        node = self._given(name, "Transpose")
+        turned = node is not None and _attribute(node, "perm") == order
+        return str(node.input[0]) if node is not None and turned else None
 
     def _given(self, name: str, kind: str) -> onnx.NodeProto | None:
         node = self._giver.get(name)
@@ -271,8 +271,7 @@ class _Graph:
         from onnx import numpy_helper
 
         given = self._given(name, "Constant")
-        constants = {c.name: c for c in self.model.graph.initializer}
-        tensor = _attribute(given, "value") if given is not None else constants.get(name)
+        tensor = _attribute(given, "value") if given is not None else self._constants.get(name)
         if tensor is None:
             return None
         array = numpy_helper.to_array(tensor)

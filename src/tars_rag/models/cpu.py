@@ -50,11 +50,11 @@ def open_cpu(
         if openvino:
             ours = OpenVinoRuntime(ready, threads=placement.threads, arithmetic="f32")
             return ours, 1.0, "ready"
-        unpadded = unpadded_form(attention.fused, ready, cache)
+        unpadded = unpadded_form(attention.fused, ready, _name(model, ready), cache)
         return OnnxRuntime(ready, unpadded=unpadded, threads=placement.threads), 1.0, "ready"
     graph = cpu_graph(model, cache, output=output, pooling=pooling, precision=placement.precision)
     if not openvino:
-        unpadded = unpadded_form(attention.fused, graph.source, cache)
+        unpadded = unpadded_form(attention.fused, graph.source, graph.name, cache)
         runtime = OnnxRuntime(graph.source, unpadded=unpadded, threads=placement.threads)
         return runtime, graph.cosine, placement.precision
 
@@ -84,7 +84,7 @@ def open_as_others(model: LocalModel, cache: Path, placement: Placement) -> Runt
     if ready is None:
         msg = f"{model.directory} has no graph any more. Fetch the model again."
         raise ModelError(msg)
-    alone = unpadded_form(attention.without_masks, ready, cache)
+    alone = unpadded_form(attention.without_masks, ready, _name(model, ready), cache)
     return OnnxRuntime(alone or ready, threads=placement.threads, as_others=True)
 
 
@@ -105,6 +105,11 @@ def onnx_file(directory: Path) -> Path | None:
         msg = f"{directory} has several graphs ({names}). Leave only the one to run."
         raise ModelError(msg)
     return files[0] if files else None
+
+
+def _name(model: LocalModel, ready: Path) -> str:
+    """What a ready-made graph's other forms are kept under."""
+    return model.digest(ready.name)[:32]
 
 
 def _precision(placement: Placement, runtime: OpenVinoRuntime) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import tempfile
@@ -42,10 +41,12 @@ class CpuGraph:
     Attributes:
         source: Its file; its bytes, where the cache cannot be written.
         cosine: Mean cosine of its embeddings to the FP32 graph's; 1.0 for FP32 itself.
+        name: That of its file in the cache, without the ending.
     """
 
     source: Path | bytes
     cosine: float
+    name: str
 
 
 def cpu_graph(
@@ -81,31 +82,27 @@ def cpu_graph(
 
 
 def unpadded_form(
-    make: Callable[[Path | bytes], bytes | None], source: Path | bytes, cache: Path
+    make: Callable[[Path | bytes], bytes | None], source: Path | bytes, name: str, cache: Path
 ) -> Path | bytes | None:
     """Another form of a graph, for batches without padding, from the cache or made now.
 
     Args:
         make: `attention.fused` or `attention.without_masks`.
         source: The graph.
+        name: Its own; a graph with other content has another one.
         cache: The model cache.
 
     Returns:
         None: there is none, or the graph is too large to be held once more.
     """
     try:
-        if isinstance(source, Path):
-            size, digest = source.stat().st_size, sha256_of(source)
-        else:
-            size, digest = len(source), hashlib.sha256(source).hexdigest()
-        if size > _SMALL:
+        if _size(source) > _SMALL:
             return None
-        stem = cache / ".graphs" / f"{digest[:32]}-{make.__name__}-v{attention.VERSION}"
-        made = _cached(stem, lambda: (make(source) or b"", 1.0)).source
-        size = len(made) if isinstance(made, bytes) else made.stat().st_size
+        stem = cache / ".graphs" / f"{name}-{make.__name__}-v{attention.VERSION}"
+        form = _cached(stem, lambda: (make(source) or b"", 1.0)).source
+        return form if _size(form) else None
     except Exception:  # of onnx and ONNX Runtime; whoever opens the graph itself is told
         return None
-    return made if size else None
 
 
 def quantise(model: onnx.ModelProto, *, per_channel: bool) -> bytes:
@@ -144,7 +141,7 @@ def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> CpuGraph:
     try:
         facts = json.loads(note.read_text(encoding="utf-8"))
         if sha256_of(path) == facts["sha256"]:
-            return CpuGraph(path, float(facts["cosine"]))
+            return CpuGraph(path, float(facts["cosine"]), stem.name)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not made yet, or damaged: what is made now replaces it
     content, cosine = make()
@@ -154,8 +151,14 @@ def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> CpuGraph:
         facts = {"sha256": sha256_of(path), "cosine": cosine}
         write_atomically(note, json.dumps(facts).encode())
     except OSError:
-        return CpuGraph(content, cosine)  # a read-only cache: slower to open, no less right
-    return CpuGraph(path, cosine)
+        return CpuGraph(
+            content, cosine, stem.name
+        )  # a read-only cache: slower to open, no less right
+    return CpuGraph(path, cosine, stem.name)
+
+
+def _size(source: Path | bytes) -> int:
+    return len(source) if isinstance(source, bytes) else source.stat().st_size
 
 
 def _quantised(exact: CpuGraph, model: LocalModel) -> tuple[bytes, float]:

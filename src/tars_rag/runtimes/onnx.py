@@ -60,20 +60,16 @@ class OnnxRuntime:
         cores = big_cores(sysfs, allowed)
         self.threads = threads or len(cores)
         kept = cores if len(cores) < len(allowed) and self.threads <= len(cores) else None
-        sources = (model, unpadded)
-        opened = partial(_session, as_others=as_others)
-        main = _Sessions(sources, lambda source: opened(source, self.threads, kept))
-        self._sessions: _Sessions | None = main
+        opened = partial(_session, cores=kept, as_others=as_others)
+        sessions = _Sessions(model, unpadded, self.threads, opened)
+        self._sessions: _Sessions | None = sessions
         self._streams = Streams(
             self.threads if worth_it(model) else 1,
-            lambda: partial(
-                self._run, _Sessions(sources, lambda source: opened(source, 1, None), main)
-            ),
+            lambda: partial(self._run, sessions, 1),
             kept,
         )
-        self._input_names = tuple(i.name for i in main.open().get_inputs())
-        self._output = main.open().get_outputs()[0].name
-        main.open(unpadded=True)
+        self._input_names = tuple(i.name for i in sessions.first.get_inputs())
+        self._output = sessions.first.get_outputs()[0].name
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -91,17 +87,17 @@ class OnnxRuntime:
             msg = "This model is closed. Make a new one to go on."
             raise DeviceError(msg)
         many = self._streams.split(feeds)
-        return self._streams.run(feeds[:many]) + [self._run(sessions, f) for f in feeds[many:]]
+        rows = self._streams.run(feeds[:many])
+        return rows + [self._run(sessions, self.threads, feed) for feed in feeds[many:]]
 
     def close(self) -> None:
         """Release the sessions once the runs under way are through."""
         self._sessions = None
         self._streams.close()
 
-    def _run(self, sessions: _Sessions, feed: Feeds) -> FloatArray:
+    def _run(self, sessions: _Sessions, threads: int, feed: Feeds) -> FloatArray:
         check_feed(feed, self._input_names)
-        mask = feed.get("attention_mask")
-        session = sessions.open(unpadded=mask is not None and bool(mask.all()))
+        session = sessions.of(feed, threads)
         try:
             rows = session.run([self._output], dict(feed))[0]
         except Exception as error:  # as above
@@ -114,47 +110,52 @@ class OnnxRuntime:
 
 
 class _Sessions:
-    """A graph, and the one for feeds without padding: each is opened when it is first needed.
+    """A graph, and the one for feeds without padding, opened for so many threads.
 
     Args:
-        sources: Both; the second may be None.
-        open_one: Opens a source.
-        instead: Stands in for what can no longer be opened, since its file is gone.
+        model: The graph.
+        unpadded: The other one, if there is one.
+        threads: Those of a run that has all; sessions of other numbers are opened when needed.
+        open_one: Opens a source for so many threads.
+
+    Attributes:
+        first: The session of the graph for that many threads.
+
+    Raises:
+        ModelError: The graph cannot be loaded. The other one is done without.
     """
 
     def __init__(
         self,
-        sources: tuple[Path | bytes, Path | bytes | None],
-        open_one: Callable[[Path | bytes], Any],
-        instead: _Sessions | None = None,
+        model: Path | bytes,
+        unpadded: Path | bytes | None,
+        threads: int,
+        open_one: Callable[[Path | bytes, int], Any],
     ) -> None:
-        self._padded, self._unpadded = sources
-        self._open_one, self._instead = open_one, instead
+        self._model, self._unpadded = model, unpadded
+        self._open_one, self._threads = open_one, threads
         self._lock = threading.Lock()
-        self._opened: dict[bool, Any] = {}
+        self.first = open_one(model, threads)
+        self._opened = {(False, threads): self.first}
+        if unpadded is not None:
+            self._opened[True, threads] = self._open(unpadded, threads, self.first)
 
-    def open(self, *, unpadded: bool = False) -> Any:
-        """The session for feeds without padding, or for any.
-
-        Raises:
-            ModelError: The graph cannot be loaded, and nothing stands in for it.
-        """
-        unpadded = unpadded and self._unpadded is not None
+    def of(self, feed: Feeds, threads: int) -> Any:
+        """The session that runs a feed with so many threads."""
+        source, whole = self._model, False
+        if self._unpadded is not None and feed["attention_mask"].all():
+            source, whole = self._unpadded, True
         with self._lock:
-            if unpadded not in self._opened:
-                self._opened[unpadded] = self._open(unpadded=unpadded)
-            return self._opened[unpadded]
+            if (whole, threads) not in self._opened:
+                instead = self._opened[whole, self._threads]
+                self._opened[whole, threads] = self._open(source, threads, instead)
+            return self._opened[whole, threads]
 
-    def _open(self, *, unpadded: bool) -> Any:
-        source = self._unpadded if unpadded else None
+    def _open(self, source: Path | bytes, threads: int, instead: Any) -> Any:
         try:
-            return self._open_one(self._padded if source is None else source)
-        except ModelError:
-            if self._instead is not None:
-                return self._instead.open(unpadded=unpadded)
-            if unpadded and False in self._opened:
-                return self._opened[False]
-            raise
+            return self._open_one(source, threads)
+        except ModelError:  # its file went away meanwhile; what is open goes on
+            return instead
 
 
 def _session(
