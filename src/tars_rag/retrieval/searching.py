@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError, shown
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.fusion import check_weight, convex
+from tars_rag.retrieval.fusion import check_weight, convex, evidence, nearness
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.meanwhile import meanwhile
 from tars_rag.retrieval.passage import Passage, Ranking, ScoredPassage, ranked
@@ -21,6 +22,7 @@ from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5
 _LEAST_CANDIDATES = 30
+_UP = 1 + 1e-4  # what single precision may take from BM25, in what it is worth
 _MANY = 1 << 14  # passages whose vectors take so long that the words are searched meanwhile
 
 
@@ -158,12 +160,14 @@ class Sides:
         exact: Vectors.
         lexical: Words, and the passages that are returned.
         agree: Whether all hold the same passages. If not, what all hold is found.
+        exhaustive: Whether each side finds the best there are, not only most of them.
     """
 
     chroma: Records
     exact: Vectors
     lexical: Words
     agree: bool = True
+    exhaustive: bool = True
 
 
 def search(
@@ -182,20 +186,48 @@ def search(
         hits = _scored(sides.lexical, ranking[: request.k], cosine, bm25, _shares(bm25, reach))
         return above(hits, request.min_score)
     with watch.step("fuse") as notes:
-        # Every candidate gets its true score on the side that did not return it.
-        if bm25 and vector is not None:
-            unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
-            scores = sides.lexical.scores(request.query, unmatched)
-            cosine.update(sides.exact.scores(vector, [key for key in bm25 if key not in cosine]))
-            bm25.update({key: scores.get(key, 0.0) for key in unmatched})
+        notes.append(f"{len(cosine.keys() | bm25.keys())} candidates")
         # Where the query has no word to look for, only vectors can say anything.
         weight = request.weight if reach or vector is None else 1.0
+        if bm25 and vector is not None:
+            no_others = sides.exhaustive and len(bm25) < request.candidates
+            if sides.exhaustive and not request.every:
+                cosine, bm25 = _contenders(request, cosine, bm25, reach)
+            # Every candidate gets its true score on the side that did not return it.
+            unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
+            scores = {} if no_others else sides.lexical.scores(request.query, unmatched)
+            cosine.update(sides.exact.scores(vector, [key for key in bm25 if key not in cosine]))
+            bm25.update({key: scores.get(key, 0.0) for key in unmatched})
         shares = _shares(bm25, reach)
         fused = convex(cosine, shares, weight=weight, floor=request.floor)
-        notes.append(f"{len(fused)} candidates")
         best = fused if request.every else fused[: request.k]
         hits = _scored(sides.lexical, best, cosine, bm25, shares, fused=True)
         return above(hits, request.min_score)
+
+
+def _contenders(
+    request: Request, cosine: Mapping[str, float], bm25: Mapping[str, float], reach: float
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Those of the candidates that may be among the best `k`.
+
+    On the side that did not return it a candidate scores at most what the last one does that was
+    returned. Who cannot come so to the k-th of what all score at least is out (Fagin, Lotem and
+    Naor, "Optimal Aggregation Algorithms for Middleware", 2001).
+    """
+    weight = request.weight
+    near = {key: weight * nearness(value, request.floor) for key, value in cosine.items()}
+    words = {key: (1 - weight) * evidence(value) for key, value in _shares(bm25, reach).items()}
+    least = [value + words.get(key, 0.0) for key, value in near.items()]
+    least += [value for key, value in words.items() if key not in near]
+    if len(least) < request.k:
+        return dict(cosine), dict(bm25)
+    floor = heapq.nlargest(request.k, least)[-1]
+    most_near = min(near.values(), default=weight)
+    most_words = min(words.values()) * _UP if len(words) >= request.candidates else 0.0
+    return (
+        {key: cosine[key] for key in near if key in words or near[key] + most_words >= floor},
+        {key: bm25[key] for key in words if key in near or words[key] + most_near >= floor},
+    )
 
 
 def _searched(

@@ -181,7 +181,7 @@ class LanceAccess:
             if now is None:
                 return []
             moment, words = now
-            return search(Sides(moment, moment, words), request, vector, watch)
+            return search(Sides(moment, moment, words, exhaustive=False), request, vector, watch)
 
     def whole(self) -> Iterator[tuple[list[Passage], NDArray[np.float32]]]:
         """All passages and their vectors [n, dim], of one version, in parts."""

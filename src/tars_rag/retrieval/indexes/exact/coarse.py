@@ -82,9 +82,12 @@ class CoarseRows:
         cosines, taken = self.product(query.vector)
         query.add_centres(cosines, codes)
         missing = float(np.linalg.norm(query.unit - taken)) + self.product.rounding
-        slack = self.longest * missing + self.product.rounding
-        far = self.residuals + np.float32(slack)
-        return cosines + far, cosines - far
+        slack = np.float32(self.longest * missing + self.product.rounding)
+        upper = cosines + self.residuals
+        upper += slack
+        cosines -= self.residuals
+        cosines -= slack
+        return upper, cosines
 
 
 class Coarse:

@@ -45,14 +45,15 @@ class IdTable:
             places[places == len(self._hashes)] = 0
             same = self._hashes[places] == hashes
             found[same] = self._slots[places[same]]
+        if not self._recent:
+            return found
         if len(hashes) > len(self._recent):
             # Few keys among many hashes: look for those.
             keys, slots = _arrays(self._recent)
-            if len(keys):
-                places = np.searchsorted(keys, hashes)
-                places[places == len(keys)] = 0
-                same = keys[places] == hashes
-                found[same] = slots[places[same]]
+            places = np.searchsorted(keys, hashes)
+            places[places == len(keys)] = 0
+            same = keys[places] == hashes
+            found[same] = slots[places[same]]
             return found
         for place, key in enumerate(hashes.tolist()):
             found[place] = self._recent.get(key, found[place])
