@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from conftest import HashEmbedder
 from tars_rag.errors import StoreError
+from tars_rag.retrieval.indexes.words.files import damage
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
@@ -221,3 +223,21 @@ def test_asked_for_more_ids_than_there_are(tmp_path: Path) -> None:
         index.apply((), [Passage("a", "kiwi")])
         many = [*map(str, range(10_000)), "a"]
         assert index.scores("kiwi", many).keys() == index.passages(many).keys() == {"a"}
+
+
+def test_a_new_index_stores_in_small_blocks_and_an_old_one_stays_as_it_is(tmp_path: Path) -> None:
+    def block() -> int:
+        settings = json.loads((path / "meta.json").read_bytes())["index_settings"]
+        return int(settings["docstore_blocksize"])
+
+    path = tmp_path / "lexical"
+    with LexicalIndex(path) as index:
+        index.apply((), [Passage(f"p{n}", f"fan {n}") for n in range(300)])
+    assert block() == 4096
+    altered = (path / "meta.json").read_text().replace("4096", "16384")
+    (path / "meta.json").write_text(altered)  # as commits before this one made it
+    with LexicalIndex(path) as index:
+        index.apply((), [Passage(f"q{n}", f"board {n}") for n in range(300)])
+        assert index.passages(["p7", "q299"])["q299"].text == "board 299"
+    assert block() == 16384
+    assert damage(path) is None

@@ -189,10 +189,10 @@ def test_common_words_are_looked_up_in_a_store_with_a_tail(
     narrowed, plain = top._Search.narrowed, [False]
     asked: list[bool] = []
 
-    def as_told(search: top._Search) -> Any:
-        query = None if plain[0] else narrowed(search)
-        asked.append(query is not None)
-        return query
+    def as_told(search: top._Search, fetch: int) -> Any:
+        answer = None if plain[0] else narrowed(search, fetch)
+        asked.append(answer is not None)
+        return answer
 
     monkeypatch.setattr(top._Search, "narrowed", as_told)
     draw = random.Random(0)

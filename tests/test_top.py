@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -108,21 +108,21 @@ def test_the_best_are_those_of_the_formula(
 def test_common_words_are_looked_up_and_not_searched_for(
     corpus: Corpus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the test above would be about nothing: a narrowed search asks tantivy twice."""
-    asked: list[int] = []
-    hits = Snapshot.hits
+    """Else the test above would be about nothing."""
+    looked_up: list[int] = []
+    also = Snapshot.also
 
-    def counted(self: Snapshot, query: object, limit: int) -> list[tuple[float, object]]:
-        asked.append(limit)
-        return hits(self, query, limit)
+    def counted(self: Snapshot, needed: object, clauses: Sequence[object]) -> object:
+        looked_up.append(len(clauses))
+        return also(self, needed, clauses)
 
-    monkeypatch.setattr(Snapshot, "hits", counted)
+    monkeypatch.setattr(Snapshot, "also", counted)
     often, seldom = " ".join(WORDS[:3]), WORDS[40]
     assert corpus.index.snapshot.holding(WORDS[0]) > COUNT / 2
-    for query, times in ((f"{often} {seldom}", 2), (often, 1), (seldom, 1)):
-        asked.clear()
+    for query, times in ((f"{often} {seldom}", [3]), (often, []), (seldom, [])):
+        looked_up.clear()
         corpus.index.search(query, 5)
-        assert len(asked) == times, query
+        assert looked_up == times, query
 
 
 @pytest.mark.parametrize("repeated", range(1, 9))
@@ -142,8 +142,23 @@ def test_common_words_alone_can_be_the_best(
         index.apply([], [Passage(f"p{n}", text) for n, text in enumerate(texts)])
         query = " ".join([rare, *common])
         found = [index.search(query, limit) for limit in (1, 5, 10)]
-        monkeypatch.setattr(top._Search, "narrowed", lambda _: None)
+        monkeypatch.setattr(top._Search, "narrowed", lambda *_: None)
         for few, limit in zip(found, (1, 5, 10), strict=True):
             right = index.search(query, limit)
             assert [key for key, _ in few] == [key for key, _ in right]
             assert [score for _, score in few] == pytest.approx([score for _, score in right])
+
+
+@pytest.mark.parametrize("query", [WORDS[0], f"{WORDS[0]} {WORDS[50]}"])
+def test_of_many_with_one_score_the_first_by_id_are_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: str
+) -> None:
+    """More of them than are asked for at first, and their ids in another order than they lie."""
+    monkeypatch.setattr(top, "_QUICK", 0)
+    texts = [f"{WORDS[0]} {WORDS[50]}"] * 600 + [WORDS[0]] * 3000
+    with LexicalIndex(tmp_path / "lexical") as index:
+        ids = [f"p{n:04}" for n in reversed(range(len(texts)))]
+        index.apply([], [Passage(key, text) for key, text in zip(ids, texts, strict=True)])
+        found = index.search(query, 7)
+        alike = ids[600:] if query == WORDS[0] else ids[:600]
+        assert [key for key, _ in found] == sorted(alike)[:7]

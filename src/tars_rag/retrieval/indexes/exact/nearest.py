@@ -99,15 +99,13 @@ class Snapshot:
         """Slots that may be among the best k, and the upper bounds of their cosines."""
         if among is None:
             among = self._left_by_coarse(query, k)
-        if among is None:
-            upper, floor = self._scanned(query, k)
-            slots = chosen = np.flatnonzero(upper >= floor)
-        else:
+        if among is not None:
             upper, lower = self._gathered(query, among)
-            floor = _kth(lower, k)
-            chosen = np.flatnonzero(upper >= floor)
-            slots = among[chosen]
-        upper = upper[chosen]
+            kept = upper >= _kth(lower, k)
+            return among[kept], upper[kept]
+        everyone, floor = self._scanned(query, k)
+        slots = np.flatnonzero(everyone >= floor)
+        upper = everyone[slots]
         if len(slots) > 2 * k:  # the floor was of the groups' best
             kept = upper >= _kth(self._lower(query, upper, slots), k)
             slots, upper = slots[kept], upper[kept]

@@ -20,7 +20,7 @@ from tars_rag.retrieval.indexes.codec import encode, pack_content
 from tars_rag.retrieval.indexes.words.analysers import ANALYSER_VERSION, analyser
 from tars_rag.retrieval.indexes.words.asked import MOST_TERMS, counting, reach
 from tars_rag.retrieval.indexes.words.bm25 import NOTHING, Beside, Term, Terms, idf
-from tars_rag.retrieval.indexes.words.files import committed
+from tars_rag.retrieval.indexes.words.files import begin_small_blocks, committed
 from tars_rag.retrieval.indexes.words.languages import DEFAULT_LANGUAGE, check_language
 from tars_rag.retrieval.indexes.words.snapshot import Snapshot, WeightedTerm
 from tars_rag.retrieval.indexes.words.top import top
@@ -66,7 +66,10 @@ class LexicalIndex:
             # An index of other terms has another name for them, and is refused by tantivy.
             name = f"tars_{ANALYSER_VERSION}_{self.language}"
             self._schema = _schema(name)
+            made = not read_only and not (path / "meta.json").exists()
             self._index = tantivy.Index(self._schema, str(path))
+            if made and begin_small_blocks(path):
+                self._index = tantivy.Index(self._schema, str(path))
             if not read_only:
                 self._widen()
             self._index.register_tokenizer(name, _at_spaces())

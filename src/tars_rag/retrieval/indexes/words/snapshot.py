@@ -47,10 +47,18 @@ class Snapshot:
         self.documents = max(documents, self.count)
         self._mean: float | None = None
         self._places = _Places()
+        self._most: dict[str, float] = {}
 
     def holding(self, term: str) -> int:
         """How many passages hold a term."""
         return int(self._searcher.doc_freq("text", term))
+
+    def most(self, term: str) -> float:
+        """The best score of a passage for one term; terms of many passages are asked for often."""
+        if term not in self._most:
+            hits = self.hits(self.any_of(self.clauses([WeightedTerm(term, 1, 0)])), 1)
+            self._most[term] = hits[0][0] if hits else 0.0
+        return self._most[term]
 
     def scores(self, terms: Sequence[WeightedTerm], ids: Sequence[str]) -> dict[str, float]:
         """The scores of those of the ids that hold one of the terms."""
