@@ -1,7 +1,7 @@
 """Hybrid search without embedding: this package beside both frameworks' ensembles, LanceDB, Qdrant.
 
     python benchmarks/peers_search.py [--sizes 1000 10000 100000] [--minutes 5] [--queries 50]
-                                      [--programs NAME ...]
+                                      [--programs NAME ...] [--words 6]
 
 The same passages (made-up words of letters by Zipf's law), the same clustered unit vectors of 384
 numbers and the same queries for all; every program embeds a query by looking its vector up. Medians
@@ -38,7 +38,7 @@ DIMENSION, K = 384, 5
 class Data:
     """Passages, their vectors, and queries, from one seed."""
 
-    def __init__(self, count: int, queries: int) -> None:
+    def __init__(self, count: int, queries: int, words_asked: int = 6) -> None:
         draw = np.random.default_rng(0)
         words = [made_up(n) for n in range(20_000)]
         self.numbers = {word: n for n, word in enumerate(words)}
@@ -53,7 +53,7 @@ class Data:
         self.asked = (asked / np.linalg.norm(asked, axis=1, keepdims=True)).astype(np.float32)
         choose = random.Random(0)
         self.queries = [
-            f"q{n} " + " ".join(choose.sample(self.texts[row].split(), 6))
+            f"q{n} " + " ".join(choose.sample(self.texts[row].split(), words_asked))
             for n, row in enumerate(near)
         ]
         self.of = dict(zip(self.queries, self.asked, strict=True))
@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--minutes", type=float, default=5.0, help="for searching, all sizes")
     parser.add_argument("--most-build", type=float, default=150.0, help="seconds for one program")
+    parser.add_argument("--words", type=int, default=6, help="in a query")
     parser.add_argument("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS))
     options = parser.parse_args()
     warnings.simplefilter("ignore", DeprecationWarning)  # of peers among themselves
@@ -274,8 +275,9 @@ def main() -> None:
     print(machine("chromadb", "lancedb", "qdrant-client", "rank-bm25", "llama-index-core"))
     builds: dict[str, tuple[int, float]] = {}
     for size in sorted(options.sizes):
-        data = Data(size, options.queries)
-        print(f"\n{size} passages, k = {K}, {options.queries} queries in turn\n")
+        data = Data(size, options.queries, options.words)
+        asked = f"{options.queries} queries of {options.words} words"
+        print(f"\n{size} passages, k = {K}, {asked} in turn\n")
         print("| program | build s | disk MB | hybrid p50 ms | x tars-rag | vector recall@5 |")
         print("|---|---|---|---|---|---|", flush=True)
         with tempfile.TemporaryDirectory() as folder:
