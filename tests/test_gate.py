@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -150,20 +152,24 @@ def test_a_core_that_fails_is_no_freeze(folder: Path) -> None:
 
 def freeze(folder: Path, mask: int = 2) -> None:
     """A process dies in the middle of opening a core, in an earlier boot."""
-    child = os.fork()
-    if not child:
+    # Not a fork: the servers of other tests have threads here, whose locks it would inherit.
+    code = "import sys, test_gate; test_gate.die_opening(sys.argv[1], int(sys.argv[2]))"
+    command = [sys.executable, "-c", code, str(folder), str(mask)]
+    assert subprocess.run(command, cwd=Path(__file__).parent, check=False).returncode == 9
 
-        def die(opening: int) -> FakeSession:
-            if opening == mask:
-                os._exit(9)
-            return Board(folder).open(opening)
 
-        made = CoreGate(
-            "rk3588", "2.3.2", chosen=False, kernel="6.1.43", boot="sunday", folder=folder
-        )
-        NpuPool(die, CORES, gate=made)
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+def die_opening(folder: str, mask: int) -> None:
+    """End the process where a core is being opened."""
+
+    def die(opening: int) -> FakeSession:
+        if opening == mask:
+            os._exit(9)
+        return Board(Path(folder)).open(opening)
+
+    made = CoreGate(
+        "rk3588", "2.3.2", chosen=False, kernel="6.1.43", boot="sunday", folder=Path(folder)
+    )
+    NpuPool(die, CORES, gate=made)
 
 
 def test_a_core_that_froze_the_machine_is_not_opened_again(folder: Path) -> None:
