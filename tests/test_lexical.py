@@ -11,7 +11,7 @@ import pytest
 
 from conftest import HashEmbedder
 from tars_rag.errors import StoreError
-from tars_rag.retrieval.indexes.words.files import damage
+from tars_rag.retrieval.indexes.words.files import begin_small_blocks, damage
 from tars_rag.retrieval.indexes.words.lexical import LexicalIndex
 from tars_rag.retrieval.passage import Passage
 from tars_rag.retrieval.store import HybridStore
@@ -241,3 +241,11 @@ def test_a_new_index_stores_in_small_blocks_and_an_old_one_stays_as_it_is(tmp_pa
         assert index.passages(["p7", "q299"])["q299"].text == "board 299"
     assert block() == 16384
     assert damage(path) is None
+    assert not begin_small_blocks(path), "it holds passages"
+
+
+def test_a_layout_that_is_not_known_is_left_alone(tmp_path: Path) -> None:
+    for content in ("{}", '{"index_settings": {"docstore_blocksize": 32768}, "segments": []}'):
+        (tmp_path / "meta.json").write_text(content)
+        assert not begin_small_blocks(tmp_path)
+        assert (tmp_path / "meta.json").read_text() == content
