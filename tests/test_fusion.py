@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from conftest import HashEmbedder
 from tars_rag.errors import InvalidInputError
-from tars_rag.retrieval.fusion import convex, evidence, nearness
+from tars_rag.retrieval.fusion import contenders, convex, evidence, nearness
 from tars_rag.retrieval.passage import Passage, Ranking, ScoredPassage, ranked
 from tars_rag.retrieval.pipeline import Pipeline
 from tars_rag.retrieval.store import HybridStore
@@ -144,6 +144,46 @@ def test_a_passage_has_the_same_score_whatever_else_was_found(
     among = dict(convex(more_cosines | cosines, more_shares | shares, weight=weight))
     for key in cosines.keys() & shares.keys():
         assert among[key] == alone[key]
+
+
+@given(
+    scores=st.dictionaries(
+        IDS, st.tuples(st.integers(-8, 8), st.integers(0, 8)), min_size=1, max_size=24
+    ),
+    asked=st.integers(1, 12),
+    k=st.integers(1, 6),
+    weight=WEIGHTS,
+    floor=st.sampled_from([0.0, 0.25]),
+)
+@PROPERTY
+def test_contenders_are_all_that_can_be_among_the_first(
+    scores: dict[str, tuple[int, int]], asked: int, k: int, weight: float, floor: float
+) -> None:
+    cosines = {key: cosine / 8 for key, (cosine, _) in scores.items()}
+    shares = {key: share / 8 for key, (_, share) in scores.items() if share}
+    near, words = dict(ranked(cosines)[:asked]), dict(ranked(shares)[:asked])
+    kept = contenders(near, words, k, asked=asked, weight=weight, floor=floor)
+    everyone = near.keys() | words.keys()
+    full = convex(
+        {key: cosines[key] for key in everyone},
+        {key: shares.get(key, 0.0) for key in everyone},
+        weight=weight,
+        floor=floor,
+    )
+    assert {key for key, _ in full[:k]} <= kept <= everyone
+
+
+def test_contenders_by_hand() -> None:
+    near, words = {"a": 0.9, "b": 0.8, "c": 0.3}, {"a": 0.5, "d": 0.4, "e": 0.1}
+    # a has 0.45 + 0.2, b at least 0.4; c comes to 0.15 + 0.01 at most, d to 0.14 + 0.15.
+    assert contenders(near, words, 2, asked=3) == {"a", "b"}
+    assert contenders(near, words, 1, asked=3) == {"a"}
+    near["c"] = 0.27  # now it has 0.135, and comes to 0.145 with as much as e; d has 0.138
+    assert contenders(near, words, 3, asked=3) == {"a", "b", "c", "d", "e"}
+    # Fewer words were found than were asked for: there are no others, and c stays at 0.135.
+    assert contenders(near, words, 3, asked=4) == {"a", "b", "d", "e"}
+    assert contenders(near, words, 6, asked=3) == {"a", "b", "c", "d", "e"}
+    assert contenders({}, words, 1, asked=3) == {"a", "d", "e"}
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.1, math.nan, math.inf, -math.inf, "0.5", None, True])

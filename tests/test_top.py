@@ -110,19 +110,27 @@ def test_common_words_are_looked_up_and_not_searched_for(
 ) -> None:
     """Else the test above would be about nothing."""
     looked_up: list[int] = []
-    also = Snapshot.also
+    asked: list[int] = []
+    also, hits = Snapshot.also, Snapshot.hits
 
-    def counted(self: Snapshot, needed: object, clauses: Sequence[object]) -> object:
+    def noted(self: Snapshot, needed: object, clauses: Sequence[object]) -> object:
         looked_up.append(len(clauses))
         return also(self, needed, clauses)
 
-    monkeypatch.setattr(Snapshot, "also", counted)
+    def counted(self: Snapshot, query: object, limit: int) -> list[tuple[float, object]]:
+        asked.append(limit)
+        return hits(self, query, limit)
+
+    monkeypatch.setattr(Snapshot, "also", noted)
+    monkeypatch.setattr(Snapshot, "hits", counted)
     often, seldom = " ".join(WORDS[:3]), WORDS[40]
     assert corpus.index.snapshot.holding(WORDS[0]) > COUNT / 2
     for query, times in ((f"{often} {seldom}", [3]), (often, []), (seldom, [])):
         looked_up.clear()
+        asked.clear()
         corpus.index.search(query, 5)
         assert looked_up == times, query
+        assert [limit for limit in asked if limit > 1] == [105], query  # once, ties included
 
 
 @pytest.mark.parametrize("repeated", range(1, 9))

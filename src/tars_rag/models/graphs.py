@@ -151,9 +151,8 @@ def _cached(stem: Path, make: Callable[[], tuple[bytes, float]]) -> CpuGraph:
         facts = {"sha256": sha256_of(path), "cosine": cosine}
         write_atomically(note, json.dumps(facts).encode())
     except OSError:
-        return CpuGraph(
-            content, cosine, stem.name
-        )  # a read-only cache: slower to open, no less right
+        # A read-only cache: slower to open, no less right.
+        return CpuGraph(content, cosine, stem.name)
     return CpuGraph(path, cosine, stem.name)
 
 

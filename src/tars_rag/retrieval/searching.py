@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 
 from tars_rag.errors import InvalidInputError, StoreError, shown
 from tars_rag.retrieval.commands import check_command
-from tars_rag.retrieval.fusion import check_weight, convex, evidence, nearness
+from tars_rag.retrieval.fusion import check_weight, contenders, convex
 from tars_rag.retrieval.indexes.chroma.filters import Where
 from tars_rag.retrieval.meanwhile import meanwhile
 from tars_rag.retrieval.passage import Passage, Ranking, ScoredPassage, ranked
@@ -22,7 +21,6 @@ from tars_rag.settings import Strategy
 
 DEFAULT_WEIGHT = 0.5
 _LEAST_CANDIDATES = 30
-_UP = 1 + 1e-4  # what single precision may take from BM25, in what it is worth
 _MANY = 1 << 14  # passages whose vectors take so long that the words are searched meanwhile
 
 
@@ -192,7 +190,16 @@ def search(
         if bm25 and vector is not None:
             no_others = sides.exhaustive and len(bm25) < request.candidates
             if sides.exhaustive and not request.every:
-                cosine, bm25 = _contenders(request, cosine, bm25, reach)
+                kept = contenders(
+                    cosine,
+                    _shares(bm25, reach),
+                    request.k,
+                    asked=request.candidates,
+                    weight=weight,
+                    floor=request.floor,
+                )
+                cosine = {key: score for key, score in cosine.items() if key in kept}
+                bm25 = {key: score for key, score in bm25.items() if key in kept}
             # Every candidate gets its true score on the side that did not return it.
             unmatched = [passage_id for passage_id in cosine if passage_id not in bm25]
             scores = {} if no_others else sides.lexical.scores(request.query, unmatched)
@@ -203,31 +210,6 @@ def search(
         best = fused if request.every else fused[: request.k]
         hits = _scored(sides.lexical, best, cosine, bm25, shares, fused=True)
         return above(hits, request.min_score)
-
-
-def _contenders(
-    request: Request, cosine: Mapping[str, float], bm25: Mapping[str, float], reach: float
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Those of the candidates that may be among the best `k`.
-
-    On the side that did not return it a candidate scores at most what the last one does that was
-    returned. Who cannot come so to the k-th of what all score at least is out (Fagin, Lotem and
-    Naor, "Optimal Aggregation Algorithms for Middleware", 2001).
-    """
-    weight = request.weight
-    near = {key: weight * nearness(value, request.floor) for key, value in cosine.items()}
-    words = {key: (1 - weight) * evidence(value) for key, value in _shares(bm25, reach).items()}
-    least = [value + words.get(key, 0.0) for key, value in near.items()]
-    least += [value for key, value in words.items() if key not in near]
-    if len(least) < request.k:
-        return dict(cosine), dict(bm25)
-    floor = heapq.nlargest(request.k, least)[-1]
-    most_near = min(near.values(), default=weight)
-    most_words = min(words.values()) * _UP if len(words) >= request.candidates else 0.0
-    return (
-        {key: cosine[key] for key in near if key in words or near[key] + most_words >= floor},
-        {key: bm25[key] for key in words if key in near or words[key] + most_near >= floor},
-    )
 
 
 def _searched(

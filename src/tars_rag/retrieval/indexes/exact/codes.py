@@ -42,7 +42,6 @@ _SMALLEST = 1e-30  # a step, where there is nothing to keep
 _LONGEST = 2.0  # of step * c: 1, and half a step in each of up to 65,000 dimensions
 _MANY = 512  # rows whose product is worth planes of whole numbers
 _BLOCK = 1 << 15  # numbers in one piece of float64 work: stays in the processor's cache
-_NOWHERE = np.zeros(1, np.float32), np.full(1, _UP, np.float32)  # a direction without any centre
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +217,6 @@ class Query:
         """Cosines to the centres, and at most the length of the query at right angles to each."""
         if self._centres is not codes.centres:
             self._centres = codes.centres
-            if len(codes.centres) == 1:  # zero
-                self._along, self._across = _NOWHERE
-                return _NOWHERE
             along = np.einsum("ij,j->i", codes.centres.astype(np.float64), self.unit)
             across = np.sqrt(np.maximum(1 - np.square(along) * (1 - 1e-6), 0)) * _UP
             self._across = across.astype(np.float32)

@@ -34,7 +34,7 @@ _META = "meta.json"
 _TAIL = struct.Struct("<II")
 _VERSION = {"major", "minor", "patch", "index_format_version"}
 _PIECE = 1 << 20
-_BLOCK, _LARGE_BLOCK = 1 << 12, 1 << 14  # bytes: a passage is read in half the time; tantivy's own
+_BLOCK, _LARGE_BLOCK = 1 << 12, 1 << 14  # bytes; the second is tantivy's own
 
 
 def digest(content: bytes) -> str:

@@ -56,7 +56,7 @@ class Snapshot:
     def most(self, term: str) -> float:
         """The best score of a passage for one term; terms of many passages are asked for often."""
         if term not in self._most:
-            hits = self.hits(self.any_of(self.clauses([WeightedTerm(term, 1, 0)])), 1)
+            hits = self.hits(self.clauses([WeightedTerm(term, 1, 0)])[0], 1)
             self._most[term] = hits[0][0] if hits else 0.0
         return self._most[term]
 
